@@ -1,0 +1,43 @@
+"""vbon_jax: variational Best-of-N alignment in JAX."""
+
+import setuptools
+
+setuptools.setup(
+    name="vbon_jax",
+    version="0.1.0",
+    description="Variational Best-of-N alignment, BoNBoN and their rivals, in JAX",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["vbon_jax*", "experiments*", "configs*"]),
+    package_data={"experiments": ["*.jinja"]},
+    install_requires=[
+        "absl-py>=2.3",
+        "flax>=0.12.8",
+        "huggingface-hub>=1.0",
+        "jax>=0.10.2",
+        "jinja2>=3.1",
+        "matplotlib>=3.10",
+        "ml-collections>=1.1",
+        "numpy>=2.3",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "pyarrow>=22.0",
+        "safetensors>=0.7",
+        "tensorboardX>=2.6.4",
+        "tokenizers>=0.23",
+        "tqdm>=4.67",
+        "transformers>=5.23",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]>=0.10.2"],
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "test": [
+            "hypothesis>=6.150",
+            "mpmath>=1.3",
+            "pytest>=9.0",
+            "pytest-xdist>=3.8",
+            "ruff>=0.14",
+            "scipy>=1.16",
+            "torch>=2.13",
+        ],
+    },
+)

@@ -1,0 +1,1 @@
+"""Variational Best-of-N alignment, BoNBoN and their rivals, in JAX."""
