@@ -1,0 +1,179 @@
+"""KL-shaped rewards, GAE, group baselines and whitening: hand-worked numbers first."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vbon_jax.functional import advantages
+
+NAN = np.nan
+MASK = jnp.array([[True, True, True], [True, True, False], [False, False, False]])
+
+
+def both_ways(function, *arguments):
+    plain = function(*arguments)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+        jax.jit(function)(*arguments),
+        plain,
+    )
+    return plain
+
+
+def test_shaped_rewards_by_hand():
+    log_probs = jnp.array([[-1.0, -2.0, -3.0], [-1.0, -1.0, NAN], [NAN, NAN, NAN]])
+    reference = jnp.array([[-1.0, -1.0, -5.0], [-2.0, -1.0, NAN], [NAN, NAN, NAN]])
+    score = jnp.array([10.0, 20.0, NAN])
+
+    def shaped(score, log_probs, reference):
+        return advantages.shaped_rewards(
+            score, log_probs, reference, MASK, reward_weight=2.0, kl_weight=0.5
+        )
+
+    ours = both_ways(shaped, score, log_probs, reference)
+    expected = [[0.0, 0.5, 20.0 - 1.0], [-0.5, 40.0, 0.0], [0.0, 0.0, 0.0]]
+    np.testing.assert_allclose(ours, expected, atol=1e-7)
+    gradient = jax.grad(lambda *a: shaped(*a).sum(), argnums=(0, 1, 2))(score, log_probs, reference)
+    np.testing.assert_array_equal(gradient[0], [2.0, 2.0, 0.0])
+    np.testing.assert_array_equal(gradient[1], -0.5 * np.asarray(MASK))
+    np.testing.assert_array_equal(gradient[2], 0.5 * np.asarray(MASK))
+
+
+def test_shaped_rewards_sum_to_the_objective():
+    generator = np.random.default_rng(0)
+    log_probs, reference = (jnp.asarray(generator.normal(size=(4, 6)), jnp.float32) for _ in "ab")
+    mask = jnp.arange(6)[None, :] < jnp.array([6, 1, 3, 5])[:, None]
+    score = jnp.asarray(generator.normal(size=4), jnp.float32)
+    ours = advantages.shaped_rewards(
+        score, log_probs, reference, mask, reward_weight=1.0, kl_weight=1 / 3
+    )
+    kl = np.where(mask, log_probs - reference, 0).sum(1)
+    np.testing.assert_allclose(ours.sum(1), score - kl / 3, rtol=1e-5, atol=1e-6)
+
+
+def test_gae_by_hand():
+    rewards = jnp.array([[1.0, 0.0, 2.0], [1.0, 4.0, NAN], [NAN, NAN, NAN]])
+    values = jnp.array([[0.5, 1.0, 1.5], [2.0, 3.0, NAN], [NAN, NAN, NAN]])
+
+    def estimate(rewards, values):
+        return advantages.gae(rewards, values, MASK, discount=0.5, gae_lambda=0.5)
+
+    ours, returns = both_ways(estimate, rewards, values)
+    # δ = (1 + 0.5 − 0.5, 0 + 0.75 − 1, 2 − 1.5) = (1, −0.25, 0.5), γλ = 1/4
+    first = [1 + (-0.25 + 0.125) / 4, -0.25 + 0.125, 0.5]
+    second = [(1 + 1.5 - 2) + 1 / 4, 1.0, 0.0]
+    np.testing.assert_allclose(ours, [first, second, [0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        returns,
+        [[first[0] + 0.5, first[1] + 1, 2.0], [second[0] + 2, 4.0, 0.0], [0, 0, 0]],
+        rtol=1e-6,
+    )
+    gradient = jax.grad(lambda *a: estimate(*a)[0].sum(), argnums=(0, 1))(rewards, values)
+    assert all(np.all(np.isfinite(g)) for g in gradient)
+    assert np.all(np.asarray(gradient[0])[~np.asarray(MASK)] == 0)
+
+
+def test_gae_at_lambda_one_is_the_return_minus_the_value():
+    generator = np.random.default_rng(1)
+    rewards, values = (jnp.asarray(generator.normal(size=(3, 7)), jnp.float32) for _ in "ab")
+    mask = jnp.arange(7)[None, :] < jnp.array([7, 4, 1])[:, None]
+    ours, returns = advantages.gae(rewards, values, mask, discount=1.0, gae_lambda=1.0)
+    to_go = np.cumsum(np.where(mask, rewards, 0)[:, ::-1], axis=1)[:, ::-1]
+    np.testing.assert_allclose(returns, np.where(mask, to_go, 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours, np.where(mask, to_go - values, 0), rtol=1e-5, atol=1e-6)
+    one_step = advantages.gae(rewards, values, mask, discount=0.9, gae_lambda=0.0)[0]
+    after = np.append(np.where(mask, values, 0)[:, 1:], np.zeros((3, 1)), axis=1)
+    expected = np.where(mask, rewards + 0.9 * after - values, 0)
+    np.testing.assert_allclose(one_step, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rloo_by_hand():
+    scores = jnp.array([[1.0, 2.0, 6.0], [0.1, 0.1, 0.1]])
+    ours = both_ways(advantages.rloo, scores)
+    np.testing.assert_allclose(ours[0], [1 - 4, 2 - 3.5, 6 - 1.5], rtol=1e-6)
+    np.testing.assert_array_equal(ours[1], [0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="2 samples per prompt"):
+        advantages.rloo(jnp.zeros((3, 1)))
+
+
+def test_group_normalised_by_hand():
+    scores = jnp.array([[1.0, 2.0, 3.0], [0.1, 0.1, 0.1]])
+    ours = both_ways(advantages.group_normalised, scores)
+    np.testing.assert_allclose(ours[0], np.array([-1, 0, 1]) / 1.0001, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(ours[1], [0.0, 0.0, 0.0])
+    gradient = jax.grad(lambda s: jnp.sum(advantages.group_normalised(s) ** 3))(scores)
+    assert np.all(np.isfinite(gradient)) and np.all(np.asarray(gradient)[1] == 0)
+    with pytest.raises(ValueError, match="2 samples per prompt"):
+        advantages.group_normalised(jnp.zeros((3, 1)))
+
+
+def test_group_advantages_do_not_see_a_shift():
+    scores = jnp.asarray(np.random.default_rng(2).integers(0, 9, (4, 8)), jnp.float32)
+    for function in (advantages.rloo, advantages.group_normalised):
+        np.testing.assert_array_equal(function(scores), function(scores + 4096.0))
+        np.testing.assert_allclose(function(scores).sum(1), np.zeros(4), atol=1e-5)
+
+
+def test_whiten_by_hand():
+    values = jnp.array([[1.0, 2.0, 3.0], [6.0, 8.0, NAN], [NAN, NAN, NAN]])
+    ours = both_ways(lambda v: advantages.whiten(v, MASK), values)
+    # mean 4, squares (9, 4, 1, 4, 16), variance 34/5
+    expected = np.array([[-3, -2, -1], [2, 4, 0], [0, 0, 0]]) / np.sqrt(34 / 5)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    kept = advantages.whiten(values, MASK, shift_mean=False)
+    np.testing.assert_allclose(kept, np.where(MASK, expected + 4, 0), rtol=1e-6)
+    gradient = jax.grad(lambda v: jnp.sum(advantages.whiten(v, MASK) ** 3))(values)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_whiten_is_safe_with_one_element_or_none():
+    values = jnp.array([[3.0, NAN]])
+    for mask, shifted, kept in (
+        ([[True, False]], [[0, 0]], [[3, 0]]),
+        ([[False] * 2], [[0, 0]], [[0, 0]]),
+    ):
+        mask = jnp.array(mask)
+        np.testing.assert_array_equal(advantages.whiten(values, mask), shifted)
+        np.testing.assert_array_equal(advantages.whiten(values, mask, shift_mean=False), kept)
+        gradient = jax.grad(lambda v, m=mask: advantages.whiten(v, m).sum())(values)
+        assert np.all(np.isfinite(gradient))
+
+
+def test_float64_and_no_new_trace_for_new_weights():
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(3).normal(size=(3, 3)))
+        assert advantages.gae(x, x, MASK, discount=1.0, gae_lambda=0.95)[0].dtype == np.float64
+        assert advantages.whiten(x, MASK).dtype == np.float64
+    traces = []
+
+    @jax.jit
+    def counted(score, x, weight):
+        traces.append(weight)
+        return advantages.shaped_rewards(score, x, x, MASK, reward_weight=1.0, kl_weight=weight)
+
+    for weight in (0.1, 0.2, 1.0):
+        assert counted(jnp.zeros(3), jnp.zeros((3, 3)), weight).dtype == jnp.float32
+    assert len(traces) == 1
+
+
+def test_bad_arguments_are_refused_by_name():
+    x, integers = jnp.zeros((3, 3)), jnp.zeros((3, 3), jnp.int32)
+    weights = {"reward_weight": 1.0, "kl_weight": 1.0}
+    with pytest.raises(TypeError, match="score_s"):
+        advantages.shaped_rewards(integers[0], x, x, MASK, **weights)
+    with pytest.raises(ValueError, match="score_s"):
+        advantages.shaped_rewards(x[0, :2], x, x, MASK, **weights)
+    with pytest.raises(TypeError, match="mask_sg"):
+        advantages.shaped_rewards(x[0], x, x, x, **weights)
+    with pytest.raises(ValueError, match="mask_sg"):
+        advantages.gae(x, x, MASK[:2], discount=1.0, gae_lambda=1.0)
+    with pytest.raises(ValueError, match="values_sg"):
+        advantages.gae(x, x[0], MASK, discount=1.0, gae_lambda=1.0)
+    for function in (advantages.rloo, advantages.group_normalised):
+        with pytest.raises(TypeError, match="scores_bn"):
+            function(integers)
+        with pytest.raises(ValueError, match="scores_bn"):
+            function(x[0])
+    with pytest.raises(TypeError, match="values_sg"):
+        advantages.whiten(integers, MASK)

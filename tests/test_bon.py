@@ -1,0 +1,448 @@
+"""The Best-of-N law against 50-digit arithmetic, the rewards made from it, and its rulers."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+from vbon_jax.functional import bon
+
+N_VALUES = (1.0, 1.5, 2.0, 8.0, 100.0, 1030.0, 1e4, 1e6)
+CDF_VALUES = (0.0, 1e-30, 1e-3, 0.5, 1 - 1e-7, 1.0)
+LOG_P = np.concatenate([-np.geomspace(1e-3, 500, 60), -np.linspace(0.4, 1.0, 25)]).astype("f4")
+
+
+def log32(value):
+    return np.float32(-np.inf) if value == 0 else np.float32(math.log(value))
+
+
+def number(value):
+    """The number a float32 holds, exactly."""
+    return value if isinstance(value, mpmath.mpf) else mpmath.mpf(float(value))
+
+
+def exact_power(log_value):
+    """e to that number; 0 at −inf."""
+    return mpmath.exp(number(log_value))
+
+
+def true_log_prob(log_p, log_cdf, n):
+    # F of order 1 against p = e^-500 needs 220 digits before the 50 that are asked for
+    with mpmath.workdps(300):
+        cdf, p = exact_power(log_cdf), exact_power(log_p)
+        return mpmath.log((cdf + p) ** number(n) - cdf ** number(n))
+
+
+def true_log_ratio(log_cdf, log_cdf_inclusive, n):
+    with mpmath.workdps(300):
+        low, high, n = exact_power(log_cdf), exact_power(log_cdf_inclusive), number(n)
+        if low == high:
+            return mpmath.log(n) + (n - 1) * number(log_cdf_inclusive)
+        return mpmath.log((high**n - low**n) / (high - low))
+
+
+def true_slope(truth, arguments, index):
+    """The derivative by one argument: a central difference with a step of 1e-60."""
+    with mpmath.workdps(300):
+        step = mpmath.mpf(10) ** -60
+        values = [number(x) for x in arguments]
+        up, down = (
+            truth(*values[:index], values[index] + s, *values[index + 1 :]) for s in (step, -step)
+        )
+        return (up - down) / (2 * step)
+
+
+def relative_error(ours, truth):
+    """|ours − truth| / |truth|, and |ours| where the truth is 0."""
+    return float(abs(mpmath.mpf(float(ours)) - truth) / (abs(truth) if truth != 0 else 1))
+
+
+# ---------------------------------------------------------------------------------- the law
+
+
+def test_log_ratio_and_log_prob_by_hand():
+    # F = 1/2, F+ = 3/4, N = 2: (9/16 − 4/16) / (1/4) = 5/4; the response has mass 1/4 · 5/4
+    low, high, p = (jnp.log(jnp.array([x])) for x in (0.5, 0.75, 0.25))
+    for wrap in (lambda f: f, jax.jit):
+        np.testing.assert_allclose(wrap(bon.log_ratio)(low, high, 2), [math.log(5 / 4)], rtol=1e-6)
+        np.testing.assert_allclose(wrap(bon.log_prob)(p, low, 2), [math.log(5 / 16)], rtol=1e-6)
+    assert bon.log_ratio(low, high, 2).dtype == jnp.float32
+
+
+def test_limits_by_hand():
+    # F = 0: (N−1) log F+;  F = F+: log N + (N−1) log F+;  N = 1: 0
+    low = jnp.array([-jnp.inf, -0.3, -0.7])
+    high = jnp.array([-0.5, -0.3, -0.2])
+    np.testing.assert_allclose(
+        bon.log_ratio(low, high, 3)[:2], [-1.0, math.log(3) - 0.6], rtol=1e-6
+    )
+    np.testing.assert_array_equal(bon.log_ratio(low, high, 1), [0.0, 0.0, 0.0])
+    np.testing.assert_allclose(bon.log_prob(high, low, 1), high, rtol=1e-7)
+
+
+@pytest.mark.parametrize("n", N_VALUES)
+def test_log_prob_against_mpmath(n):
+    for cdf in CDF_VALUES:  # F + p > 1 is no law of probability, but the formula holds there too
+        log_cdf = log32(cdf)
+        ours = np.asarray(jax.jit(bon.log_prob)(LOG_P, log_cdf, np.float32(n)))
+        for log_p, value in zip(LOG_P, ours, strict=True):
+            assert relative_error(value, true_log_prob(log_p, log_cdf, n)) < 2e-7, (cdf, log_p)
+
+
+@pytest.mark.parametrize("n", N_VALUES)
+def test_log_ratio_against_mpmath(n):
+    # No absolute floor: near the points where the ratio crosses 0 the float64 inside carries it,
+    # down to true values of 1e-9 (N = 2 at F = 1/2).
+    for cdf in CDF_VALUES:
+        log_cdf = log32(cdf)
+        top = np.logaddexp(LOG_P.astype("f8"), float(log_cdf)).astype("f4")
+        top = np.clip(top, log_cdf, 0.0).astype("f4")
+        ours = np.asarray(jax.jit(bon.log_ratio)(log_cdf, top, np.float32(n)))
+        for inclusive, value in zip(top, ours, strict=True):
+            truth = true_log_ratio(log_cdf, inclusive, n)
+            assert relative_error(value, truth) < 2e-7, (cdf, inclusive)
+
+
+def test_gradients_are_finite_on_the_whole_grid():
+    log_p, log_cdf, n = (
+        jnp.asarray(x, jnp.float32).ravel()
+        for x in np.meshgrid(LOG_P, [log32(f) for f in CDF_VALUES], N_VALUES, indexing="ij")
+    )
+    top = jnp.maximum(jnp.minimum(jnp.logaddexp(log_p, log_cdf), 0.0), log_cdf)
+
+    def exact(low, high, n):
+        return bon.vbon_reward(low, n=n, bound="exact", log_cdf_inclusive=high)
+
+    for function, first, second in (
+        (bon.log_prob, log_p, log_cdf),
+        (bon.log_ratio, log_cdf, top),
+        (bon.log_ratio, top, top),
+        (exact, log_cdf, top),
+    ):
+        gradients = jax.jit(jax.grad(lambda *a, f=function: f(*a).sum(), argnums=(0, 1, 2)))(
+            first, second, n
+        )
+        assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+        assert all(gradient.dtype == jnp.float32 for gradient in gradients)
+
+
+def test_gradients_against_mpmath():
+    points = itertools.product((-1e-3, -0.7, -5.0, -60.0), (1e-30, 1e-3, 0.5), (1.0, 1.5, 8.0, 1e4))
+    for log_p, cdf, n in points:
+        log_cdf = log32(cdf)
+        top = np.float32(min(0.0, np.logaddexp(log_p, float(log_cdf))))
+        log_p = np.float32(log_p)
+        for ours, truth, arguments in (
+            (bon.log_prob, true_log_prob, (log_p, log_cdf, n)),
+            (bon.log_ratio, true_log_ratio, (log_cdf, top, n)),
+        ):
+            if arguments == (log_cdf, log_cdf, n):
+                continue  # F = F+ in float32; its slopes are worked out by hand below
+            gradient = jax.grad(ours, argnums=(0, 1, 2))(*(jnp.float32(x) for x in arguments))
+            for index in range(3):
+                slope = true_slope(truth, arguments, index)
+                error = abs(number(gradient[index]) - slope)
+                assert error <= 1e-6 * abs(slope) + mpmath.mpf(10) ** -35, (arguments, index)
+
+
+def test_gradients_at_the_limits_by_hand():
+    gradient = jax.grad(bon.log_ratio, argnums=(0, 1, 2))
+    # F = F+: symmetric in both, m/2 each; in N: log F + 1/N
+    ours = gradient(jnp.float32(-0.3), jnp.float32(-0.3), 4.0)
+    np.testing.assert_allclose(ours, [1.5, 1.5, -0.3 + 0.25], rtol=1e-5)
+    # F = 0: nothing through F, m through F+, log F+ through N
+    ours = gradient(-jnp.float32(jnp.inf), jnp.float32(-0.3), 4.0)
+    np.testing.assert_allclose(ours, [0.0, 3.0, -0.3], rtol=1e-6)
+
+
+def test_second_derivatives_exist():
+    hessian = jax.hessian(lambda x: bon.log_ratio(x[0], x[1], x[2]))
+    for point in ([-0.7, -0.3, 4.0], [-0.3, -0.3, 4.0], [-60.0, -0.3, 1.0], [-jnp.inf, -0.1, 2.0]):
+        assert np.all(np.isfinite(hessian(jnp.array(point)))), point
+
+
+def test_the_law_is_a_law_ties_included():
+    # atoms of probability 1/8, 3/8 (two responses tie: 1/8 + 2/8), 4/8
+    groups = np.array([1 / 8, 3 / 8, 4 / 8])
+    high = np.cumsum(groups)
+    low = high - groups
+    log_low, log_high = (jnp.asarray([log32(x) for x in xs]) for xs in (low, high))
+    for n in (1, 1.5, 4, 100):
+        mass = np.exp(bon.log_ratio(log_low, log_high, n)) * groups
+        np.testing.assert_allclose(mass, high**n - low**n, rtol=1e-5, atol=1e-12)
+        assert mass.sum() == pytest.approx(1.0, rel=1e-6)
+
+
+def test_log_prob_is_the_binomial_sum_of_the_paper():
+    p, cdf, n = 0.2, 0.3, 5
+    total = sum(math.comb(n, i) * cdf ** (n - i) * p**i for i in range(1, n + 1))
+    ours = bon.log_prob(jnp.log(jnp.array(p)), jnp.log(jnp.array(cdf)), n)
+    assert float(ours) == pytest.approx(math.log(total), rel=1e-6)
+
+
+def test_float64_stays_float64_and_a_traced_n_does_not_compile_again():
+    with jax.enable_x64(True):
+        ours = bon.log_prob(jnp.array(-3.0), jnp.log(jnp.array(0.3)), 7.5)
+        assert ours.dtype == np.float64
+        truth = math.log((0.3 + math.exp(-3)) ** 7.5 - 0.3**7.5)
+        assert float(ours) == pytest.approx(truth, rel=1e-12)
+        gradient = jax.grad(bon.log_prob, argnums=(0, 1, 2))
+        assert all(g.dtype == np.float64 for g in gradient(jnp.array(-3.0), jnp.array(-1.0), 7.5))
+    traces = []
+
+    @jax.jit
+    def counted(low, high, n):
+        traces.append(n)
+        return bon.log_ratio(low, high, n)
+
+    for n in (1.0, 2.0, 8.5, 1e6):
+        counted(jnp.zeros(3) - 1, jnp.zeros(3), n)
+    assert len(traces) == 1
+    by_row = bon.log_ratio(jnp.zeros(2) - 1, jnp.zeros(2), jnp.array([2.0, 8.0]))
+    np.testing.assert_allclose(by_row[1], bon.log_ratio(-jnp.ones(()), jnp.zeros(()), 8), rtol=1e-6)
+
+
+def test_vmap_scan_and_checkpoint_take_it():
+    low, high = jnp.linspace(-3.0, -1.0, 4), jnp.linspace(-1.0, 0.0, 4)
+    expected = bon.log_ratio(low, high, 4)
+    np.testing.assert_allclose(jax.vmap(bon.log_ratio, (0, 0, None))(low, high, 4.0), expected)
+    scan = jax.jit(lambda: jax.lax.scan(lambda c, x: (c, bon.log_ratio(*x, 4)), 0, (low, high))[1])
+    np.testing.assert_allclose(scan(), expected, rtol=1e-6)
+    gradient = jax.grad(lambda x: jax.checkpoint(bon.log_ratio)(x, high, 4.0).sum())(low)
+    np.testing.assert_allclose(gradient, jax.grad(lambda x: bon.log_ratio(x, high, 4.0).sum())(low))
+
+
+# ------------------------------------------------------------------------------- the rewards
+
+
+def test_vbon_reward_by_hand():
+    low, high = jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.75]))
+    np.testing.assert_array_equal(bon.vbon_reward(low, n=4), low)
+    exact = bon.vbon_reward(low, n=3, bound="exact", log_cdf_inclusive=high)
+    # (27/64 − 8/64) / (1/4) = 19/16, halved in the logarithm as N − 1 = 2
+    np.testing.assert_allclose(exact, [math.log(19 / 16) / 2], rtol=1e-6)
+
+
+def test_exact_reward_has_its_limit_at_n_of_one():
+    cases = [(0.5, 0.75), (1e-3, 0.9), (0.3, 0.3), (0.0, 0.6), (0.0, 1.0), (1.0, 1.0)]
+    low, high = (jnp.asarray([log32(x) for x in xs]) for xs in zip(*cases, strict=True))
+    for one in (1, 1.0, jnp.float32(1.0)):
+        ours = bon.vbon_reward(low, n=one, bound="exact", log_cdf_inclusive=high)
+        # d/dN at N = 1 of log(F+^N − F^N): (F+ log F+ − F log F) / (F+ − F)
+        expected = []
+        for f, g in cases:
+            if f == g:
+                expected.append(math.log(g) + 1)
+            else:
+                expected.append((g * math.log(g) - (f * math.log(f) if f else 0.0)) / (g - f))
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
+    slope = jax.vmap(jax.grad(bon.log_ratio, argnums=2), (0, 0, None))(low, high, 1.0)
+    np.testing.assert_allclose(slope, ours, rtol=1e-5, atol=1e-6)
+    near = bon.vbon_reward(low, n=1 + 2**-20, bound="exact", log_cdf_inclusive=high)
+    np.testing.assert_allclose(near, ours, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1.0000001, 1.5, 8.0, 1030.0, 1e6])
+def test_exact_reward_is_the_ratio_over_n_minus_one(n):
+    n = float(np.float32(n))
+    low, high = np.float32(math.log(0.3)), np.float32(math.log(0.35))
+    ours = bon.vbon_reward(low, n=n, bound="exact", log_cdf_inclusive=high)
+    truth = true_log_ratio(low, high, n) / (mpmath.mpf(n) - 1)
+    assert relative_error(ours, truth) < 1e-6
+    gradient = jax.grad(
+        lambda a, b, n: bon.vbon_reward(a, n=n, bound="exact", log_cdf_inclusive=b),
+        argnums=(0, 1),
+    )(jnp.float32(low), jnp.float32(high), n)
+    # a larger law everywhere: both derivatives are weights of a mean, and they sum to 1
+    assert float(sum(gradient)) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_kl_coefficient_win_rate_and_kl_by_hand():
+    assert bon.kl_coefficient(1) == math.inf
+    assert bon.kl_coefficient(5) == 0.25
+    assert bon.win_rate(4) == 0.8
+    assert bon.kl(4) == pytest.approx(math.log(4) - 0.75, rel=1e-14)
+    assert bon.kl(1) == 0.0
+    n = jnp.array([1.0, 5.0])
+    np.testing.assert_array_equal(jax.jit(bon.kl_coefficient)(n), [np.inf, 0.25])
+    np.testing.assert_allclose(jax.jit(bon.win_rate)(n), [0.5, 5 / 6], rtol=1e-7)
+    assert jax.jit(bon.kl)(4).dtype == jnp.float32  # a traced integer
+
+
+def test_kl_keeps_its_digits_near_one():
+    for n in (1 + 1e-9, 1 + 1e-4, 1.1, 1.3, 1.34, 2.0, 1e6):
+        with mpmath.workdps(50):
+            truth = mpmath.log(mpmath.mpf(n)) - (mpmath.mpf(n) - 1) / mpmath.mpf(n)
+        assert relative_error(bon.kl(n), truth) < 1e-13
+    n = np.array([1 + 2**-23, 1.0001, 1.1, 1.33, 1.34, 2.0, 8.0, 1e6], "f4")
+    for value, ours in zip(n, np.asarray(jax.jit(bon.kl)(n)), strict=True):
+        with mpmath.workdps(50):
+            exact = mpmath.mpf(float(value))
+            assert relative_error(ours, mpmath.log(exact) - (exact - 1) / exact) < 2e-6
+    slope = jax.vmap(jax.grad(bon.kl))(jnp.asarray(n))
+    np.testing.assert_allclose(slope, (n - 1) / n**2, rtol=2e-5)
+
+
+# -------------------------------------------------------------------------------- the rulers
+
+
+def test_order_statistic_weights_by_hand():
+    np.testing.assert_allclose(bon.order_statistic_weights(4, 2), [0, 1 / 6, 2 / 6, 3 / 6])
+    np.testing.assert_allclose(bon.order_statistic_weights(3, 1), [1 / 3] * 3)
+    np.testing.assert_array_equal(bon.order_statistic_weights(3, 3), [0, 0, 1])
+
+
+def test_order_statistic_weights_at_sizes_where_binomials_overflow():
+    for m, n in ((2000, 1030), (10_000, 8), (10_000, 9_999), (10_000, 10_000)):
+        weights = bon.order_statistic_weights(m, n)
+        assert weights.dtype == np.float64
+        assert weights.sum() == pytest.approx(1.0, rel=1e-11)
+        assert np.all(np.diff(weights) >= 0)
+        for j in (m, m - 1, m - 50 if m - 50 >= n else m):
+            truth = mpmath.binomial(j - 1, n - 1) / mpmath.binomial(m, n)
+            assert relative_error(weights[j - 1], truth) < 1e-9
+
+
+def test_expected_best_equals_all_subsets():
+    rewards_bm = np.random.default_rng(0).normal(size=(3, 7)).astype("f4")
+    rewards_bm[1, 2] = rewards_bm[1, 5]
+    for n in (1, 2, 4, 7):
+        expected = [
+            np.mean([max(chosen) for chosen in itertools.combinations(row, n)])
+            for row in rewards_bm
+        ]
+        for wrap in (lambda f: f, jax.jit):
+            ours = wrap(lambda r, n=n: bon.expected_best(r, n))(rewards_bm)
+            np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_best_of_n_win_rate_equals_all_subsets_and_opponents():
+    rewards_bm = np.random.default_rng(1).integers(0, 4, size=(4, 6)).astype("f4")
+    rewards_bm[3] = 2.0
+    for n in (1, 2, 3, 5):
+        expected = []
+        for row in rewards_bm:
+            wins = []
+            for opponent in range(6):
+                others = np.delete(row, opponent)
+                for chosen in itertools.combinations(others, n):
+                    best = max(chosen)
+                    wins.append((best > row[opponent]) + 0.5 * (best == row[opponent]))
+            expected.append(np.mean(wins))
+        ours = jax.jit(lambda r, n=n: bon.best_of_n_win_rate(r, n))(rewards_bm)
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    distinct = np.random.default_rng(2).permutation(128).reshape(1, 128).astype("f4")
+    for n in (1, 2, 8, 127):
+        np.testing.assert_allclose(bon.best_of_n_win_rate(distinct, n), n / (n + 1), rtol=1e-6)
+
+
+def test_empirical_best_of_n_by_hand():
+    # rewards 0, 1, 1, 2 with N = 2: groups of mass 1/16, 8/16, 7/16
+    ours = bon.empirical_best_of_n(jnp.array([[1.0, 0.0, 2.0, 1.0]]), 2)
+    mass, middle, q = np.array([1, 8, 7]) / 16, np.array([1, 4, 7]) / 8, np.array([1, 2, 1]) / 4
+    np.testing.assert_allclose(ours.reward_b, [22 / 16], rtol=1e-6)
+    np.testing.assert_allclose(ours.win_rate_b, [mass @ middle], rtol=1e-6)
+    np.testing.assert_allclose(ours.kl_b, [mass @ np.log(mass / q)], rtol=1e-6)
+
+
+def test_empirical_best_of_n_against_float64_groups_up_to_large_n():
+    rewards_bm = np.random.default_rng(3).integers(0, 30, size=(5, 128)).astype("f4")
+    rewards_bm[4] = 3.0
+    for n in (1, 1.5, 4, 100, 1e4):
+        ours = jax.jit(bon.empirical_best_of_n)(rewards_bm, n)
+        for row, *found in zip(rewards_bm, *ours, strict=True):
+            values, counts = np.unique(row.astype("f8"), return_counts=True)
+            high = np.cumsum(counts) / 128
+            low = high - counts / 128
+            mass = high**n - low**n
+            kl = np.sum(mass * np.log(np.where(mass > 0, mass, 1) * 128 / counts))
+            expected = [mass @ values, mass @ (low + high) / 2, kl]
+            np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_empirical_law_tends_to_the_continuous_curves():
+    rewards_bm = jnp.linspace(0.0, 1.0, 4096)[None, :]
+    for n in (1.5, 4.0, 16.0):
+        ours = bon.empirical_best_of_n(rewards_bm, n)
+        assert float(ours.win_rate_b[0]) == pytest.approx(bon.win_rate(n), abs=1e-5)
+        assert float(ours.kl_b[0]) == pytest.approx(bon.kl(n), abs=1e-4)
+        assert float(ours.kl_b[0]) <= bon.kl(n) + 1e-6
+    # and the best atom p = 1/2 at N = 16 of JAX_NOTES: win rate 0.75, KL 0.69
+    two = bon.empirical_best_of_n(jnp.array([[0.0, 1.0]]), 16)
+    assert float(two.win_rate_b[0]) == pytest.approx(0.75, abs=1e-4)
+    assert float(two.kl_b[0]) == pytest.approx(0.693, abs=1e-3)
+
+
+def test_select_best_worst_by_hand():
+    rewards_bn = jnp.array([[1.0, 3.0, 0.0], [2.0, 2.0, 1.0], [5.0, 5.0, 5.0]])
+    for wrap in (lambda f: f, jax.jit):
+        best, worst, tied = wrap(bon.select_best_worst)(rewards_bn)
+        np.testing.assert_array_equal(best, [1, 0, 0])
+        np.testing.assert_array_equal(worst, [2, 2, 0])
+        np.testing.assert_array_equal(tied, [False, False, True])
+    best, worst, tied = bon.select_best_worst(jnp.array([[4.0]]))
+    assert (int(best[0]), int(worst[0]), bool(tied[0])) == (0, 0, True)
+
+
+# --------------------------------------------------------------------------------- bad input
+
+
+def test_integer_rewards_are_refused():
+    integers = jnp.array([[1, 2, 3]])
+    for function in (
+        bon.select_best_worst,
+        lambda r: bon.expected_best(r, 2),
+        lambda r: bon.best_of_n_win_rate(r, 2),
+        lambda r: bon.empirical_best_of_n(r, 2),
+    ):
+        with pytest.raises(TypeError, match="rewards_b"):
+            function(integers)
+        with pytest.raises(ValueError, match="rewards_b"):
+            function(jnp.zeros(3))
+    with pytest.raises(TypeError, match="log_cdf"):
+        bon.log_ratio(integers, integers, 2)
+    with pytest.raises(TypeError, match="log_p"):
+        bon.log_prob(integers, jnp.zeros(3), 2)
+    with pytest.raises(TypeError, match="log_cdf"):
+        bon.vbon_reward(integers, n=2)
+
+
+@pytest.mark.parametrize("n", [0, 0.99, -1, math.nan, math.inf, np.float32(0.5)])
+def test_n_below_one_is_refused(n):
+    zeros, matrix = jnp.zeros(3), jnp.zeros((2, 3))
+    for function in (
+        lambda: bon.log_ratio(zeros, zeros, n),
+        lambda: bon.log_prob(zeros, zeros, n),
+        lambda: bon.vbon_reward(zeros, n=n),
+        lambda: bon.kl_coefficient(n),
+        lambda: bon.win_rate(n),
+        lambda: bon.kl(n),
+        lambda: bon.order_statistic_weights(3, n),
+        lambda: bon.expected_best(matrix, n),
+        lambda: bon.best_of_n_win_rate(matrix, n),
+        lambda: bon.empirical_best_of_n(matrix, n),
+    ):
+        with pytest.raises(ValueError, match="n must be"):
+            function()
+
+
+def test_other_bad_arguments_are_refused_by_name():
+    zeros = jnp.zeros(3)
+    with pytest.raises(ValueError, match="log_cdf_inclusive"):
+        bon.vbon_reward(zeros, n=2, bound="exact")
+    with pytest.raises(ValueError, match="l1, exact"):
+        bon.vbon_reward(zeros, n=2, bound="l2")
+    with pytest.raises(ValueError, match=r"log_cdf \(3,\)"):
+        bon.log_ratio(zeros, jnp.zeros(4), 2)
+    with pytest.raises(ValueError, match=r"1\.\.3"):
+        bon.expected_best(jnp.zeros((1, 3)), 4)
+    with pytest.raises(ValueError, match=r"1\.\.3"):
+        bon.expected_best(jnp.zeros((1, 3)), 1.5)
+    with pytest.raises(ValueError, match=r"1\.\.2"):
+        bon.best_of_n_win_rate(jnp.zeros((1, 3)), 3)
+    with pytest.raises(TypeError, match="n must be"):
+        bon.log_ratio(zeros, zeros, True)

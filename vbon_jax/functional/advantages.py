@@ -1,0 +1,174 @@
+"""From one score per response to an advantage per token or per response.
+
+S responses, G token positions of a response; `mask_sg` is True at its tokens, which are contiguous
+(lengths make it), the EOS counted. What stands at a masked position, NaN included, never leaks.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vbon_jax.functional import checks
+from vbon_jax.types import Array
+
+
+def shaped_rewards(
+    score_s, log_probs_sg, reference_log_probs_sg, mask_sg, *, reward_weight, kl_weight
+) -> Array:
+    """−kl_weight·(log π − log π_ref) at every token, plus reward_weight·score at the last one.
+
+    The one place where the KL enters the reward. (1, 1/(N−1)) is the objective divided by N−1 and
+    (N−1, 1) the same one undivided, which is also meaningful at N = 1.
+    Source: Ziegler et al., 2019, "Fine-Tuning Language Models from Human Preferences", eq. 2.
+
+    Args:
+        score_s: [S] floating, the score of each whole response.
+        log_probs_sg: [S, G] floating, log π of the sampled tokens under the policy, in nats.
+        reference_log_probs_sg: [S, G] floating, the same under the reference.
+        mask_sg: [S, G] boolean.
+        reward_weight: finite scalar.
+        kl_weight: finite scalar, score units per nat.
+
+    Returns:
+        [S, G], 0 at masked positions; a response without tokens is 0 everywhere.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
+    """
+    score_s = checks.floats("score_s", score_s, rank=1)
+    log_probs_sg = checks.floats("log_probs_sg", log_probs_sg, rank=2)
+    reference_log_probs_sg = checks.floats("reference_log_probs_sg", reference_log_probs_sg, rank=2)
+    checks.check_shape("reference_log_probs_sg", reference_log_probs_sg, log_probs_sg.shape)
+    checks.check_shape("score_s", score_s, log_probs_sg.shape[:1])
+    mask_sg = checks.mask("mask_sg", mask_sg, log_probs_sg.shape)
+    kl_sg = jnp.where(mask_sg, log_probs_sg - reference_log_probs_sg, 0.0)
+    tokens_left_sg = jnp.cumsum(mask_sg[:, ::-1], axis=1)[:, ::-1]
+    last_sg = mask_sg & (tokens_left_sg == 1)
+    score_sg = jnp.where(last_sg, score_s[:, None], 0.0)
+    return reward_weight * score_sg - kl_weight * kl_sg
+
+
+def gae(rewards_sg, values_sg, mask_sg, *, discount, gae_lambda) -> tuple[Array, Array]:
+    """Generalised advantage estimates and the returns a value function is fitted to.
+
+    δ_t = r_t + γ·V_{t+1} − V_t and A_t = δ_t + γ·λ·A_{t+1}, both 0 after the last token; the
+    return is A_t + V_t. Source: Schulman et al., 2016, eq. 16.
+
+    Args:
+        rewards_sg: [S, G] floating.
+        values_sg: [S, G] floating, V before token t is chosen.
+        mask_sg: [S, G] boolean.
+        discount: γ, a scalar in [0, 1].
+        gae_lambda: λ, a scalar in [0, 1].
+
+    Returns:
+        (advantages_sg, returns_sg), [S, G] each, 0 at masked positions.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
+    """
+    rewards_sg = checks.floats("rewards_sg", rewards_sg, rank=2)
+    values_sg = checks.floats("values_sg", values_sg, rank=2)
+    checks.check_shape("values_sg", values_sg, rewards_sg.shape)
+    mask_sg = checks.mask("mask_sg", mask_sg, rewards_sg.shape)
+    rewards_sg = jnp.where(mask_sg, rewards_sg, 0.0)
+    values_sg = jnp.where(mask_sg, values_sg, 0.0)
+
+    def step(after, now):
+        advantage_s, value_s = after
+        reward_s, value_now_s, mask_s = now
+        delta_s = reward_s + discount * value_s - value_now_s
+        advantage_s = jnp.where(mask_s, delta_s + discount * gae_lambda * advantage_s, 0.0)
+        advantage_s = advantage_s.astype(rewards_sg.dtype)
+        return (advantage_s, value_now_s), advantage_s
+
+    start = (jnp.zeros_like(rewards_sg[:, 0]), jnp.zeros_like(values_sg[:, 0]))
+    by_time = (rewards_sg.T, values_sg.T, mask_sg.T)
+    advantages_sg = jax.lax.scan(step, start, by_time, reverse=True)[1].T
+    return advantages_sg, advantages_sg + values_sg
+
+
+def rloo(scores_bn) -> Array:
+    """Each score minus the mean of the other N−1 scores of its prompt.
+
+    Source: Kool et al., 2019; Ahmadian et al., 2024, "Back to Basics", eq. 8.
+
+    Args:
+        scores_bn: [B, N] floating, N >= 2.
+
+    Returns:
+        [B, N] advantages in the scores' unit, summing to 0 over a prompt; 0 where all tie.
+
+    Raises:
+        TypeError: scores_bn is not floating. ValueError: its rank is not 2, or N < 2.
+    """
+    scores_bn = _group("rloo", scores_bn)
+    n = scores_bn.shape[1]
+    return _centred(scores_bn) * (n / (n - 1))
+
+
+def group_normalised(scores_bn, *, epsilon: float = 1e-4) -> Array:
+    """(score − mean) / (standard deviation + ε) within a prompt's N scores.
+
+    The deviation is the sample one (N−1 below the sum), as in the released GRPO code.
+    Source: Shao et al., 2024, "DeepSeekMath", section 4.1.2.
+
+    Args:
+        scores_bn: [B, N] floating, N >= 2.
+        epsilon: added to the deviation, in the scores' unit.
+
+    Returns:
+        [B, N] advantages without unit; 0, and without a gradient, where all scores tie.
+
+    Raises:
+        TypeError: scores_bn is not floating. ValueError: its rank is not 2, or N < 2.
+    """
+    scores_bn = _group("group_normalised", scores_bn)
+    centred_bn = _centred(scores_bn)
+    variance_b1 = jnp.sum(centred_bn**2, axis=1, keepdims=True) / (scores_bn.shape[1] - 1)
+    tied_b1 = variance_b1 <= 0
+    deviation_b1 = jnp.sqrt(jnp.where(tied_b1, 1.0, variance_b1))
+    return jnp.where(tied_b1, 0.0, centred_bn / (deviation_b1 + epsilon))
+
+
+def whiten(values_sg, mask_sg, *, shift_mean: bool = True) -> Array:
+    """Values scaled to unit variance (and mean 0) over the masked positions of the whole array.
+
+    The variance is the population one, plus 1e-8 (in the values' unit squared). The mean is over
+    the array that is passed: under `pmap` or on a part of a batch it is that part's own.
+
+    Args:
+        values_sg: [S, G] floating.
+        mask_sg: [S, G] boolean.
+        shift_mean: False scales around the mean and keeps it.
+
+    Returns:
+        [S, G], 0 at masked positions. One element alone becomes 0 (or stays, with its mean kept).
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
+    """
+    values_sg = checks.floats("values_sg", values_sg, rank=2)
+    mask_sg = checks.mask("mask_sg", mask_sg, values_sg.shape)
+    safe_sg = jnp.where(mask_sg, values_sg, 0.0)
+    count = jnp.maximum(jnp.sum(mask_sg), 1).astype(values_sg.dtype)
+    mean = jnp.sum(safe_sg) / count
+    centred_sg = jnp.where(mask_sg, safe_sg - mean, 0.0)
+    variance = jnp.sum(centred_sg**2) / count
+    whitened_sg = centred_sg * jax.lax.rsqrt(variance + 1e-8)
+    return whitened_sg if shift_mean else jnp.where(mask_sg, whitened_sg + mean, 0.0)
+
+
+def _group(function: str, scores_bn) -> Array:
+    scores_bn = checks.floats("scores_bn", scores_bn, rank=2)
+    if scores_bn.shape[1] < 2:
+        raise ValueError(
+            f"scores_bn must have 2 samples per prompt or more: {function} compares a sample with "
+            f"the others of its prompt, got shape {scores_bn.shape}"
+        )
+    return scores_bn
+
+
+def _centred(scores_bn: Array) -> Array:
+    """Scores minus their prompt's mean, taken from the first score so that ties give exactly 0."""
+    relative_bn = scores_bn - scores_bn[:, :1]
+    return relative_bn - jnp.mean(relative_bn, axis=1, keepdims=True)

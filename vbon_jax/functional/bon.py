@@ -1,0 +1,426 @@
+"""The Best-of-N law, the vBoN rewards made from it, and Best-of-N's own rulers (DESIGN.md, §1).
+
+Notation: F = P(r' < r) and F⁺ = P(r' <= r) under the reference law of one prompt, p = π_ref(y|x),
+N any real number >= 1. Everything is in nats. With m = N − 1 and x = log F⁺ − log F >= 0,
+
+    log π_BoN − log π_ref = log[(F⁺^N − F^N) / (F⁺ − F)] = m·log F⁺ + log(1 + m·ρ),
+    m·ρ = (1 − e^{−m·x}) / (e^x − 1),
+
+which is the formula of DESIGN.md with its two `log1mexp` brought together. Nothing cancels in ρ,
+and each limit is a value of the formula and not a branch: ρ = 1 at x = 0 (one response of no
+mass), ρ → 0 as x → ∞ (F = 0), and at N = 1 the ratio is 0 and its slope in N is log F⁺ + ρ.
+Source: the vBoN paper (Amini, Vieira, Ash, Cotterell, 2024, "Variational Best-of-N Alignment"),
+whose binomial sum this is without its binomial coefficients.
+
+Values and gradients of these are worked out in float64 and returned in the dtype of the arguments:
+where F + p is near 1, log(F + p) is a difference of nearly equal numbers, multiplied by N.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vbon_jax.functional import checks
+from vbon_jax.types import Array
+
+BOUNDS = ("l1", "exact")
+
+
+# ---------------------------------------------------------------------------------- the law
+
+
+def log_ratio(log_cdf, log_cdf_inclusive, n) -> Array:
+    """log π_BoN(y|x) − log π_ref(y|x) = log[(F⁺^N − F^N) / (F⁺ − F)], ties broken uniformly.
+
+    Args:
+        log_cdf: log F, floating, any shape. −inf (nothing is below) is allowed.
+        log_cdf_inclusive: log F⁺ >= log F, finite, broadcastable with it. Equal to log F it gives
+            the limit log N + (N−1)·log F⁺.
+        n: real N >= 1, a Python number or a (traced) array that broadcasts.
+
+    Returns:
+        The ratio in nats, of the broadcast shape; 0 at N = 1.
+
+    Raises:
+        TypeError: an argument is not floating. ValueError: n < 1, or shapes that do not broadcast.
+    """
+    log_cdf, log_cdf_inclusive, n = _arguments(
+        ("log_cdf", "log_cdf_inclusive"), (log_cdf, log_cdf_inclusive), n
+    )
+    return _in_float64(_log_ratio_formula)(log_cdf, log_cdf_inclusive, n)
+
+
+def log_prob(log_p, log_cdf, n) -> Array:
+    """log π_BoN(y|x) = log[(F + p)^N − F^N], when no other response has this reward.
+
+    Args:
+        log_p: log π_ref(y|x) summed over the response, floating, any shape.
+        log_cdf: log F, broadcastable with it. −inf (nothing is below) is allowed. For the top
+            response, where F + p = 1 exactly, `log_p + log_ratio(log_cdf, 0., n)` has no rounding.
+        n: real N >= 1, a Python number or a (traced) array that broadcasts.
+
+    Returns:
+        The log-probability in nats, of the broadcast shape; log_p at N = 1.
+
+    Raises:
+        TypeError: an argument is not floating. ValueError: n < 1, or shapes that do not broadcast.
+    """
+    log_p, log_cdf, n = _arguments(("log_p", "log_cdf"), (log_p, log_cdf), n)
+    return _in_float64(_log_prob_formula)(log_p, log_cdf, n)
+
+
+def vbon_reward(log_cdf, *, n, bound: str = "l1", log_cdf_inclusive=None) -> Array:
+    """The reward vBoN maximises against (1/(N−1))·KL(π_θ‖π_ref): log F, or log-ratio / (N−1).
+
+    Args:
+        log_cdf: log F, floating, any shape (`functional.cdf` estimates it).
+        n: real N >= 1, a Python number or a (traced) array. At N = 1 `exact` is its limit
+            log F⁺ + x/(e^x − 1), x = log F⁺ − log F.
+        bound: "l1" keeps (N−1)·log F of the ratio; "exact" keeps all of it. Both are divided by
+            N − 1, so that `kl_coefficient` is the same for both.
+        log_cdf_inclusive: log F⁺, finite; needed by "exact" and not read by "l1".
+
+    Returns:
+        The reward in nats, of the broadcast shape.
+
+    Raises:
+        ValueError: an unknown bound, n < 1, or "exact" without log_cdf_inclusive.
+        TypeError: an argument is not floating.
+    """
+    if bound not in BOUNDS:
+        raise ValueError(f"bound must be one of {', '.join(BOUNDS)}, got {bound!r}")
+    if bound == "l1":
+        log_cdf = checks.floats("log_cdf", log_cdf)
+        checks.best_of(n, log_cdf.dtype)
+        return log_cdf
+    if log_cdf_inclusive is None:
+        raise ValueError("log_cdf_inclusive must be given when bound is 'exact'")
+    log_cdf, log_cdf_inclusive, n = _arguments(
+        ("log_cdf", "log_cdf_inclusive"), (log_cdf, log_cdf_inclusive), n
+    )
+    return _in_float64(_exact_reward_formula)(log_cdf, log_cdf_inclusive, n)
+
+
+def kl_coefficient(n):
+    """β = 1/(N−1), the weight of the KL beside either `vbon_reward`; infinite at N = 1.
+
+    A Python number gives a Python float, an array an array. ValueError for a number below 1.
+    """
+    if checks.is_python_number(n):
+        checks.best_of(n, jnp.float32)
+        return math.inf if n == 1 else 1.0 / (n - 1.0)
+    return 1.0 / (_float_n(n) - 1.0)
+
+
+def win_rate(n):
+    """N/(N+1): the chance that Best-of-N beats its reference, continuous rewards.
+
+    An upper bound when rewards tie (a tie counts half) or one response is likely. A Python number
+    gives a Python float, an array an array. ValueError for a number below 1.
+    """
+    if checks.is_python_number(n):
+        checks.best_of(n, jnp.float32)
+        return n / (n + 1.0)
+    n = _float_n(n)
+    return n / (n + 1.0)
+
+
+def kl(n):
+    """KL(π_BoN‖π_ref) = log N − (N−1)/N in nats, continuous rewards; an upper bound otherwise.
+
+    With u = (N−1)/N this is −log(1−u) − u = Σ_{k>=2} u^k / k, whose terms are all positive: it is
+    summed so near N = 1, where the two parts of the formula cancel. Source: Beirami et al., 2024,
+    "Theoretical guarantees on the best-of-n alignment policy". A Python number gives a Python
+    float, an array an array. ValueError for a number below 1.
+    """
+    if checks.is_python_number(n):
+        checks.best_of(n, jnp.float32)
+        share = (n - 1.0) / n
+        if share < 0.25:
+            return math.fsum(share**k / k for k in range(2, 32))
+        return math.log(n) - share
+    n = _float_n(n)
+    share = (n - 1.0) / n
+    small = share < 0.25
+    coefficients = np.array([1.0 / k for k in range(31, 1, -1)])
+    series_share = jnp.where(small, share, 0.0)
+    series = series_share**2 * jnp.polyval(coefficients.astype(n.dtype), series_share)
+    return jnp.where(small, series, jnp.log(n) - share)
+
+
+# ---------------------------------------------------------------- rulers made from a sample
+
+
+def order_statistic_weights(m: int, n: int) -> np.ndarray:
+    """The chance that the j-th smallest of M draws is the best of N of them, j = 1..M.
+
+    C(j−1, N−1) / C(M, N), by the ratio of neighbours from the top down (N/M at j = M), so that no
+    binomial coefficient is ever formed. Ties are broken by position.
+
+    Returns:
+        [M] float64 NumPy, sums to 1, ascending in j.
+
+    Raises:
+        ValueError: m < 1, or n is not an integer in 1..m.
+    """
+    if not checks.is_python_number(m) or m != int(m) or m < 1:
+        raise ValueError(f"m must be an integer of at least 1, got {m}")
+    n = checks.whole_best_of(n, int(m), "N of the M rewards are drawn without replacement")
+    rank = np.arange(m - 1, n - 1, -1, dtype=np.float64)  # j = M−1 .. N
+    ratio = (rank - n + 1) / rank  # weight of j over weight of j + 1
+    weights = np.zeros(int(m))
+    weights[n - 1 :] = (n / m * np.concatenate([[1.0], np.cumprod(ratio)]))[::-1]
+    return weights
+
+
+def expected_best(rewards_bm, n: int) -> Array:
+    """The expected best of N draws, from M rewards per prompt, without resampling.
+
+    Σ_j r_(j)·C(j−1, N−1)/C(M, N) over the sorted rewards: the U-statistic, so it is unbiased.
+
+    Args:
+        rewards_bm: [B, M] floating.
+        n: integer in 1..M, static under jit.
+
+    Returns:
+        [B], in the rewards' unit.
+
+    Raises:
+        TypeError: rewards_bm is not floating. ValueError: its rank is not 2, or n is out of range.
+    """
+    rewards_bm = checks.floats("rewards_bm", rewards_bm, rank=2)
+    weights_m = order_statistic_weights(rewards_bm.shape[1], n)
+    return jnp.sum(jnp.sort(rewards_bm, axis=1) * weights_m.astype(rewards_bm.dtype), axis=1)
+
+
+def best_of_n_win_rate(rewards_bm, n: int) -> Array:
+    """The chance that the best of N draws beats one more draw (a tie is half), from M rewards.
+
+    The U-statistic over every choice of N draws and one opponent among the M rewards, so it is
+    unbiased; with distinct rewards it is N/(N+1) whatever the rewards are. With l_i rewards below
+    reward i and e_i at or below it (itself included) it is
+    1 − ½·mean_i [C(l_i, N) + C(e_i − 1, N)] / C(M−1, N).
+
+    Args:
+        rewards_bm: [B, M] floating, M >= 2.
+        n: integer in 1..M−1, static under jit.
+
+    Returns:
+        [B] in [0, 1].
+
+    Raises:
+        TypeError: rewards_bm is not floating. ValueError: its rank is not 2, or n is out of range.
+    """
+    rewards_bm = checks.floats("rewards_bm", rewards_bm, rank=2)
+    m = rewards_bm.shape[1]
+    if m < 2:
+        raise ValueError(f"rewards_bm must have 2 rewards per prompt or more, got {m}")
+    n = checks.whole_best_of(n, m - 1, "N rewards are drawn beside one opponent")
+    below_bm, at_or_below_bm = _counts(rewards_bm)
+    # table[l] = C(l, N) / C(M−1, N): the chance that N of the M−1 others all lie in a set of l
+    rank = np.arange(m - 1, 0, -1, dtype=np.float64)
+    table = np.concatenate([[1.0], np.cumprod(np.maximum(rank - n, 0) / rank)])[::-1]
+    table = jnp.asarray(table, rewards_bm.dtype)
+    losses_bm = table[below_bm] + table[at_or_below_bm - 1]
+    return 1.0 - 0.5 * jnp.mean(losses_bm, axis=1)
+
+
+class EmpiricalBest(NamedTuple):
+    """What Best-of-N gives on a prompt whose reference law is the sample itself."""
+
+    reward_b: Array  # [B] expected reward, in the rewards' unit
+    win_rate_b: Array  # [B] against one reference draw, a tie is half
+    kl_b: Array  # [B] KL(BoN ‖ reference) in nats
+
+
+def empirical_best_of_n(rewards_bm, n) -> EmpiricalBest:
+    """The exact Best-of-N law of the empirical reference law: M equally likely responses.
+
+    Equal rewards form one group of mass q = F⁺ − F, which Best-of-N gives the mass F⁺^N − F^N,
+    uniformly inside the group. Unlike the curves `win_rate` and `kl` it knows about ties, and real
+    N is as good as whole N. (N draws *with* replacement: `expected_best` is the unbiased one.)
+
+    Args:
+        rewards_bm: [B, M] floating.
+        n: real N >= 1, a Python number or a traced scalar.
+
+    Returns:
+        EmpiricalBest of three [B] arrays in the rewards' dtype.
+
+    Raises:
+        TypeError: rewards_bm is not floating. ValueError: its rank is not 2, or n < 1.
+    """
+    rewards_bm = checks.floats("rewards_bm", rewards_bm, rank=2)
+    m = rewards_bm.shape[1]
+    if m < 1:
+        raise ValueError("rewards_bm must have at least 1 reward per prompt, got 0")
+    below_bm, at_or_below_bm = _counts(rewards_bm)
+    log_table = jnp.asarray(_log_fractions(m), rewards_bm.dtype)  # log(k / M), k = 0..M
+    log_ratio_bm = log_ratio(log_table[below_bm], log_table[at_or_below_bm], n)
+    mass_bm = jnp.exp(log_ratio_bm) / m
+    middle_bm = (below_bm + at_or_below_bm).astype(rewards_bm.dtype) / (2 * m)
+    return EmpiricalBest(
+        reward_b=jnp.sum(mass_bm * rewards_bm, axis=1),
+        win_rate_b=jnp.sum(mass_bm * middle_bm, axis=1),
+        kl_b=jnp.sum(mass_bm * log_ratio_bm, axis=1),
+    )
+
+
+def select_best_worst(rewards_bn) -> tuple[Array, Array, Array]:
+    """Which of a prompt's N samples is best and which is worst; the first one where several are.
+
+    Args:
+        rewards_bn: [B, N] floating, N >= 1.
+
+    Returns:
+        best_b and worst_b, [B] int32 indices into N, and tied_b, [B] bool: the best reward equals
+        the worst, so the pair says nothing (N = 1 is such a pair).
+
+    Raises:
+        TypeError: rewards_bn is not floating. ValueError: its rank is not 2, or N is 0.
+    """
+    rewards_bn = checks.floats("rewards_bn", rewards_bn, rank=2)
+    if rewards_bn.shape[1] < 1:
+        raise ValueError("rewards_bn must have at least 1 sample per prompt, got 0")
+    best_b = jnp.argmax(rewards_bn, axis=1).astype(jnp.int32)
+    worst_b = jnp.argmin(rewards_bn, axis=1).astype(jnp.int32)
+    tied_b = jnp.max(rewards_bn, axis=1) == jnp.min(rewards_bn, axis=1)
+    return best_b, worst_b, tied_b
+
+
+# ---------------------------------------------------------------------- the formulas, inside
+
+
+def _log_ratio_formula(log_cdf: Array, log_cdf_inclusive: Array, n: Array) -> Array:
+    gap, empty = _gap(log_cdf, log_cdf_inclusive)
+    spread = jnp.log1p((n - 1) * _rho(gap, n))
+    return (n - 1) * log_cdf_inclusive + jnp.where(empty, 0.0, spread)
+
+
+def _log_prob_formula(log_p: Array, log_cdf: Array, n: Array) -> Array:
+    empty = jnp.isneginf(log_cdf)
+    safe_log_cdf = jnp.where(empty, log_p, log_cdf)
+    log_cdf_inclusive = jnp.where(empty, log_p, jnp.logaddexp(safe_log_cdf, log_p))
+    gap = jax.nn.softplus(log_p - safe_log_cdf)  # log(F + p) − log F without their difference
+    spread = jnp.log1p((n - 1) * _rho(gap, n))
+    return log_p + (n - 1) * log_cdf_inclusive + jnp.where(empty, 0.0, spread)
+
+
+def _exact_reward_formula(log_cdf: Array, log_cdf_inclusive: Array, n: Array) -> Array:
+    gap, empty = _gap(log_cdf, log_cdf_inclusive)
+    rho = _rho(gap, n)
+    spread = rho * _log1p_over_x((n - 1) * rho)
+    return log_cdf_inclusive + jnp.where(empty, 0.0, spread)
+
+
+def _gap(log_cdf: Array, log_cdf_inclusive: Array) -> tuple[Array, Array]:
+    """x = log F⁺ − log F >= 0, and where F = 0 (there x stands for infinity and is set to 1)."""
+    empty = jnp.isneginf(log_cdf)
+    difference = log_cdf_inclusive - jnp.where(empty, log_cdf_inclusive - 1.0, log_cdf)
+    return jnp.where(difference >= 0, difference, 0.0), empty
+
+
+def _rho(gap: Array, n: Array) -> Array:
+    """(1 − e^{−m·x}) / (m·(e^x − 1)) for m = N − 1, between 0 and 1; 1 at x = 0."""
+    return jnp.exp(_log_mean_decay((n - 1) * gap) - _log_mean_decay(gap) - gap)
+
+
+@jax.custom_jvp
+def _log_mean_decay(x: Array) -> Array:
+    """log[(1 − e^{−x}) / x], the log of the mean of e^{−s} over 0 <= s <= x; 0 at x = 0."""
+    positive = x > 0
+    safe = jnp.where(positive, x, 1.0)
+    return jnp.where(positive, jnp.log(-jnp.expm1(-safe) / safe), 0.0)
+
+
+@_log_mean_decay.defjvp
+def _log_mean_decay_jvp(primals, tangents):
+    # 1/(e^x − 1) − 1/x; its parts cancel near 0, where the Bernoulli series takes over.
+    (x,), (tangent,) = primals, tangents
+    small = x < 0.5
+    safe = jnp.where(small, 1.0, x)
+    closed = jnp.exp(-safe) / -jnp.expm1(-safe) - 1.0 / safe
+    s = jnp.where(small, x, 0.0)
+    odd = 1 / 12 + s**2 * (-1 / 720 + s**2 * (1 / 30240 + s**2 * (-1 / 1209600 + s**2 / 47900160)))
+    return _log_mean_decay(x), tangent * jnp.where(small, -0.5 + s * odd, closed)
+
+
+def _log1p_over_x(x: Array) -> Array:
+    """log(1 + x) / x for x >= 0; 1 at x = 0. A series near 0 keeps its derivative accurate too."""
+    small = x < 0.25
+    safe = jnp.where(small, 1.0, x)
+    coefficients = np.array([(-1.0) ** k / (k + 1) for k in range(20, -1, -1)]).astype(x.dtype)
+    series = jnp.polyval(coefficients, jnp.where(small, x, 0.0))
+    return jnp.where(small, series, jnp.log1p(safe) / safe)
+
+
+@functools.cache
+def _in_float64(formula: Callable[..., Array]) -> Callable[..., Array]:
+    """An elementwise `formula`, its value and its derivatives worked out in float64.
+
+    The dtype outside does not change: float32 arguments give a float32 value, with or without x64.
+    Derivatives of any order are such functions again, so that no float64 array leaves this one.
+    """
+
+    @jax.custom_jvp
+    def value(*arguments):
+        dtype = arguments[0].dtype
+        with jax.enable_x64(True):
+            wide = [jax.lax.convert_element_type(a, jnp.float64) for a in arguments]
+            return jax.lax.convert_element_type(formula(*wide), dtype)
+
+    @value.defjvp
+    def value_jvp(primals, tangents):
+        slopes = [_in_float64(_partial(formula, i))(*primals) for i in range(len(primals))]
+        return value(*primals), sum(s * t for s, t in zip(slopes, tangents, strict=True))
+
+    return value
+
+
+@functools.cache
+def _partial(formula: Callable[..., Array], index: int) -> Callable[..., Array]:
+    """The partial derivative of an elementwise formula by its argument `index`."""
+
+    def slope(*arguments):
+        direction = [jnp.full_like(a, float(i == index)) for i, a in enumerate(arguments)]
+        return jax.jvp(formula, arguments, tuple(direction))[1]
+
+    return slope
+
+
+def _arguments(names: tuple[str, ...], values: tuple, n) -> list[Array]:
+    """The floating arguments and n, checked, of one dtype and broadcast to one shape."""
+    arrays = [checks.floats(name, value) for name, value in zip(names, values, strict=True)]
+    dtype = jnp.result_type(*arrays)
+    arrays.append(checks.best_of(n, dtype))
+    try:
+        shape = np.broadcast_shapes(*(array.shape for array in arrays))
+    except ValueError as error:
+        shapes = ", ".join(f"{k} {a.shape}" for k, a in zip((*names, "n"), arrays, strict=True))
+        raise ValueError(f"shapes do not broadcast: {shapes}") from error
+    return [jnp.broadcast_to(array.astype(dtype), shape) for array in arrays]
+
+
+def _float_n(n) -> Array:
+    """An array N as floating: its own dtype when that is float32 or wider."""
+    array = jnp.asarray(n)
+    wide = jnp.issubdtype(array.dtype, jnp.floating)
+    return checks.best_of(n, jnp.promote_types(array.dtype, jnp.float32) if wide else jnp.float32)
+
+
+def _counts(rewards_bm: Array) -> tuple[Array, Array]:
+    """How many rewards of the same prompt are below each, and at or below it (itself included)."""
+    sorted_bm = jnp.sort(rewards_bm, axis=1)
+    below = jax.vmap(functools.partial(jnp.searchsorted, side="left"))
+    at_or_below = jax.vmap(functools.partial(jnp.searchsorted, side="right"))
+    return below(sorted_bm, rewards_bm), at_or_below(sorted_bm, rewards_bm)
+
+
+def _log_fractions(m: int) -> np.ndarray:
+    """log(k/M) for k = 0..M, float64, −inf at 0."""
+    return np.concatenate([[-np.inf], np.log(np.arange(1, m + 1) / m)])

@@ -1,0 +1,87 @@
+"""Standard errors and bootstrap intervals over prompts, the clusters of every evaluation.
+
+Host arithmetic in numpy's float64: arrays in, numbers out.
+
+    B  prompts     C  columns to average over them     R  resamples
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 2000
+CHUNK = 1 << 20  # entries of the matrix of bootstrap weights that are held at once
+
+
+class Estimate(NamedTuple):
+    """A number and what prompts leave open about it."""
+
+    value: float
+    se: float  # standard error
+    lo: float  # 95 % percentile bootstrap interval over prompts
+    hi: float
+
+
+def resampled_means(columns_bc: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """Means of each column over `resamples` draws of B prompts with replacement, [R, C] float64.
+
+    Every column sees the same prompts in a resample, so that statistics of several columns keep
+    their correlation. Deterministic in `seed` and B. Raises ValueError for fewer than 2 prompts,
+    of which no spread can be told, and for a value that is not finite.
+    """
+    columns_bc = np.asarray(columns_bc, np.float64)
+    prompts = len(columns_bc)
+    if prompts < 2:
+        raise ValueError(f"{prompts} prompt(s): an interval over prompts needs at least 2")
+    if not np.isfinite(columns_bc).all():
+        where = np.argwhere(~np.isfinite(columns_bc))[0]
+        raise ValueError(f"the value of prompt {where[0]} is not finite: {columns_bc[*where]}")
+    random = np.random.default_rng(seed)
+    rows = max(1, CHUNK // prompts)
+    means = []
+    for first in range(0, resamples, rows):
+        count = min(rows, resamples - first)
+        drawn = (
+            random.integers(prompts, size=(count, prompts)) + prompts * np.arange(count)[:, None]
+        )
+        weights_rb = np.bincount(drawn.ravel(), minlength=count * prompts).reshape(count, prompts)
+        means.append(weights_rb.astype(np.float64) @ columns_bc / prompts)
+    return np.concatenate(means)
+
+
+def estimate(values: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Estimate:
+    """The mean over prompts of `values` [B] or [B, K], prompts being the clusters.
+
+    value is the mean of the prompts' means; se their standard deviation over sqrt(B); lo and hi
+    the 2.5th and 97.5th percentile of that mean over bootstrap resamples of whole prompts. Raises
+    ValueError as `resampled_means` does.
+    """
+    values = np.asarray(values, np.float64)
+    means_b = values if values.ndim == 1 else values.mean(axis=1)
+    means_r = resampled_means(means_b[:, None], seed=seed, resamples=resamples)[:, 0]
+    standard_error = means_b.std(ddof=1) / len(means_b) ** 0.5
+    return _estimate(means_b.mean(), standard_error, means_r)
+
+
+def _estimate(value, standard_error, resampled_r: np.ndarray) -> Estimate:
+    lo, hi = np.percentile(resampled_r, [2.5, 97.5])
+    return Estimate(float(value), float(standard_error), float(lo), float(hi))
+
+
+def estimate_of_means(
+    columns_bc: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """A smooth function of several means over prompts: a ratio, a deficit.
+
+    `statistic` maps means [R, C] to numbers [R]. value is the statistic of the means, se the
+    standard deviation over bootstrap resamples, lo and hi their percentiles.
+    """
+    columns_bc = np.asarray(columns_bc, np.float64)
+    resampled_r = statistic(resampled_means(columns_bc, seed=seed, resamples=resamples))
+    value = statistic(columns_bc.mean(axis=0, keepdims=True))[0]
+    return _estimate(value, resampled_r.std(ddof=1), resampled_r)
