@@ -1,0 +1,312 @@
+"""Files of rows in, arrays of one shape out: JSON lines, prompts, batches and packed sequences.
+
+Everything here runs on the host in numpy, and every order is a pure function of a seed and a step,
+so that a run that is resumed needs to know only its step.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vbon_jax.types import InputError, Prompts, Samples, Sequences
+
+SPLITS = {"train": ("train",), "eval": ("test", "eval", "validation")}
+
+
+# Rows of a file -----------------------------------------------------------------------------------
+
+
+def resolve(path: str | pathlib.Path, split: str) -> pathlib.Path:
+    """The file that a config's path means: a file is itself, a folder holds one file for a split.
+
+    `split` is "train" (`train.jsonl`) or "eval" (the first of `test.jsonl`, `eval.jsonl` and
+    `validation.jsonl`). Raises InputError when there is no such file.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; give a .jsonl file or a folder with one")
+    candidates = [path / f"{name}.jsonl" for name in SPLITS[split]]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    names = " or ".join(candidate.name for candidate in candidates)
+    raise InputError(f"{path}: the folder holds no {names}; add it, or give the file itself")
+
+
+def read_jsonl(
+    path: str | pathlib.Path, fields: Sequence[str], *, types: Mapping[str, type] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, in order; row `i` stood on line `i + 1`.
+
+    Every row must have every one of `fields`, a string unless `types` names another type for it.
+    Blank lines are passed over at the end of the file only. Raises InputError, with the file, the
+    line and the field, for everything else.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a file of JSON lines")
+    lines = path.read_bytes().split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise InputError(f"{path}: the file is empty; give at least one JSON object, one a line")
+    expected = {field: (types or {}).get(field, str) for field in fields}
+    return [_row(path, number, line, expected) for number, line in enumerate(lines, start=1)]
+
+
+def _row(path: pathlib.Path, number: int, line: bytes, expected: dict[str, type]) -> dict[str, Any]:
+    """One checked line of a JSON-lines file."""
+    where = f"{path}: line {number}"
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        what = "is blank" if not line.strip() else f"is not JSON ({error.msg})"
+        raise InputError(f"{where} {what}; write one JSON object a line") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is a {type(row).__name__}, not an object; write {{...}} rows")
+    for field, kind in expected.items():
+        if field not in row:
+            has = ", ".join(sorted(row)) or "none"
+            raise InputError(f"{where} has no field {field!r} (it has: {has}); add the field")
+        # bool is an int to Python, and no number to a reader of the file
+        if not isinstance(row[field], kind) or (isinstance(row[field], bool) and kind is not bool):
+            found = type(row[field]).__name__
+            raise InputError(
+                f"{where}: field {field!r} is {found}, not {kind.__name__}; correct the row"
+            )
+    return row
+
+
+# Prompts ------------------------------------------------------------------------------------------
+
+
+class PromptSet(NamedTuple):
+    """Distinct prompts in the order of their file, and what was left out on the way."""
+
+    token_ids: list[tuple[int, ...]]
+    texts: list[str]  # decoded, for display only
+    dropped: int = 0  # longer than there is room for, and left out
+    truncated: int = 0  # longer than there is room for, and cut to their last tokens
+    duplicates: int = 0  # the same tokens as an earlier prompt
+    held_out_overlap: int = 0  # left out because they were among `exclude`
+
+
+def fingerprint(prompts: PromptSet) -> str:
+    """The sha256 (hex) of the token ids of the prompts, in order; texts and counts do not enter."""
+    digest = hashlib.sha256()
+    for ids in prompts.token_ids:
+        digest.update(np.asarray([len(ids), *ids], "<i8").tobytes())
+    return digest.hexdigest()
+
+
+def build_prompts(
+    texts: Sequence[str],
+    tokenizer: Any,
+    *,
+    min_tokens: int,
+    max_tokens: int,
+    limit: int,
+    seed: int,
+    longest: int,
+    over_long: str = "error",
+    source: str,
+    exclude: Collection[tuple[int, ...]] = (),
+) -> PromptSet:
+    """Prompts from the texts of a file's rows (row `i` on line `i + 1` of `source`).
+
+    With `max_tokens > 0` a prompt is the first k tokens of its text, k uniform on `min_tokens` to
+    `max_tokens` and a pure function of (`seed`, row), or the whole of a shorter text; with
+    `max_tokens == 0` the whole text is the prompt. The tokenizer adds no special tokens; a prompt
+    without any token becomes its BOS.
+
+    A prompt of more than `longest` tokens (what the model's positions leave beside the new ones) is
+    an `"error"`, is cut to its last `longest` tokens (`"truncate"`), or is left out (`"drop"`).
+    Prompts with the same tokens are kept once; none of `exclude` (the training prompts, when these
+    are held out) is kept. `limit > 0` keeps that many, a random subset by `seed`. Raises InputError
+    for an over-long or empty prompt, and when no prompt is left.
+    """
+    _check_prompt_options(min_tokens, max_tokens, limit, longest, over_long, source)
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    if max_tokens > 0:
+        cuts = np.random.default_rng(seed).integers(min_tokens, max_tokens + 1, size=len(rows))
+        rows = [ids[:cut] for ids, cut in zip(rows, cuts.tolist(), strict=True)]
+    rows = [tuple(ids) or _beginning(tokenizer, source, row) for row, ids in enumerate(rows)]
+
+    rows, over = _fit(rows, longest, over_long, source)
+    distinct = list(dict.fromkeys(rows))
+    exclude = frozenset(exclude)
+    left = [ids for ids in distinct if ids not in exclude]
+    overlap = len(distinct) - len(left)
+    if not left:
+        raise InputError(_nothing_left(source, len(texts), over, len(distinct)))
+    if 0 < limit < len(left):
+        order = np.random.default_rng([seed, 1]).permutation(len(left))
+        left = [left[position] for position in np.sort(order[:limit])]
+    return PromptSet(
+        token_ids=left,
+        texts=tokenizer.batch_decode(left, clean_up_tokenization_spaces=False),
+        dropped=over if over_long == "drop" else 0,
+        truncated=over if over_long == "truncate" else 0,
+        duplicates=len(rows) - len(distinct),
+        held_out_overlap=overlap,
+    )
+
+
+def _check_prompt_options(min_tokens, max_tokens, limit, longest, over_long, source) -> None:
+    """Raises InputError for options that leave no prompt or have no meaning."""
+    if over_long not in ("error", "truncate", "drop"):
+        raise InputError(f"over_long is {over_long!r}; choose error, truncate or drop")
+    if max_tokens < 0 or (max_tokens > 0 and not 1 <= min_tokens <= max_tokens):
+        raise InputError(
+            f"prompts of {min_tokens} to {max_tokens} tokens do not exist; "
+            "give 1 <= min_tokens <= max_tokens, or max_tokens = 0 for whole texts"
+        )
+    if limit < 0:
+        raise InputError(f"the limit of prompts is {limit}; give 0 for all of them, or a number")
+    if longest < 1:
+        raise InputError(
+            f"{source}: the new tokens leave {longest} positions for a prompt; ask for fewer"
+        )
+
+
+def _beginning(tokenizer: Any, source: str, row: int) -> tuple[int, ...]:
+    """What an empty prompt becomes: the BOS token alone."""
+    if tokenizer.bos_token_id is None:
+        raise InputError(
+            f"{source}: line {row + 1} has an empty prompt and the tokenizer no BOS token to begin "
+            "with; give the row a text"
+        )
+    return (tokenizer.bos_token_id,)
+
+
+def _fit(
+    rows: list[tuple[int, ...]], longest: int, over_long: str, source: str
+) -> tuple[list[tuple[int, ...]], int]:
+    """The rows with the over-long ones cut or left out, and how many were over-long."""
+    over = [row for row, ids in enumerate(rows) if len(ids) > longest]
+    if over and over_long == "error":
+        raise InputError(
+            f"{source}: {len(over)} of {len(rows)} prompts are longer than {longest} tokens (the "
+            f"first on line {over[0] + 1}, {len(rows[over[0]])} tokens); set over_long to truncate "
+            "or drop, or ask for fewer new tokens"
+        )
+    if over_long == "drop":
+        return [ids for ids in rows if len(ids) <= longest], len(over)
+    return [ids[-longest:] for ids in rows], len(over)
+
+
+def _nothing_left(source: str, rows: int, over: int, distinct: int) -> str:
+    """Why a file gave no prompt."""
+    if distinct:
+        return (
+            f"{source}: all {distinct} prompts are among the training prompts; give another file, "
+            "or prompts of more tokens"
+        )
+    return f"{source}: none of {rows} rows is left, {over} were too long; give shorter prompts"
+
+
+# Batches ------------------------------------------------------------------------------------------
+
+
+def bucket_length(length: int, *, multiple: int = 8) -> int:
+    """The padded length for `length` tokens, from a short list, so that few shapes are compiled.
+
+    Multiples of `multiple` up to 8 of them, then four lengths an octave (with 8: 8, 16, ..., 64,
+    80, 96, 112, 128, 160, ...), so at most a quarter of a long row is padding.
+    """
+    length = max(length, 1)
+    octave = (length - 1).bit_length() - 1  # the greatest power of two below `length`
+    step = max(multiple, 2**octave // 4 if length > 8 * multiple else 0)
+    return -(-length // step) * step
+
+
+def pad_prompts(
+    token_ids: Sequence[Sequence[int]],
+    *,
+    width: int | None = None,
+    multiple: int = 8,
+    longest: int | None = None,
+) -> Prompts:
+    """Prompts of unequal length as one batch, padded with 0 on the right.
+
+    To `width` where it is given (ValueError if one is longer), else to a bucket's length that is
+    never above `longest`, the room that the model has for a prompt. Arrays are numpy's int32:
+    `[B, P]` and `[B]`.
+    """
+    lengths_b = np.asarray([len(ids) for ids in token_ids], np.int32)
+    if width is None:
+        width = bucket_length(int(lengths_b.max()), multiple=multiple)
+        width = width if longest is None else min(width, longest)
+    return Prompts(tokens_bp=_pad(token_ids, lengths_b, width), lengths_b=lengths_b)
+
+
+def _pad(token_ids: Sequence[Sequence[int]], lengths_b: np.ndarray, width: int) -> np.ndarray:
+    """`[B, width]` int32, each row on the left of it, 0 behind."""
+    if lengths_b.max() > width:
+        raise ValueError(f"a row of {lengths_b.max()} tokens does not fit the width {width}")
+    tokens_bt = np.zeros((len(token_ids), width), np.int32)
+    flat = [token for ids in token_ids for token in ids]
+    tokens_bt[np.arange(width) < lengths_b[:, None]] = flat
+    return tokens_bt
+
+
+def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> np.ndarray:
+    """Which of `size` rows make up batch `step`: `[batch_size]` int64, a pure function.
+
+    The batches cut an endless stream of permutations, one an epoch, drawn from (`seed`, epoch): an
+    epoch visits every row exactly once, a batch may straddle epochs and be larger than `size`.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+    epochs, offsets = np.divmod(positions, size)
+    orders = [
+        np.random.default_rng([seed, epoch]).permutation(size)
+        for epoch in range(epochs[0], epochs[-1] + 1)
+    ]
+    return np.stack(orders)[epochs - epochs[0], offsets]
+
+
+def pack_text(
+    texts: Sequence[str], tokenizer: Any, *, block: int, eos_token_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Texts for supervised training, one a row: `(tokens_rt [R, block], lengths_r [R])`, int32.
+
+    A row is the text's tokens and an EOS, padded on the right. A text of `block` tokens or more is
+    cut to its first `block` and carries no EOS: its end was not seen.
+    """
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    rows = [[*ids, eos_token_id][:block] for ids in rows]
+    lengths_r = np.asarray([len(ids) for ids in rows], np.int32)
+    return _pad(rows, lengths_r, block), lengths_r
+
+
+def sequences(prompts: Prompts, samples: Samples, width: int) -> Sequences:
+    """Joins every prompt and each of its N responses without a gap, B * N rows in order.
+
+    Rows are padded with 0 on the right to `width` tokens, at least the longest of them. Numpy
+    arrays, whatever the arguments were.
+    """
+    prompts = Prompts(*map(np.asarray, prompts))
+    tokens_bng, lengths_bn = np.asarray(samples.tokens_bng), np.asarray(samples.lengths_bn)
+    num_samples, new_tokens = tokens_bng.shape[1:]
+    prompt_lengths_s = np.repeat(prompts.lengths_b, num_samples).astype(np.int32)
+    lengths_s = (prompt_lengths_s + lengths_bn.reshape(-1)).astype(np.int32)
+    if lengths_s.max() > width:
+        raise ValueError(f"a sequence of {lengths_s.max()} tokens does not fit the width {width}")
+
+    prompt_tokens_sp = np.repeat(prompts.tokens_bp, num_samples, axis=0)
+    padded_sq = np.concatenate([prompt_tokens_sp, tokens_bng.reshape(-1, new_tokens)], axis=1)
+    gap_s = prompt_tokens_sp.shape[1] - prompt_lengths_s
+    position_t = np.arange(width)
+    from_st = position_t + np.where(position_t >= prompt_lengths_s[:, None], gap_s[:, None], 0)
+    from_st = np.minimum(from_st, padded_sq.shape[1] - 1)
+    tokens_st = np.take_along_axis(padded_sq, from_st, axis=1)
+    tokens_st = np.where(position_t < lengths_s[:, None], tokens_st, 0).astype(np.int32)
+    return Sequences(tokens_st, prompt_lengths_s, lengths_s)
