@@ -25,6 +25,7 @@ def both_ways(function, *arguments):
 
 def check_gradient(function, array, step=1e-6):
     """Central differences of a scalar function in float64."""
+    function = jax.jit(function)
     gradient = np.asarray(jax.grad(function)(array))
     for index in np.ndindex(*array.shape):
         change = jnp.zeros_like(array).at[index].set(step)

@@ -26,7 +26,7 @@ class InputError(ValueError):
 
 
 class Mean(NamedTuple):
-    """A mean that is not divided yet, so that devices and micro-batches add up to the global one."""
+    """A mean that is not divided yet, so that parts of a batch add up to the global mean."""
 
     total: Array  # [] float32, the weighted sum
     weight: Array  # [] float32, how many elements it is over
@@ -50,7 +50,7 @@ class Samples(NamedTuple):
     tokens_bng: Array  # [B, N, G] int32, 0 behind the end
     lengths_bn: Array  # [B, N] int32, response tokens, the EOS counted
     finished_bn: Array  # [B, N] bool, ended by an EOS token
-    log_probs_bng: Array  # [B, N, G] float32, log pi(token) at the sampling temperature, 0 behind the end
+    log_probs_bng: Array  # [B, N, G] float32, at the sampling temperature; 0 behind the end
 
 
 class Sequences(NamedTuple):

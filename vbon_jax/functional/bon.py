@@ -366,13 +366,14 @@ def _in_float64(formula: Callable[..., Array]) -> Callable[..., Array]:
     The dtype outside does not change: float32 arguments give a float32 value, with or without x64.
     Derivatives of any order are such functions again, so that no float64 array leaves this one.
     """
+    compiled = jax.jit(formula)  # called outside jit, one compilation and not one an operation
 
     @jax.custom_jvp
     def value(*arguments):
         dtype = arguments[0].dtype
         with jax.enable_x64(True):
             wide = [jax.lax.convert_element_type(a, jnp.float64) for a in arguments]
-            return jax.lax.convert_element_type(formula(*wide), dtype)
+            return jax.lax.convert_element_type(compiled(*wide), dtype)
 
     @value.defjvp
     def value_jvp(primals, tangents):

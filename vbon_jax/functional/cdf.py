@@ -119,6 +119,7 @@ def _add_one_table(m: int) -> np.ndarray:
     return np.log((np.arange(2 * m + 1) / 2.0 + 1.0) / (m + 1.0))
 
 
+@jax.jit
 def _exponential_fit(rewards_bn: Array, reference_bm: Array) -> Array:
     """−a·e^{−b·t} − c at t = (r − lowest reference) / range, least squares per prompt.
 

@@ -1,0 +1,151 @@
+"""Tokens per second of the sampler beside transformers' `generate`: same checkpoint, same work.
+
+    python benchmarks/sampling.py --model=DIR --batch=64 --new_tokens=40
+
+Both draw `--new_tokens` tokens (no early stop) at temperature 1 for `--batch` distinct prompts of
+`--prompt_tokens` random tokens, one sample a prompt, in float32, with as many threads each. Runs
+alternate, ours and theirs, after a warm-up of each; the ratio is the median of the rounds' own
+ratios, so that a load on the machine falls on both sides of it. The last line is JSON.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from vbon_jax.models import hub
+from vbon_jax.rollout import sampler
+from vbon_jax.types import Prompts
+
+_MODEL = flags.DEFINE_string("model", None, "folder of a decoder's checkpoint", required=True)
+_BATCH = flags.DEFINE_integer("batch", 64, "prompts in a batch", lower_bound=1)
+_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 40, "tokens drawn for each", lower_bound=1)
+_PROMPT_TOKENS = flags.DEFINE_integer("prompt_tokens", 8, "tokens in a prompt", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "timed runs of each side", lower_bound=1)
+
+
+class Result(NamedTuple):
+    """Seconds of every round's two runs, a pair a round."""
+
+    ours: list[float]
+    peers: list[float]
+
+    def ratios(self) -> list[float]:
+        """How many times as fast as the peer, in each round."""
+        return [peer / our for our, peer in zip(self.ours, self.peers, strict=True)]
+
+
+def make_ours(model: str, tokens_bp: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
+    """A function that samples once and returns the new tokens [B, G]."""
+    checkpoint = hub.load(model, kind="decoder")
+    batch, width = tokens_bp.shape
+    prompts = Prompts(tokens_bp, np.full((batch,), width, np.int32))
+    keys_b = sampler.prompt_keys(jax.random.key(0), np.arange(batch))
+    sampling = sampler.Sampling(max_new_tokens=new_tokens)
+
+    def run() -> np.ndarray:
+        samples = sampler.generate(
+            checkpoint.config, checkpoint.params, prompts, keys_b, num_samples=1, sampling=sampling
+        )
+        return np.asarray(samples.tokens_bng)[:, 0]
+
+    return run
+
+
+def make_peer(model: str, tokens_bp: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
+    """The same with transformers' `generate` in torch."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as XLA takes them
+    network = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    input_ids = torch.from_numpy(tokens_bp.astype(np.int64))
+    settings = transformers.GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        pad_token_id=0,
+    )
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            output = network.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                generation_config=settings,
+            )
+        return output[:, input_ids.shape[1] :].numpy()
+
+    return run
+
+
+def measure(ours: Callable, peer: Callable, *, rounds: int, shape: tuple[int, int]) -> Result:
+    """Warm both up, check that both give tokens of `shape`, and time them in turn."""
+    for run in (ours, peer):
+        if run().shape != shape:
+            raise RuntimeError(f"a run gave tokens of another shape than {shape}")
+    result = Result([], [])
+    for _ in range(rounds):
+        for run, seconds in ((ours, result.ours), (peer, result.peers)):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+    return result
+
+
+def summary(result: Result, *, batch: int, new_tokens: int) -> dict:
+    """The numbers of the JSON line."""
+    ratios = result.ratios()
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_min": round(min(ratios), 3),
+        "ratio_max": round(max(ratios), 3),
+        "tokens_per_second": round(batch * new_tokens / statistics.median(result.ours), 1),
+        "peer_tokens_per_second": round(batch * new_tokens / statistics.median(result.peers), 1),
+        "batch": batch,
+        "new_tokens": new_tokens,
+        "rounds": len(ratios),
+        "device": jax.devices()[0].device_kind,
+        "threads": len(os.sched_getaffinity(0)),
+    }
+
+
+def main(_) -> None:
+    """Measure and print."""
+    batch, new_tokens, width = _BATCH.value, _NEW_TOKENS.value, _PROMPT_TOKENS.value
+    vocab_size = hub.load(_MODEL.value, kind="decoder").config.vocab_size
+    rng = np.random.default_rng(0)
+    tokens_bp = rng.integers(0, vocab_size, (batch, width), dtype=np.int32)
+    result = measure(
+        make_ours(_MODEL.value, tokens_bp, new_tokens),
+        make_peer(_MODEL.value, tokens_bp, new_tokens),
+        rounds=_ROUNDS.value,
+        shape=(batch, new_tokens),
+    )
+    numbers = summary(result, batch=batch, new_tokens=new_tokens)
+    print(
+        f"{batch} distinct prompts of {width} tokens, one sample each, {new_tokens} new tokens, "
+        f"float32, {numbers['threads']} threads, {numbers['rounds']} rounds in turn"
+    )
+    print(f"{'':14}{'tokens/s':>10}  {'runs, s':>18}")
+    for name, rate, seconds in (
+        ("vbon_jax", numbers["tokens_per_second"], result.ours),
+        ("transformers", numbers["peer_tokens_per_second"], result.peers),
+    ):
+        print(f"{name:14}{rate:>10,.0f}  {min(seconds):>8.3f} – {max(seconds):.3f}")
+    print(
+        f"{'ratio':14}{numbers['ratio']:>10.2f}  "
+        f"{numbers['ratio_min']:>8.2f} – {numbers['ratio_max']:.2f}"
+    )
+    print(json.dumps(numbers))
+
+
+if __name__ == "__main__":
+    app.run(main)

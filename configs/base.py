@@ -1,0 +1,122 @@
+"""Every key once, with its unit and its default. The other configs start from here.
+
+A key is given on the command line as `--config.train.steps=100`; tuples as
+`--config.n_values=2,4,8`. An empty path means: build the embedded default for it.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The defaults. `arg` is not used here; configs that take one say so."""
+    config = ConfigDict()
+    config.seed = 0  # of training; the caches and the evaluation have seeds of their own
+
+    # Data. Prompts are texts' beginnings, or whole texts where max_tokens is 0.
+    config.data = ConfigDict()
+    config.data.train = ""  # JSON lines file or folder; "" = embedded reviews
+    config.data.eval = ""  # held-out prompts; those that are training prompts are left out
+    config.data.field = "text"  # the field of a row that holds the text
+    config.data.label_field = "label"  # reward_model: the field with the number of the class
+    config.data.min_tokens = 2  # tokens of a prompt, at least
+    config.data.max_tokens = 8  # and at most; 0 = the whole text is the prompt
+    config.data.train_limit = 1024  # distinct prompts; 0 = all
+    config.data.eval_limit = 256
+    config.data.over_long = "error"  # a prompt without room for its response: error|truncate|drop
+
+    # The policy, its reference (the same folder) and the reward.
+    config.policy = ConfigDict()
+    config.policy.path = ""  # a Hugging Face folder (or hub name) of a causal language model
+    config.policy.dtype = "float32"  # of activations; parameters are float32
+    config.reward = ConfigDict()
+    config.reward.path = ""  # a Hugging Face sequence-classification folder (or hub name)
+    config.reward.function = ""  # or a Python callable texts -> floats, "package.module:name"
+    config.reward.label = "POSITIVE"  # the label, by name or number, whose score is the reward
+    config.reward.output = "logit"  # logit | log_prob | prob
+    config.reward.text = "full"  # what is scored: full = prompt and response | response
+    config.reward.batch_size = 64  # texts
+    config.reward.over_long = "error"  # a text longer than the classifier takes: error|truncate
+
+    # Sampling, the same for the reference cache, for rollouts and for the ruler.
+    config.sampling = ConfigDict()
+    config.sampling.max_new_tokens = 40  # tokens
+    config.sampling.temperature = 1.0  # the policy is softmax(logits / temperature)
+    config.references = ConfigDict()
+    config.references.samples_per_prompt = 128  # M
+    config.references.prompts_per_shard = 16  # an interrupted build loses at most one shard
+    config.references.batch_prompts = 4  # prompts sampled at a time, M rows each
+    config.references.seed = 0
+
+    # The method: one for `train`, all of them for `compare`.
+    config.method = "vbon"  # vbon | kl_rl | sft | reward_model
+    config.n = 4.0  # N of Best-of-N, a real number from 1; the KL coefficient is 1 / (N - 1)
+    config.bound = "l1"  # vbon: l1 | exact
+    config.cdf = ConfigDict()
+    config.cdf.estimator = "harmonic"  # log F from M rewards: harmonic | add_one | exponential_fit
+    config.methods = ("vbon", "kl_rl")
+    config.n_values = (2, 4, 8)
+    config.seeds = (0,)
+    config.cells = ()  # dictionaries of keys, a run each; () = methods x n_values x seeds
+
+    # Optimisation.
+    config.train = ConfigDict()
+    config.train.steps = 100
+    config.train.batch_size = 64  # prompts a step (rows of text for sft and reward_model)
+    config.train.samples_per_prompt = 4  # responses to each prompt of a step
+    config.train.text_tokens = 256  # sft, reward_model: tokens of a text; what is longer is cut
+    config.train.epochs = 4  # passes over a step's samples
+    config.train.minibatches = 4  # updates a pass
+    config.train.learning_rate = 1e-4
+    config.train.schedule = "constant"  # constant | linear | cosine, over the whole run
+    config.train.warmup_updates = 0
+    config.train.weight_decay = 0.0
+    config.train.beta1 = 0.9
+    config.train.beta2 = 0.95
+    config.train.epsilon = 1e-8
+    config.train.max_gradient_norm = 1.0
+    config.train.trainable = ""  # a regular expression over parameter names; "" = all
+    config.train.checkpoint_every = 10  # steps; the last step is always saved
+    config.train.best_metric = "objective/mean"  # the higher the better
+    config.train.eval_every = 0  # steps between evaluations on held-out prompts; 0 = none
+    config.train.eval_prompts = 64
+    config.ppo = ConfigDict()
+    config.ppo.discount = 1.0
+    config.ppo.gae_lambda = 0.95
+    config.ppo.clip = 0.2
+    config.ppo.value_clip = 0.2
+    config.ppo.value_coefficient = 0.1
+    config.ppo.whiten_advantages = True
+    config.ppo.kl_target = 0.0  # nats a response, for an adaptive KL coefficient; 0 = fixed
+    config.ppo.kl_horizon = 10000.0  # responses
+    config.ppo.reward_clip = 0.0  # bound on the absolute transformed reward; 0 = none
+    config.ppo.missing_eos_penalty = 0.0  # taken from a truncated response's transformed reward
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices; -1 = what fsdp leaves
+    config.mesh.fsdp = 1
+
+    # Evaluation.
+    config.evaluation = ConfigDict()
+    config.evaluation.samples_per_prompt = 8  # K
+    config.evaluation.batch_prompts = 64
+    config.evaluation.temperatures = ()  # () = sampling.temperature
+    config.evaluation.ruler_n = (1, 2, 4, 8, 16, 32, 64)  # of Best-of-N; those below M are shown
+    config.evaluation.checkpoint = "last"  # last | best
+    config.evaluation.seed = 0
+    config.evaluation.resamples = 2000  # of the bootstrap over prompts
+    config.evaluation.shown_prompts = 12  # in the report
+
+    # The embedded default: a grammar of reviews, a policy and a classifier trained on it.
+    config.embedded = ConfigDict()
+    config.embedded.reviews = 12000
+    config.embedded.eval_reviews = 600
+    config.embedded.seed = 0
+    config.embedded.vocab_size = 1024
+    config.embedded.width = 128
+    config.embedded.num_layers = 2
+    config.embedded.num_heads = 4
+    config.embedded.max_positions = 96
+    config.embedded.policy_steps = 600
+    config.embedded.reward_steps = 200
+    config.embedded.batch_size = 64
+    config.embedded.learning_rate = 2e-3
+    return config.lock()

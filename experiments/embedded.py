@@ -1,0 +1,166 @@
+"""The embedded default: reviews from a grammar, a policy and a classifier trained on them.
+
+They are made in the working directory by the same loop as everything else, saved as Hugging Face
+folders, and then used through the same doors as anybody's checkpoint.
+"""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import train, workspace
+from vbon_jax import data, reviews
+from vbon_jax.models import decoder, encoder, hub
+from vbon_jax.train import methods, parallel
+from vbon_jax.types import InputError
+
+
+class Paths(NamedTuple):
+    """Where a run finds its inputs: given, or made."""
+
+    policy: str
+    reward: str
+    train_data: str
+    eval_data: str
+
+
+def resolve(config: ConfigDict, workdir: pathlib.Path) -> Paths:
+    """The paths of the configuration; what has none is built in `workdir/embedded`."""
+    given = Paths(config.policy.path, config.reward.path, config.data.train, config.data.eval)
+    if config.reward.path and config.reward.function:
+        raise InputError("reward.path and reward.function are both given; keep one of them")
+    if given.train_data and not given.eval_data:
+        raise InputError("data.train is given without data.eval; name held-out prompts as well")
+    needed = {name for name, path in given._asdict().items() if not path}
+    if config.reward.function:
+        needed.discard("reward")
+    if not needed:
+        return given
+    folder = workdir / "embedded"
+    paths = _data(config, folder / "data")
+    build_reward = not config.reward.path and not config.reward.function
+    return Paths(
+        policy=given.policy or _policy(config, folder / "policy", paths[0]),
+        reward=_reward(config, folder / "reward", paths[0]) if build_reward else given.reward,
+        train_data=given.train_data or paths[0],
+        eval_data=given.eval_data or paths[1],
+    )
+
+
+def _data(config: ConfigDict, folder: pathlib.Path) -> tuple[str, str]:
+    """Reviews as JSON lines, a training and a held-out file without a review in common."""
+    settings = config.embedded
+    files = folder / "train.jsonl", folder / "eval.jsonl"
+    inputs = {key: settings[key] for key in ("reviews", "eval_reviews", "seed")}
+    if workspace.begin(folder, inputs):
+        made = reviews.generate(settings.reviews + settings.eval_reviews, seed=settings.seed)
+        for path, part in zip(
+            files, (made[: settings.reviews], made[settings.reviews :]), strict=True
+        ):
+            path.write_text(
+                "".join(json.dumps({"text": r.text, "label": r.label}) + "\n" for r in part)
+            )
+        workspace.finish(folder)
+    return str(files[0]), str(files[1])
+
+
+def _supervised(config: ConfigDict, method: str, steps: int) -> ConfigDict:
+    """The configuration of a supervised run on the embedded data."""
+    changed = config.copy_and_resolve_references()
+    settings = config.embedded
+    changed.update(method=method, seed=settings.seed)
+    changed.data.update(field="text", label_field="label")
+    changed.train.update(
+        steps=steps,
+        text_tokens=settings.max_positions,
+        batch_size=settings.batch_size,
+        samples_per_prompt=1,
+        epochs=1,
+        minibatches=1,
+        learning_rate=settings.learning_rate,
+        schedule="cosine",
+        warmup_updates=max(1, steps // 20),
+        weight_decay=0.01,
+        trainable="",
+        checkpoint_every=max(1, steps // 4),
+        best_metric="objective/mean",
+        eval_every=0,
+    )
+    return changed
+
+
+def text_rows(
+    config: ConfigDict, path: str, tokenizer, *, eos_token_id: int | None
+) -> tuple[np.ndarray, ...]:
+    """Rows for a text method: tokens [R, T] and lengths [R]; for a classifier, labels [R] as well.
+
+    With `eos_token_id` the rows are for a language model; without, for a classifier.
+    """
+    fields, block = config.data, config.train.text_tokens
+    if eos_token_id is not None:
+        texts = [row[fields.field] for row in data.read_jsonl(path, (fields.field,))]
+        return data.pack_text(texts, tokenizer, block=block, eos_token_id=eos_token_id)
+    types = {fields.label_field: int}
+    rows = data.read_jsonl(path, (fields.field, fields.label_field), types=types)
+    texts = [row[fields.field] for row in rows]
+    ids = tokenizer(texts, truncation=True, max_length=block)["input_ids"]
+    padded = data.pad_prompts(ids, width=block)
+    labels = np.asarray([row[fields.label_field] for row in rows], np.int32)
+    return padded.tokens_bp, padded.lengths_b, labels
+
+
+def _trained(run_config: ConfigDict, folder: pathlib.Path, model, network, tokenizer, rows) -> None:
+    """Train a network in `folder/run` and save it, with its tokenizer, in `folder/model`."""
+    mesh = parallel.make_mesh(data=run_config.mesh.data, fsdp=run_config.mesh.fsdp)
+    task = methods.Task(config=run_config, model=model, mesh=mesh, rows=rows)
+    train.run(run_config, folder / "run", task, network, inputs={})
+    params = train.restore(folder / "run", which="last", task=task, network=network)
+    hub.save(folder / "model", model, params, tokenizer=tokenizer)
+    workspace.finish(folder)
+
+
+def _policy(config: ConfigDict, folder: pathlib.Path, file: str) -> str:
+    """A small language model of GPT-2's shape, by supervised fine-tuning on the reviews."""
+    settings = config.embedded
+    if workspace.begin(folder, dict(settings)):
+        texts = [row["text"] for row in data.read_jsonl(file, ("text",))]
+        tokenizer = reviews.train_tokenizer(texts, vocab_size=settings.vocab_size)
+        model = decoder.DecoderConfig(
+            vocab_size=len(tokenizer),
+            width=settings.width,
+            num_layers=settings.num_layers,
+            num_heads=settings.num_heads,
+            mlp_width=4 * settings.width,
+            max_positions=settings.max_positions,
+        )
+        run_config = _supervised(config, "sft", settings.policy_steps)
+        rows = text_rows(run_config, file, tokenizer, eos_token_id=tokenizer.eos_token_id)
+        network = decoder.init(model, jax.random.key(settings.seed))
+        _trained(run_config, folder, model, network, tokenizer, rows)
+    return str(folder / "model")
+
+
+def _reward(config: ConfigDict, folder: pathlib.Path, file: str) -> str:
+    """A small text classifier of DistilBERT's shape, with a tokenizer of its own."""
+    settings = config.embedded
+    if workspace.begin(folder, dict(settings)):
+        texts = [row["text"] for row in data.read_jsonl(file, ("text",))]
+        tokenizer = reviews.train_wordpiece(texts, vocab_size=settings.vocab_size)
+        model = encoder.EncoderConfig(
+            vocab_size=len(tokenizer),
+            width=settings.width,
+            num_layers=settings.num_layers,
+            num_heads=settings.num_heads,
+            mlp_width=4 * settings.width,
+            max_positions=2 * settings.max_positions,
+            labels=("NEGATIVE", "POSITIVE"),
+        )
+        run_config = _supervised(config, "reward_model", settings.reward_steps)
+        rows = text_rows(run_config, file, tokenizer, eos_token_id=None)
+        network = encoder.init(model, jax.random.key(settings.seed + 1))
+        _trained(run_config, folder, model, network, tokenizer, rows)
+    return str(folder / "model")

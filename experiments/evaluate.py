@@ -1,0 +1,158 @@
+"""Measure a run on held-out prompts: `python -m experiments.evaluate --run DIR --workdir DIR ...`.
+
+K samples a prompt: reward, win rate against all cached reference rewards, KL, length, EOS rate,
+distinct-2, perplexity, and the deficit to Best-of-N at the policy's own KL, each with its interval
+over prompts. What stands is not measured again.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tqdm
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import cli, pipeline, report, train, workspace
+from vbon_jax import evaluate as measures
+from vbon_jax.rollout import references
+from vbon_jax.types import Params
+
+
+def temperatures(config: ConfigDict) -> tuple[float, ...]:
+    """Those to evaluate at; the one that was sampled with unless others are given."""
+    return tuple(map(float, config.evaluation.temperatures)) or (config.sampling.temperature,)
+
+
+def policy_rows(
+    config: ConfigDict,
+    folder: pathlib.Path,
+    materials: pipeline.Materials,
+    cache: references.References,
+    load_params,
+    inputs: dict,
+    **cells,
+) -> list[dict]:
+    """The rows of the results of one policy, a temperature each; in `folder/evaluation.json`.
+
+    `load_params()` gives its parameters and is called only where something is left to do;
+    `cells` are the columns that name the policy.
+    """
+    settings = {key: value for key, value in workspace.flat(config.evaluation).items()
+                if key not in ("batch_prompts", "shown_prompts", "ruler_n")}  # fmt: skip
+    inputs = (
+        settings | inputs | {f"references {k}": v for k, v in cache.provenance._asdict().items()}
+    )
+    if not workspace.begin(folder, inputs):
+        return json.loads((folder / "evaluation.json").read_text())
+    params, rows = load_params(), []
+    for temperature in temperatures(config):
+        with tqdm.tqdm(
+            total=len(cache.rewards_pm), desc=f"evaluate {cells['run']}", unit="prompt"
+        ) as bar:
+            responses = pipeline.sample_policy(
+                config,
+                materials,
+                params,
+                materials.eval_prompts.token_ids,
+                temperature=temperature,
+                progress=lambda done, total, bar=bar: bar.update(done - bar.n),
+            )
+        write_responses(folder / f"responses-t{temperature:g}.parquet", responses, materials)
+        summary = measures.summarise(
+            responses,
+            cache.rewards_pm,
+            seed=config.evaluation.seed,
+            resamples=config.evaluation.resamples,
+        )
+        prompts, samples = responses.rewards_bk.shape
+        rows.append(
+            report.make_row(
+                estimates=summary,
+                temperature=temperature,
+                prompts=prompts,
+                samples_per_prompt=samples,
+                reference_samples=cache.rewards_pm.shape[1],
+                **cells,
+            )
+        )
+    workspace.write_json(folder / "evaluation.json", rows)
+    workspace.finish(folder)
+    return rows
+
+
+def write_responses(path: pathlib.Path, responses: measures.Responses, materials) -> None:
+    """Every sampled response with its reward, KL and length: the evidence behind a row."""
+    decode = materials.tokenizer.batch_decode
+    columns = {
+        "prompt": materials.eval_prompts.texts,
+        "responses": [decode(ids, skip_special_tokens=True) for ids in responses.tokens],
+        "rewards": list(np.asarray(responses.rewards_bk)),
+        "kl": list(np.asarray(responses.kl_bk)),
+        "lengths": list(np.asarray(responses.lengths_bk)),
+        "finished": list(np.asarray(responses.finished_bk)),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def run_rows(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    cell: dict,
+    materials: pipeline.Materials,
+    cache: references.References,
+) -> list[dict]:
+    """The rows of a trained cell, with what it cost; its share of the cache is counted in."""
+    config = pipeline.cell_config(config, cell)
+    folder = workdir / "runs" / pipeline.run_name(cell)
+
+    def load_params() -> Params:
+        task = pipeline.make_task(config, materials, None)
+        return train.restore(
+            folder,
+            which=config.evaluation.checkpoint,
+            task=task,
+            network=materials.checkpoint.params,
+        )
+
+    budget = json.loads((folder / "ledger.json").read_text())
+    made = json.loads((folder / workspace.STAGE_FILE).read_text())["inputs"]
+    uses = pipeline.methods.method(config.method).uses_references
+    if uses:
+        share = pipeline.cache_share(
+            config, pipeline.reference_cache(config, materials, workdir, "train")
+        )
+        budget |= {name: budget[name] + share[name] for name in share}
+    rows = policy_rows(
+        config,
+        folder / "evaluation",
+        materials,
+        cache,
+        load_params,
+        {f"run {key}": value for key, value in made.items()},
+        method=config.method,
+        n=config.n,
+        bound=config.bound if uses else None,
+        seed=config.seed,
+        run=folder.name,
+    )
+    return [row | budget for row in rows]
+
+
+def main() -> None:
+    """Measure the run that the configuration names (method, n, seed) and print its row."""
+    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+    materials = pipeline.prepare(config, workdir)
+    cache = pipeline.reference_cache(config, materials, workdir, "eval")
+    for cell in pipeline.cells(config) if ALL.value else [pipeline.single_cell(config)]:
+        pipeline.run_cell(config, workdir, cell, materials)
+        for row in run_rows(config, workdir, cell, materials, cache):
+            print(json.dumps({key: value for key, value in row.items() if value is not None}))
+
+
+if __name__ == "__main__":
+    CONFIG, WORKDIR = cli.define()
+    ALL = flags.DEFINE_bool("all", False, "Every cell of the configuration, not one.")
+    cli.run(main, required=("workdir",))

@@ -1,0 +1,450 @@
+"""From a configuration to what a run works on: checkpoints, prompts, reward, caches.
+
+Everything that is missing is built, in the working directory, and used again when it stands.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+from ml_collections import ConfigDict
+
+from experiments import embedded, train
+from vbon_jax import data
+from vbon_jax import evaluate as measures
+from vbon_jax.models import hub
+from vbon_jax.rollout import references, rewards, sampler
+from vbon_jax.train import methods, parallel
+from vbon_jax.types import InputError, Params
+
+
+class Materials(NamedTuple):
+    """What every stage of one working directory shares."""
+
+    policy_path: str
+    checkpoint: hub.Checkpoint  # the reference policy
+    tokenizer: Any
+    reward: rewards.Reward
+    train_prompts: data.PromptSet
+    eval_prompts: data.PromptSet
+    sampling: sampler.Sampling
+    score: Callable  # (prompt ids, response ids) -> float32 rewards
+
+
+def say(message: str) -> None:
+    """A line of progress, on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse, before anything is computed, what can be seen to be wrong in the config alone."""
+    choices = {
+        "data.over_long": ("error", "truncate", "drop"),
+        "reward.output": ("logit", "log_prob", "prob"),
+        "reward.text": ("full", "response"),
+        "reward.over_long": ("error", "truncate"),
+        "bound": ("l1", "exact"),
+        "cdf.estimator": ("harmonic", "add_one", "exponential_fit"),
+        "evaluation.checkpoint": ("last", "best"),
+        "policy.dtype": ("float32", "bfloat16"),
+        "train.schedule": ("constant", "linear", "cosine"),
+    }
+    for key, allowed in choices.items():
+        value = _get(config, key)
+        if value not in allowed:
+            raise InputError(f"{key}={value!r} is not known; choose one of {', '.join(allowed)}")
+    for cell in [*cells(config), single_cell(config)]:
+        methods.method(cell["method"])
+        if not cell["n"] >= 1:
+            raise InputError(f"n={cell['n']} (n_values): N of Best-of-N is a real number from 1")
+    for key, least in {
+        "train.steps": 1,
+        "train.batch_size": 1,
+        "train.samples_per_prompt": 1,
+        "train.epochs": 1,
+        "train.minibatches": 1,
+        "train.checkpoint_every": 1,
+        "sampling.max_new_tokens": 1,
+        "references.samples_per_prompt": 1,
+        "references.prompts_per_shard": 1,
+        "references.batch_prompts": 1,
+        "evaluation.samples_per_prompt": 1,
+        "evaluation.batch_prompts": 1,
+    }.items():
+        if _get(config, key) < least:
+            raise InputError(f"{key}={_get(config, key)}; give a whole number from {least}")
+    train_settings = config.train
+    if train_settings.best_metric.startswith("eval/") and (
+        not train_settings.eval_every or train_settings.checkpoint_every % train_settings.eval_every
+    ):
+        raise InputError(
+            f"train.best_metric={train_settings.best_metric!r} needs an evaluation at every "
+            f"checkpoint: train.checkpoint_every={train_settings.checkpoint_every} must be a "
+            f"multiple of train.eval_every={train_settings.eval_every}"
+        )
+    if not config.sampling.temperature > 0:
+        raise InputError(
+            f"sampling.temperature={config.sampling.temperature}: a policy to be trained and its "
+            "references are sampled at a temperature above 0"
+        )
+
+
+def _get(config: ConfigDict, key: str):
+    return functools.reduce(lambda node, name: node[name], key.split("."), config)
+
+
+def cells(config: ConfigDict) -> list[dict]:
+    """The runs of a comparison: `config.cells`, or methods x n_values x seeds."""
+    if config.cells:
+        derived = [
+            {"method": config.method, "n": config.n, "seed": config.seed} | dict(cell)
+            for cell in config.cells
+        ]
+    else:
+        derived = [
+            {"method": method, "n": n, "seed": seed}
+            for method in config.methods
+            for n in config.n_values
+            for seed in config.seeds
+        ]
+    return [cell | {"n": float(cell["n"]), "seed": int(cell["seed"])} for cell in derived]
+
+
+def single_cell(config: ConfigDict) -> dict:
+    """The one run that `method`, `n` and `seed` name."""
+    return {"method": config.method, "n": float(config.n), "seed": int(config.seed)}
+
+
+def cell_config(config: ConfigDict, cell: dict) -> ConfigDict:
+    """The configuration of one run: each key of the cell set, dotted ones too."""
+    changed = config.copy_and_resolve_references()
+    for key, value in cell.items():
+        try:
+            _get(changed, key)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"config.cells: there is no key {key!r} (see configs/base.py)"
+            ) from error
+        with changed.ignore_type():
+            changed.update_from_flattened_dict({key: value})
+    return changed
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
+    """Load, and where no path is given build, the policy, the reward and the prompts."""
+    check(config)
+    paths = embedded.resolve(config, workdir)
+    checkpoint = hub.load(paths.policy, kind="decoder")
+    model = dataclasses.replace(checkpoint.config, dtype=config.policy.dtype)
+    checkpoint = checkpoint._replace(config=model)
+    tokenizer = hub.load_tokenizer(paths.policy)
+    hub.check_vocabulary(tokenizer, model, paths.policy)
+    sampling = make_sampling(config, checkpoint, tokenizer)
+    train_prompts, eval_prompts = _prompts(config, paths, tokenizer, model)
+    reward = _reward(config, paths.reward)
+
+    def score(prompt_ids, response_ids) -> np.ndarray:
+        return reward.score(
+            rewards.texts(tokenizer, prompt_ids, response_ids, part=config.reward.text)
+        )
+
+    return Materials(
+        paths.policy, checkpoint, tokenizer, reward, train_prompts, eval_prompts, sampling, score
+    )
+
+
+def make_sampling(config: ConfigDict, checkpoint: hub.Checkpoint, tokenizer) -> sampler.Sampling:
+    """How responses are drawn; EOS from the folder's configuration, else from its tokenizer."""
+    eos = checkpoint.eos_token_ids
+    if not eos and tokenizer.eos_token_id is not None:
+        eos = (tokenizer.eos_token_id,)
+    try:
+        return sampler.Sampling(
+            max_new_tokens=config.sampling.max_new_tokens,
+            temperature=config.sampling.temperature,
+            eos_token_ids=tuple(eos),
+        )
+    except ValueError as error:
+        raise InputError(f"config.sampling: {error}") from error
+
+
+def _prompts(config, paths, tokenizer, model) -> tuple[data.PromptSet, data.PromptSet]:
+    """Training prompts, and held-out ones of which none is a training prompt."""
+    settings = config.data
+    longest = model.max_positions - config.sampling.max_new_tokens
+    if longest < 1:
+        raise InputError(
+            f"sampling.max_new_tokens={config.sampling.max_new_tokens} leaves no room for a prompt "
+            f"in the policy's {model.max_positions} positions; give fewer new tokens"
+        )
+    sets: list[data.PromptSet] = []
+    for split, path, limit in (
+        ("train", paths.train_data, settings.train_limit),
+        ("eval", paths.eval_data, settings.eval_limit),
+    ):
+        file = data.resolve(path, split)
+        rows = data.read_jsonl(file, (settings.field,))
+        prompts = data.build_prompts(
+            [row[settings.field] for row in rows],
+            tokenizer,
+            min_tokens=settings.min_tokens,
+            max_tokens=settings.max_tokens,
+            limit=limit,
+            seed=config.references.seed,
+            longest=longest,
+            over_long=settings.over_long,
+            source=str(file),
+            exclude=set(sets[0].token_ids) if sets else (),
+        )
+        say(
+            f"{split} prompts: {len(prompts.token_ids)} distinct of {len(rows)} rows in {file} "
+            f"({prompts.duplicates} repeated, {prompts.held_out_overlap} also in training, "
+            f"{prompts.truncated} truncated, {prompts.dropped} dropped)"
+        )
+        sets.append(prompts)
+    return sets[0], sets[1]
+
+
+def _reward(config: ConfigDict, path: str) -> rewards.Reward:
+    settings = config.reward
+    if settings.function:
+        return rewards.from_callable(settings.function)
+    return rewards.classifier(
+        path,
+        label=settings.label,
+        output=settings.output,
+        batch_size=settings.batch_size,
+        over_long=settings.over_long,
+    )
+
+
+def reference_cache(
+    config: ConfigDict, materials: Materials, workdir: pathlib.Path, split: str
+) -> references.References:
+    """The cache of M reference samples a prompt, built or completed where it is missing."""
+    prompts = materials.train_prompts if split == "train" else materials.eval_prompts
+    folder = workdir / "references" / split
+    provenance = references.Provenance(
+        policy=hub.fingerprint(materials.policy_path),
+        reward=materials.reward.fingerprint,
+        reward_text=config.reward.text,
+        prompts=data.fingerprint(prompts),
+        samples_per_prompt=config.references.samples_per_prompt,
+        max_new_tokens=config.sampling.max_new_tokens,
+        temperature=config.sampling.temperature,
+        top_k=materials.sampling.top_k,
+        top_p=materials.sampling.top_p,
+        seed=config.references.seed,
+    )
+    if not references.complete(folder):
+        key = jax.random.fold_in(jax.random.key(config.references.seed), split == "eval")
+        sample = _prompt_sampler(config, materials, prompts, key)
+        with tqdm.tqdm(
+            total=len(prompts.token_ids), desc=f"references/{split}", unit="prompt"
+        ) as bar:
+            references.build(
+                folder,
+                provenance,
+                prompts,
+                sample=sample,
+                score=materials.score,
+                decode=lambda ids: materials.tokenizer.batch_decode(ids, skip_special_tokens=True),
+                prompts_per_shard=config.references.prompts_per_shard,
+                progress=lambda done, total: bar.update(done - bar.n),
+            )
+    return references.load(folder, provenance)
+
+
+def _prompt_sampler(config, materials, prompts: data.PromptSet, key) -> Callable:
+    """indices -> Samples [b, M, G], in batches of one shape; a prompt's samples are its own."""
+    width = prompt_width(prompts)
+    size = config.references.batch_prompts
+
+    def sample(indices: list[int]):
+        parts = []
+        for start in range(0, len(indices), size):
+            chosen = list(indices[start : start + size])
+            padded = chosen + [chosen[-1]] * (size - len(chosen))
+            samples = sampler.generate(
+                materials.checkpoint.config,
+                materials.checkpoint.params,
+                data.pad_prompts([prompts.token_ids[i] for i in padded], width=width),
+                sampler.prompt_keys(key, np.asarray(padded)),
+                num_samples=config.references.samples_per_prompt,
+                sampling=materials.sampling,
+            )
+            parts.append(jax.device_get(samples))
+        return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(indices)], *parts)
+
+    return sample
+
+
+def prompt_width(prompts: data.PromptSet) -> int:
+    """P: one padded width for a whole set, so that each program is compiled once."""
+    return data.bucket_length(max(len(ids) for ids in prompts.token_ids))
+
+
+def make_task(
+    config: ConfigDict, materials: Materials, cache: references.References | None
+) -> methods.Task:
+    """What an on-policy run works on; `cache` where its method reads the references."""
+    mesh = parallel.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    return methods.Task(
+        config=config,
+        model=materials.checkpoint.config,
+        mesh=mesh,
+        prompts=materials.train_prompts,
+        prompt_width=prompt_width(materials.train_prompts),
+        reference_params=parallel.place(materials.checkpoint.params, mesh),
+        reference_rewards_pm=None if cache is None else cache.rewards_pm,
+        score=materials.score,
+        sampling=materials.sampling,
+    )
+
+
+def run_name(cell: dict) -> str:
+    """The folder of a cell's run: its method, N and seed, and whatever else it sets."""
+    rest = {key: value for key, value in cell.items() if key not in ("method", "n", "seed")}
+    words = [cell["method"], f"n{cell['n']:g}", f"s{cell['seed']}"]
+    return "-".join(words + [f"{key}={value}" for key, value in sorted(rest.items())])
+
+
+def run_cell(
+    config: ConfigDict, workdir: pathlib.Path, cell: dict, materials: Materials
+) -> pathlib.Path:
+    """Train one cell of a comparison, or go on with it; returns the folder of its run."""
+    config = cell_config(config, cell)
+    config.policy.path = _absolute(materials.policy_path)  # export finds it there
+    folder = workdir / "runs" / run_name(cell)
+    method = methods.method(config.method)
+    inputs = {
+        "policy fingerprint": hub.fingerprint(materials.policy_path),
+        "reward fingerprint": materials.reward.fingerprint,
+        "prompts fingerprint": data.fingerprint(materials.train_prompts),
+    }
+    cache = None
+    if method.uses_references:
+        cache = reference_cache(config, materials, workdir, "train")
+        inputs |= {f"references {k}": v for k, v in cache.provenance._asdict().items()}
+    task = make_task(config, materials, cache)
+    evaluate = held_out(config, materials, workdir) if config.train.eval_every else None
+    train.run(config, folder, task, materials.checkpoint.params, inputs, evaluate=evaluate)
+    return folder
+
+
+def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """Train a text method (`sft`, `reward_model`) from the folder that the configuration names."""
+    check(config)
+    method = methods.method(config.method)
+    paths = embedded.resolve(config, workdir)
+    path = paths.policy if method.kind == "decoder" else paths.reward
+    checkpoint, tokenizer = hub.load(path, kind=method.kind), hub.load_tokenizer(path)
+    hub.check_vocabulary(tokenizer, checkpoint.config, path)
+    if config.train.text_tokens > checkpoint.config.max_positions:
+        raise InputError(
+            f"train.text_tokens={config.train.text_tokens}, but {path} takes "
+            f"{checkpoint.config.max_positions} positions; give at most that"
+        )
+    eos = None
+    if method.kind == "decoder":
+        eos = make_sampling(config, checkpoint, tokenizer).eos_token_ids[0]
+    file = data.resolve(paths.train_data, "train")
+    task = methods.Task(
+        config=config,
+        model=checkpoint.config,
+        mesh=parallel.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp),
+        rows=embedded.text_rows(config, str(file), tokenizer, eos_token_id=eos),
+    )
+    changed = cell_config(config, {"policy.path": _absolute(path)})
+    folder = workdir / "runs" / run_name(single_cell(config))
+    digest = hashlib.sha256()
+    for array in task.rows:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    inputs = {"fingerprint": hub.fingerprint(path), "rows fingerprint": digest.hexdigest()}
+    train.run(changed, folder, task, checkpoint.params, inputs)
+    return folder
+
+
+def sentence(row: dict) -> str:
+    """A row of the results in one line for a terminal."""
+    name = row["run"] if row["method"] != "best_of_n" else f"best of {row['n']:g}"
+    text = (
+        f"{name:28s} KL {row['kl']:.3f}  win rate {row['win_rate']:.3f} "
+        f"[{row['win_rate_lo']:.3f}, {row['win_rate_hi']:.3f}]  reward {row['reward']:.3f}"
+    )
+    if row["deficit"] is None:
+        return text
+    return text + (
+        f"  deficit to Best-of-N {row['deficit']:+.3f} "
+        f"[{row['deficit_lo']:+.3f}, {row['deficit_hi']:+.3f}]"
+    )
+
+
+def _absolute(path: str) -> str:
+    """A folder's path from anywhere; a hub name stays itself."""
+    return str(pathlib.Path(path).resolve()) if pathlib.Path(path).exists() else path
+
+
+def held_out(config: ConfigDict, materials: Materials, workdir: pathlib.Path) -> Callable:
+    """params -> metrics on the first held-out prompts, for the curves of a run."""
+    cache = reference_cache(config, materials, workdir, "eval")
+    count = config.train.eval_prompts
+
+    def evaluate(params) -> dict[str, float]:
+        responses = sample_policy(
+            config, materials, params["decoder"], materials.eval_prompts.token_ids[:count]
+        )
+        summary = measures.summarise(
+            responses, cache.rewards_pm[:count], seed=config.evaluation.seed, resamples=100
+        )
+        return {
+            f"eval/{name}{end}": getattr(summary[name], field)
+            for name in ("reward", "win_rate", "kl", "deficit")
+            for end, field in (("", "value"), ("_se", "se"))
+        }
+
+    return evaluate
+
+
+def sample_policy(
+    config: ConfigDict,
+    materials: Materials,
+    params: Params,
+    prompt_ids: list,
+    *,
+    temperature: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> measures.Responses:
+    """K responses of a policy to each prompt, with rewards and KL to the reference."""
+    sampling = materials.sampling
+    if temperature is not None:
+        sampling = dataclasses.replace(sampling, temperature=temperature)
+    return measures.collect(
+        materials.checkpoint.config,
+        params,
+        materials.checkpoint.params,
+        prompt_ids,
+        key=jax.random.key(config.evaluation.seed),
+        num_samples=config.evaluation.samples_per_prompt,
+        sampling=sampling,
+        reference_temperature=materials.sampling.temperature,
+        score=materials.score,
+        batch_prompts=config.evaluation.batch_prompts,
+        progress=progress,
+    )
+
+
+def cache_share(config: ConfigDict, cache: references.References) -> dict[str, float]:
+    """The part of the training cache that a run used: of its prompts, those that it drew."""
+    drawn = min(1.0, config.train.steps * config.train.batch_size / len(cache.rewards_pm))
+    return {
+        "sampled_tokens": round(drawn * cache.sampled_tokens),
+        "reward_calls": round(drawn * cache.rewards_pm.size),
+    }

@@ -1,0 +1,219 @@
+"""Train one method at one N: `python -m experiments.train --config FILE --workdir DIR`.
+
+Builds the reference policy, the reward and the cache first when they are missing. The same
+command goes on where an interrupted run stopped, and does nothing when it is finished.
+"""
+
+import operator
+import pathlib
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import cli, workspace
+from vbon_jax.models import decoder
+from vbon_jax.train import checkpoint, log, methods, parallel, step
+from vbon_jax.types import InputError, Params
+
+# What may differ between two calls for the same run: it changes speed or what comes after, or it
+# is a path, and what lies there is fingerprinted.
+NOT_INPUTS = (
+    *("mesh", "train.checkpoint_every", "references.batch_prompts", "references.prompts_per_shard"),
+    *("reward.batch_size", "methods", "n_values", "seeds", "cells", "evaluation", "embedded"),
+    *("policy.path", "reward.path", "reward.function", "data.train", "data.eval"),
+    *("data.eval_limit", "references.samples_per_prompt", "references.seed"),
+)
+
+
+def make_learner(config: ConfigDict, task: methods.Task) -> step.Learner:
+    """What an update is made of, from the configuration."""
+    method, train = methods.method(config.method), config.train
+    passes = train.epochs * train.minibatches
+    return step.Learner(
+        objective=method.objective,
+        model=task.model,
+        settings=method.settings(config),
+        optimiser=step.Optimiser(
+            learning_rate=train.learning_rate,
+            schedule=train.schedule,
+            warmup_updates=train.warmup_updates,
+            updates=train.steps * passes,
+            weight_decay=train.weight_decay,
+            beta1=train.beta1,
+            beta2=train.beta2,
+            epsilon=train.epsilon,
+            max_gradient_norm=train.max_gradient_norm,
+            trainable=train.trainable,
+        ),
+        mesh=task.mesh,
+    )
+
+
+def initial_params(config: ConfigDict, task: methods.Task, network: Params) -> Params:
+    """What is trained: the network, and a value head where a method samples."""
+    method = methods.method(config.method)
+    params = {method.kind: network}
+    return params | {"value": decoder.init_value_head(task.model)} if method.on_policy else params
+
+
+def minibatches(batch, config: ConfigDict, at: int, mesh):
+    """Shuffled parts of a step's rows, `epochs` times over, in an order of (seed, step)."""
+    batch = jax.tree.map(np.asarray, batch)
+    for epoch in range(config.train.epochs):
+        order = np.random.default_rng([config.seed, at, epoch]).permutation(
+            len(jax.tree.leaves(batch)[0])
+        )
+        for part in np.split(order, config.train.minibatches):
+            yield parallel.shard_rows(jax.tree.map(operator.itemgetter(part), batch), mesh)
+
+
+def check_rows(config: ConfigDict, mesh) -> None:
+    """Refuse a batch that does not divide into minibatches and devices."""
+    train = config.train
+    per_prompt = train.samples_per_prompt if methods.method(config.method).on_policy else 1
+    rows = train.batch_size * per_prompt
+    if rows % (train.minibatches * mesh.size):
+        raise InputError(
+            f"train.batch_size x samples is {rows} rows a step, which train.minibatches="
+            f"{train.minibatches} on {mesh.size} devices does not divide; change one of them"
+        )
+
+
+def check_row(config: ConfigDict, row: dict, batch, folder: pathlib.Path, at: int) -> None:
+    """Stop on a loss or gradient that is not finite, with the batch that gave it on disk.
+
+    And stop at once where the metric that the best checkpoint is chosen by does not exist.
+    """
+    bad = [name for name in ("loss/total", "optimiser/gradient_norm") if not np.isfinite(row[name])]
+    if bad:
+        path = folder / f"bad_batch_{at:06d}.npz"
+        leaves = jax.tree_util.tree_flatten_with_path(batch)[0]
+        np.savez(path, **{jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves})
+        raise InputError(
+            f"{folder}: {bad[0]} is {row[bad[0]]} at step {at}; its batch is in {path.name} and "
+            "the last good checkpoint is kept; try a smaller train.learning_rate"
+        )
+    metric = config.train.best_metric
+    if not metric.startswith("eval/") and metric not in row:
+        raise InputError(
+            f"train.best_metric={metric!r} is not a metric of this run; choose one of "
+            f"{', '.join(sorted(row))}"
+        )
+
+
+def run_inputs(config: ConfigDict) -> dict:
+    """The settings that a run depends on, flat."""
+    return {
+        key: value
+        for key, value in workspace.flat(config).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in NOT_INPUTS)
+    }
+
+
+def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: Params,
+        inputs: dict, evaluate=None) -> None:  # fmt: skip
+    """The loop: train from `network` as `config` says, in `folder`, from wherever it stopped.
+
+    `inputs` are fingerprints of what the run reads besides the configuration. `evaluate(params)`
+    gives metrics on held-out prompts every `train.eval_every` steps.
+    """
+    train, method = config.train, methods.method(config.method)
+    check_rows(config, task.mesh)
+    resumes = any((folder / "checkpoints").glob("[0-9]*"))
+    if not workspace.begin(folder, run_inputs(config) | inputs, resumes=resumes):
+        return
+    workspace.write_json(folder / "config.json", config.to_dict())
+
+    # ------------------------------------------------------------------ state, new or restored
+    learner = make_learner(config, task)
+    state = step.init_state(learner, initial_params(config, task, network))
+    saved = checkpoint.Checkpoints(folder / "checkpoints", metric=train.best_metric)
+    ledger = {"sampled_tokens": 0, "reward_calls": 0, "train_flops": 0.0, "seconds": 0.0}
+    first = saved.latest() or 0
+    if first:
+        state, ledger = saved.restore(state)
+    written = log.RunLog(folder, first_step=first, steps=train.steps, name=folder.name)
+    compilations = log.Compilations()
+    run_key = jax.random.key(config.seed)
+
+    try:
+        for at in range(first, train.steps):
+            started = time.perf_counter()
+
+            # ---------------------------------------------------------- batch
+            key = jax.random.fold_in(run_key, at)
+            state, batch, row = method.make_batch(task, state, at, key)
+
+            # ---------------------------------------------------------- updates
+            rows = []
+            for part in minibatches(batch, config, at, task.mesh):
+                state, metrics = step.update(state, part, learner=learner)
+                rows.append(metrics)
+            rows = jax.device_get(rows)
+            row |= {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
+            state = state._replace(step=state.step + 1)
+            check_row(config, row, batch, folder, at)
+
+            # ---------------------------------------------------------- evaluation
+            if evaluate and ((at + 1) % train.eval_every == 0 or at + 1 == train.steps):
+                row |= evaluate(state.params)
+
+            # ---------------------------------------------------------- budget, log, checkpoint
+            seconds = time.perf_counter() - started
+            ledger["sampled_tokens"] += row.get("budget/sampled_tokens", 0)
+            ledger["reward_calls"] += row.get("budget/reward_calls", 0)
+            ledger["seconds"] += seconds
+            if at == first:
+                program = step.update.lower(state, part, learner=learner).compile()
+                flops = program.cost_analysis()["flops"]
+            ledger["train_flops"] += flops * len(rows)
+            timing = {"time/seconds": seconds, "time/compilations": compilations.count}
+            written.write(at, row, timing)
+            if (at + 1) % train.checkpoint_every == 0 or at + 1 == train.steps:
+                saved.save(at + 1, state, dict(ledger), row)
+    finally:
+        saved.close()
+        written.close()
+        compilations.close()
+    workspace.write_json(folder / "ledger.json", ledger)
+    workspace.finish(folder)
+
+
+def restore(folder: pathlib.Path, *, which: str, task: methods.Task, network: Params) -> Params:
+    """The trained network of a run, from its `last` or `best` checkpoint.
+
+    Raises InputError where the run has no checkpoint yet.
+    """
+    config = task.config
+    method = methods.method(config.method)
+    learner = make_learner(config, task)
+    like = step.init_state(learner, initial_params(config, task, network))
+    saved = checkpoint.Checkpoints(folder / "checkpoints", metric=config.train.best_metric)
+    try:
+        at = saved.best() if which == "best" else saved.latest()
+        if at is None:
+            raise InputError(f"{folder} has no checkpoint yet; train it first")
+        return saved.restore(like, at)[0].params[method.kind]
+    finally:
+        saved.close()
+
+
+def main() -> None:
+    """One method at one N, on what the configuration names or on the embedded default."""
+    # Late: the pipeline builds the embedded models by the loop above.
+    from experiments import pipeline
+
+    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+    if methods.method(config.method).on_policy:
+        materials = pipeline.prepare(config, workdir)
+        folder = pipeline.run_cell(config, workdir, pipeline.single_cell(config), materials)
+    else:
+        folder = pipeline.run_text_method(config, workdir)
+    pipeline.say(f"trained: {folder}")
+
+
+if __name__ == "__main__":
+    CONFIG, WORKDIR = cli.define()
+    cli.run(main, required=("workdir",))

@@ -1,0 +1,268 @@
+"""Every program and every command of the documentation, on a tiny policy or the embedded one."""
+
+import csv
+import json
+import pathlib
+import re
+import shlex
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from experiments import report
+from tests.tiny import ROOT, overrides, program
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"^(?:python|make)\b.*?(?<!\\)$", re.MULTILINE | re.DOTALL)
+RUN = "vbon-n2-s0"
+
+
+@pytest.fixture(scope="module")
+def compared(tiny, tmp_path_factory) -> pathlib.Path:
+    """The workdir of a whole comparison: both methods at N = 2."""
+    workdir = tmp_path_factory.mktemp("compared")
+    done = program("compare", "--workdir", workdir, *overrides(tiny))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir
+
+
+def test_compare_writes_every_row_and_column(compared):
+    rows = report.read_results(compared / "results.csv")
+    with (compared / "results.csv").open() as file:
+        header = next(csv.reader(file))
+    promised = [
+        "method",
+        "n",
+        "bound",
+        "seed",
+        "temperature",
+        "reward",
+        "reward_se",
+        "win_rate",
+        "win_rate_lo",
+        "win_rate_hi",
+        "kl",
+        "kl_se",
+        "length",
+        "eos_rate",
+        "distinct2",
+        "bon_win_rate_at_kl",
+        "deficit",
+        "sampled_tokens",
+        "reward_calls",
+        "train_flops",
+        "seconds",
+    ]
+    assert header[: len(promised)] == promised
+    assert [row["method"] for row in rows] == ["reference", *["best_of_n"] * 3, "vbon", "kl_rl"]
+    reference, first, second = rows[0], rows[1], rows[2]
+    assert abs(reference["kl"]) <= 1e-6
+    assert reference["win_rate_lo"] <= 0.5 <= reference["win_rate_hi"]
+    assert first["kl"] == pytest.approx(0.0, abs=1e-9)
+    assert second["win_rate"] == pytest.approx(2 / 3, abs=0.02)  # few ties
+    vbon, kl_rl = rows[4], rows[5]
+    # 6 steps x 16 responses each; vBoN's share of the cache: every prompt was drawn once
+    assert kl_rl["reward_calls"] == 96
+    assert vbon["reward_calls"] == 96 + 24 * 8
+    assert vbon["train_flops"] == kl_rl["train_flops"] > 1e6
+    assert vbon["bound"] == "l1"
+    assert kl_rl["bound"] is None
+
+
+def test_the_page_stands_alone(compared):
+    page = (compared / "report.html").read_text()
+    assert "<svg" in page
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']https?:", page)
+    assert "vbon" in page
+
+
+def test_compare_goes_on_where_it_stopped(compared, tiny):
+    stamps = {path: path.stat().st_mtime_ns for path in compared.rglob("*.jsonl")}
+    done = program("compare", "--workdir", compared, *overrides(tiny))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert stamps == {path: path.stat().st_mtime_ns for path in compared.rglob("*.jsonl")}
+
+
+def test_a_cache_for_something_else_is_refused(compared, tiny):
+    done = program("compare", "--workdir", compared, *overrides(tiny, references__seed=5))
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert "seed" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_an_exported_policy_loads_in_transformers(compared, tmp_path):
+    done = program("export", "--run", compared / "runs" / RUN, "--output", tmp_path / "policy")
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "policy").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "policy")
+    rows = [
+        {"prompt": "the second act", "response": " of this drama works."},
+        {"prompt": "on the whole,", "response": " a delight"},
+        {"prompt": "a", "response": ""},
+    ]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "scored" / "rows.jsonl"
+    arguments = ["--model", tmp_path / "policy", "--input", source, "--output", output]
+    done = program("score", *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for row, line in zip(rows, output.read_text().splitlines(), strict=True):
+        scored = json.loads(line)
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        response = tokenizer(row["response"])["input_ids"] if row["response"] else []
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+        expected = [
+            float(logits[len(prompt) - 1 + index, token]) for index, token in enumerate(response)
+        ]
+        np.testing.assert_allclose(scored["token_log_probs"], expected, atol=1e-4)
+        assert scored["log_prob"] == pytest.approx(sum(expected), abs=1e-3)
+        assert scored["prompt"] == row["prompt"]
+
+
+def test_the_best_checkpoint_is_exported_too(compared, tmp_path):
+    run = compared / "runs" / RUN
+    arguments = ["--run", run, "--output", tmp_path / "best", "--checkpoint=best"]
+    assert program("export", *arguments).returncode == 0
+    assert (tmp_path / "best" / "model.safetensors").is_file()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    saved = {int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()}
+    objective = {row["step"] + 1: row["objective/mean"] for row in rows if row["step"] % 2 == 1}
+    assert saved == {6, max(objective, key=objective.get)}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "a"}', "line 2"),
+        ("not json", "line 2"),
+        ('{"prompt": "a", "response": 3}', "response"),
+        (json.dumps({"prompt": "a " * 100, "response": "b"}), "line 2"),
+    ],
+)
+def test_score_refuses_bad_rows(tiny, tmp_path, line, words):
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"prompt": "a", "response": "b"}\n' + line + "\n")
+    arguments = ["--model", tiny / "policy", "--input", source, "--output", tmp_path / "out.jsonl"]
+    done = program("score", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_supervised_training_of_a_given_folder(tiny, tmp_path):
+    changes = {"method": "sft", "train__minibatches": 1, "train__text_tokens": 32}
+    done = program("train", "--workdir", tmp_path, *overrides(tiny, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = (tmp_path / "runs" / "sft-n4-s0" / "metrics.jsonl").read_text()
+    losses = [json.loads(line)["loss/nll"] for line in text.splitlines()]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+
+
+def test_cells_may_set_any_key(tiny, tmp_path):
+    config = tmp_path / "exact.py"
+    config.write_text(
+        "from configs import base\n"
+        "def get_config(arg=None):\n"
+        "    config = base.get_config()\n"
+        "    with config.unlocked():\n"
+        "        config.cells = ({'method': 'vbon', 'n': 3.5, 'seed': 1, 'bound': 'exact'},\n"
+        "                        {'n': 1, 'train.learning_rate': 5e-4})\n"
+        "    return config.lock()\n"
+    )
+    arguments = ["--config", config, "--workdir", tmp_path / "work"]
+    changes = {"train__steps": 2, "train__eval_every": 1, "train__eval_prompts": 4}
+    done = program("compare", *arguments, *overrides(tiny, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = report.read_results(tmp_path / "work" / "results.csv")[-2:]
+    assert [(row["n"], row["bound"], row["seed"]) for row in rows] == [
+        (3.5, "exact", 1),
+        (1, "l1", 0),
+    ]
+    run = tmp_path / "work" / "runs" / "vbon-n3.5-s1-bound=exact"
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0.0 <= logged["eval/win_rate"] <= 1.0
+
+
+# The rest of the documented commands, with what makes them run in seconds.
+
+
+def documented() -> list[str]:
+    """Every command in a code block of the documentation, its line breaks undone."""
+    commands = []
+    for document in DOCUMENTS:
+        for block in re.findall(
+            r"```(?:sh|bash|console)\n(.*?)```", document.read_text(), re.DOTALL
+        ):
+            for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+                if line.strip() and not line.startswith("#"):
+                    commands.append(line.strip())
+    return commands
+
+
+def test_the_documented_commands_are_those_that_are_tested():
+    known = ("git clone", "cd ", "make ", "python -m experiments.", "python benchmarks/")
+    for command in documented():
+        assert command.startswith(known), f"no test runs {command!r}"
+        if command.startswith("make "):
+            target = command.split()[1]
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def experiment_commands() -> list[str]:
+    return sorted({line for line in documented() if line.startswith("python -m experiments.")})
+
+
+@pytest.mark.parametrize("command", experiment_commands())
+def test_documented_commands_run(command, compared, tiny, tmp_path):
+    """As printed, but for the folders in capitals and the sizes."""
+    name, *arguments = shlex.split(command)[2:]
+    name = name.removeprefix("experiments.")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "the plot", "response": " works"}\n')
+    places = {
+        "POLICY": tiny / "policy",
+        "CLASSIFIER": "",
+        "REVIEWS": tiny / "reviews",
+        "ROWS.jsonl": rows,
+        "SCORED.jsonl": tmp_path / "scored.jsonl",
+        "EXPORTED": tmp_path / "exported",
+    }
+    filled = []
+    for argument in arguments:
+        key, equals, value = argument.rpartition("=")
+        if value.startswith("runs/"):
+            run = value.partition("/runs/")[2]
+            value = compared / "runs" / RUN if run else tmp_path / "work"
+        filled.append(f"{key}{equals}{places.get(value, value)}")
+    if name not in ("score", "export"):
+        filled += overrides(tiny, train__steps=2)
+    done = program(name, *filled)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_demo_in_small(tmp_path):
+    """What `make demo` runs, with the embedded models made in seconds."""
+    makefile = (ROOT / "Makefile").read_text()
+    assert "-m experiments.compare --config configs/demo.py --workdir runs/demo" in makefile
+    sizes = {
+        "embedded.reviews": 200, "embedded.eval_reviews": 40, "embedded.vocab_size": 300,
+        "embedded.width": 16, "embedded.policy_steps": 4, "embedded.reward_steps": 4,
+        "embedded.batch_size": 8, "data.train_limit": 16, "data.eval_limit": 8,
+        "references.samples_per_prompt": 8, "train.steps": 2, "train.batch_size": 8,
+        "evaluation.samples_per_prompt": 2, "evaluation.resamples": 50, "n_values": 2,
+    }  # fmt: skip
+    arguments = [f"--config.{key}={value}" for key, value in sizes.items()]
+    command = ["compare", "--config", "configs/demo.py", "--workdir", tmp_path, *arguments]
+    done = program(*command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "report.html").is_file()
+    assert "deficit" in done.stdout
+    again = program(*command)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.stdout == done.stdout

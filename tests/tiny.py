@@ -1,0 +1,82 @@
+"""A tiny random policy and prompts as files, for tests that run whole programs on them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+
+from vbon_jax import reviews
+from vbon_jax.models import decoder, hub
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def make_policy(folder: pathlib.Path) -> pathlib.Path:
+    """A random GPT-2 of width 16 with a tokenizer of its own, as a Hugging Face folder."""
+    texts = [review.text for review in reviews.generate(300, seed=1)]
+    tokenizer = reviews.train_tokenizer(texts, vocab_size=300)
+    config = decoder.DecoderConfig(
+        vocab_size=len(tokenizer),
+        width=16,
+        num_layers=2,
+        num_heads=2,
+        mlp_width=32,
+        max_positions=48,
+        initializer_std=0.5,
+    )
+    params = decoder.init(config, jax.random.key(0))
+    hub.save(folder, config, params, tokenizer=tokenizer)
+    return folder
+
+
+def make_reviews(folder: pathlib.Path) -> pathlib.Path:
+    """train.jsonl and test.jsonl of reviews."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = reviews.generate(140, seed=2)
+    for name, part in (("train", made[:100]), ("test", made[100:])):
+        rows = [json.dumps({"text": review.text, "label": review.label}) for review in part]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def overrides(folder: pathlib.Path, **changes) -> list[str]:
+    """The command-line overrides of a run of seconds on the tiny policy under `folder`."""
+    values = {
+        "policy.path": folder / "policy",
+        "data.train": folder / "reviews",
+        "data.eval": folder / "reviews",
+        "reward.function": "tests.reward_functions:vowels",
+        "data.train_limit": 24,
+        "data.eval_limit": 12,
+        "sampling.max_new_tokens": 6,
+        "references.samples_per_prompt": 8,
+        "references.prompts_per_shard": 8,
+        "train.steps": 6,
+        "train.batch_size": 4,
+        "train.samples_per_prompt": 4,
+        "train.epochs": 2,
+        "train.minibatches": 2,
+        "train.checkpoint_every": 2,
+        "train.learning_rate": 1e-3,
+        "evaluation.samples_per_prompt": 4,
+        "evaluation.batch_prompts": 6,
+        "evaluation.resamples": 100,
+        "evaluation.shown_prompts": 2,
+        "evaluation.ruler_n": "1,2,4",
+        "n_values": "2",
+    } | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def program(name: str, *arguments, **options) -> subprocess.CompletedProcess:
+    """Run `python -m experiments.NAME` in the repository; output is captured as text."""
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )

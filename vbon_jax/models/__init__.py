@@ -1,0 +1,1 @@
+"""Networks behind plain functions, and the door to Hugging Face folders."""

@@ -1,0 +1,304 @@
+"""Folders of models on disk: found or downloaded, read safely, written whole or not at all.
+
+Nothing here knows what is in a model; `hub.py` does.
+"""
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vbon_jax.types import InputError
+
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MODEL_FILES = (CONFIG_FILE, GENERATION_FILE, "*.safetensors", INDEX_FILE)
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
+TOKENIZER_FILES = (
+    *VOCABULARY_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "*.jinja",
+)
+PICKLED_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+DISK_DTYPES = ("F32", "F16", "BF16")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies, and its type and shape as the file's header gives them."""
+
+    file: pathlib.Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """InputError unless the tensor has this shape and a type that is read."""
+        if self.dtype not in DISK_DTYPES:
+            raise InputError(f"{self.file}: {name} is {self.dtype}; use {', '.join(DISK_DTYPES)}")
+        if self.shape != shape:
+            raise InputError(
+                f"{self.file}: {name} is {list(self.shape)}, and {CONFIG_FILE} asks for "
+                f"{list(shape)}; correct {CONFIG_FILE} or the weights"
+            )
+
+
+class Fields(NamedTuple):
+    """A JSON object with checks: an error names the file, the field, its value and the remedy."""
+
+    file: pathlib.Path
+    settings: dict[str, Any]
+
+    def error(self, name: str, remedy: str) -> InputError:
+        value = json.dumps(self.settings.get(name))
+        return InputError(f"{self.file}: {name} = {value}: {remedy}")
+
+    def size(self, name: str, default: int) -> int:
+        """A whole number of at least 1; null and absent mean the default."""
+        value = self.settings.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.error(name, "give a whole number of at least 1")
+        return value
+
+    def positive(self, name: str, default: float) -> float:
+        """A number above 0."""
+        value = self.settings.get(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            raise self.error(name, "give a number above 0")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.settings.get(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, "give true or false")
+        return value
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
+        """One of the choices."""
+        value = self.settings.get(name, default)
+        if value not in choices:
+            raise self.error(name, f"not supported; use a model with one of {', '.join(choices)}")
+        return value
+
+    def refuse(self, name: str, what: str) -> None:
+        """InputError where an option is set that would change the network, and that we lack."""
+        if self.settings.get(name):
+            raise self.error(name, f"{what} is not supported; use a model without it")
+
+
+def find(path: str | pathlib.Path) -> pathlib.Path:
+    """The folder that `path` names; `owner/name` that is no folder is fetched from the hub.
+
+    Raises InputError where there is neither.
+    """
+    folder = pathlib.Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{path}: not a folder; give the folder that holds {CONFIG_FILE}")
+    if not HUB_NAME.fullmatch(str(path)):
+        raise InputError(f"{path}: no such folder; give a folder that holds {CONFIG_FILE}")
+    return _download(str(path))
+
+
+def _download(name: str) -> pathlib.Path:
+    """A repository of the Hugging Face hub, its JSON, safetensors and tokenizer files alone."""
+    import huggingface_hub
+
+    wanted = [*MODEL_FILES, *TOKENIZER_FILES]
+    try:
+        fetched = huggingface_hub.snapshot_download(
+            name, allow_patterns=wanted, ignore_patterns=["*/*"]
+        )
+    except Exception as error:  # of whichever HTTP library the hub's client is built on
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{name}: no such folder, and the Hugging Face hub did not give it "
+            f"({type(error).__name__}: {reason}); correct the path or download it first"
+        ) from error
+    return pathlib.Path(fetched)
+
+
+def matching(folder: pathlib.Path, patterns: Iterable[str]) -> list[pathlib.Path]:
+    """The folder's own files whose name fits one of the patterns, by name."""
+    patterns = tuple(patterns)
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.is_file() and any(fnmatch.fnmatchcase(file.name, p) for p in patterns)
+    )
+
+
+def read_json(file: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """A JSON object; InputError (with `remedy`) where the file is missing or is not one."""
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; {remedy}")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{file}: not JSON ({error}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: not a JSON object; {remedy}")
+    return value
+
+
+def write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
+    """A JSON object, keys sorted, as transformers writes them."""
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def fingerprint(path: str | pathlib.Path) -> str:
+    """What a folder computes: sha256 (hex) over its config, weight and tokenizer files."""
+    digest = hashlib.sha256()
+    for file in matching(find(path), MODEL_FILES + TOKENIZER_FILES):
+        with file.open("rb") as content:
+            one = hashlib.file_digest(content, "sha256").hexdigest()
+        digest.update(f"{file.name} {one}\n".encode())
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------- weights
+
+
+def stored_tensors(folder: pathlib.Path) -> dict[str, Stored]:
+    """Every tensor of `model.safetensors`, or of the shards its index names; headers only.
+
+    Raises InputError for pickled, missing or damaged weights.
+    """
+    return {
+        name: Stored(file, view.get_dtype(), tuple(view.get_shape()))
+        for file in _weight_files(folder)
+        for name, view in _views(file)
+    }
+
+
+def read_tensor(name: str, stored: Stored) -> np.ndarray:
+    """One tensor as float32."""
+    # jax has registered bfloat16 with numpy by the time that this runs.
+    with safetensors.safe_open(stored.file, framework="np") as weights:
+        return weights.get_tensor(name).astype(np.float32)
+
+
+def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    index = folder / INDEX_FILE
+    if index.is_file():
+        names = read_json(index, "fetch the folder again").get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            raise InputError(f"{index}: weight_map is not a table of files; fetch the folder again")
+        files = [folder / pathlib.PurePath(name).name for name in sorted(set(names.values()))]
+        for file in files:
+            if not file.is_file():
+                raise InputError(f"{file}: no such file, and {index.name} names it; fetch it")
+        return files
+    for file in matching(folder, PICKLED_FILES):
+        raise InputError(
+            f"{file}: pickled weights can run code and are refused; convert them to {WEIGHTS_FILE} "
+            "(save_pretrained of a current transformers writes it)"
+        )
+    raise InputError(f"{folder}: neither {WEIGHTS_FILE} nor {INDEX_FILE}; add the weights")
+
+
+def _views(file: pathlib.Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with safetensors.safe_open(file, framework="np") as weights:
+            yield from [(name, weights.get_slice(name)) for name in weights.keys()]  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{file}: damaged safetensors ({error}); fetch it again") from error
+
+
+def write_tensors(
+    folder: pathlib.Path,
+    sizes: dict[str, int],
+    read: Callable[[str], np.ndarray],
+    *,
+    max_shard_bytes: int,
+) -> None:
+    """Write tensors (name -> bytes in `sizes`, made one shard at a time by `read`) to safetensors.
+
+    One file when they fit into `max_shard_bytes`, else shards and the index that names them.
+    """
+    shards: list[list[str]] = [[]]
+    for name, size in sizes.items():
+        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > max_shard_bytes:
+            shards.append([])
+        shards[-1].append(name)
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        sharded = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = WEIGHTS_FILE if len(shards) == 1 else sharded
+        tensors = {name: np.ascontiguousarray(read(name), np.float32) for name in names}
+        # transformers refuses weights that do not say that they are laid out as torch's are.
+        safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = {"total_size": sum(sizes.values())}
+        write_json(folder / INDEX_FILE, {"metadata": total, "weight_map": weight_map})
+
+
+# ---------------------------------------------------------------------------------------- folders
+
+
+@contextlib.contextmanager
+def whole(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write into, which becomes `path` when the block ends, or vanishes if it fails.
+
+    An earlier model at `path` is replaced; a folder that holds anything else is an InputError.
+    A process killed inside the block leaves `path` as it was, and a hidden `.NAME.partial` beside
+    it which the next call clears; killed between the two renames, the next call also brings the
+    earlier model back. One writer a path at a time.
+    """
+    target = pathlib.Path(path).expanduser().resolve()
+    partial = target.with_name(f".{target.name}.partial")
+    replaced = target.with_name(f".{target.name}.replaced")
+    _refuse_foreign(target)
+    try:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error}); choose another folder") from error
+    try:
+        yield partial
+        for file in partial.iterdir():  # safetensors makes files that only their owner may read
+            file.chmod(partial.stat().st_mode & 0o666)
+        if target.exists():
+            target.rename(replaced)
+        partial.rename(target)
+    finally:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _refuse_foreign(target: pathlib.Path) -> None:
+    """Only what looks like a saved model is ever removed to make room for another."""
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file; choose another folder")
+    if target.is_dir():
+        ours = {file.name for file in matching(target, MODEL_FILES + TOKENIZER_FILES)}
+        foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in ours)
+        if foreign:
+            raise InputError(
+                f"{target}: would be replaced, but holds {foreign[0]!r}, which is no part of a "
+                "model; choose another folder"
+            )

@@ -1,0 +1,52 @@
+"""What a policy says of responses: hidden states and log-probabilities at response tokens alone.
+
+Logits are made for the G response slots of a sequence and never for its prompt.
+"""
+
+import jax.numpy as jnp
+
+from vbon_jax.functional import logprobs
+from vbon_jax.models import decoder
+from vbon_jax.types import Array, Params, Sequences
+
+
+def slots(sequences: Sequences, *, new_tokens: int) -> tuple[Array, Array]:
+    """The response tokens of each sequence, [S, G] int32, and which are real, [S, G] bool."""
+    offset = jnp.arange(new_tokens)
+    index = jnp.minimum(
+        sequences.prompt_lengths_s[:, None] + offset, sequences.tokens_st.shape[1] - 1
+    )
+    mask_sg = offset < (sequences.lengths_s - sequences.prompt_lengths_s)[:, None]
+    tokens_sg = jnp.take_along_axis(sequences.tokens_st, index, axis=1)
+    return jnp.where(mask_sg, tokens_sg, 0), mask_sg
+
+
+def hidden(
+    config: decoder.DecoderConfig, params: Params, sequences: Sequences, *, new_tokens: int
+) -> Array:
+    """The hidden states [S, G, D] that each response token is predicted from."""
+    states_std = decoder.hidden(config, params, sequences.tokens_st)
+    index = sequences.prompt_lengths_s[:, None] - 1 + jnp.arange(new_tokens)
+    index = jnp.minimum(index, states_std.shape[1] - 1)
+    return jnp.take_along_axis(states_std, index[..., None], axis=1)
+
+
+def logits(
+    config: decoder.DecoderConfig, params: Params, hidden_sgd: Array, *, temperature: float
+) -> Array:
+    """Logits [S, G, V] of each response token's law at a temperature above 0, in nats."""
+    return decoder.logits(config, params, hidden_sgd) / temperature
+
+
+def log_probs(
+    config: decoder.DecoderConfig,
+    params: Params,
+    hidden_sgd: Array,
+    tokens_sg: Array,
+    mask_sg: Array,
+    *,
+    temperature: float,
+) -> Array:
+    """log pi(token) of the response tokens, [S, G] float32, and 0 behind the end."""
+    logits_sgv = logits(config, params, hidden_sgd, temperature=temperature)
+    return jnp.where(mask_sg, logprobs.token_log_probs(logits_sgv, tokens_sg), 0.0)

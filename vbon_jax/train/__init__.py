@@ -1,0 +1,1 @@
+"""The optimisation of a policy: methods, one step, the mesh, checkpoints, logs."""

@@ -1,0 +1,76 @@
+"""What a run writes while it trains: metrics.jsonl, timing.jsonl, TensorBoard and a progress bar.
+
+`metrics.jsonl` holds one row a step, `step` and `area/name` keys, and nothing that depends on a
+clock or on where a run was interrupted: it is the same file, bit for bit, however often the run
+was killed. Seconds and compilation counts stand in `timing.jsonl`.
+"""
+
+import json
+import pathlib
+
+import jax
+import tensorboardX
+import tqdm
+
+
+class Compilations:
+    """Counts the programs that XLA compiles in this process from the moment it is made."""
+
+    def __init__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, name: str, seconds: float, **_) -> None:
+        self.count += name == "/jax/core/compile/backend_compile_duration"
+
+    def close(self) -> None:
+        """Stop counting."""
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    """The whole rows of a JSON-lines file; a last line that was cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def keep_rows(path: pathlib.Path, before_step: int) -> None:
+    """Cut a JSON-lines file back to the rows of steps below `before_step`."""
+    kept = [row for row in read_rows(path) if row["step"] < before_step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary.replace(path)
+
+
+class RunLog:
+    """The logs of one run, opened at the step that it (re)starts from."""
+
+    def __init__(self, folder: pathlib.Path, *, first_step: int, steps: int, name: str):
+        self.files = {}
+        for stem in ("metrics", "timing"):
+            path = folder / f"{stem}.jsonl"
+            keep_rows(path, first_step)
+            self.files[stem] = path.open("a", buffering=1)
+        self.board = tensorboardX.SummaryWriter(
+            str(folder / "tensorboard"), purge_step=first_step, flush_secs=30
+        )
+        self.bar = tqdm.tqdm(
+            total=steps, initial=first_step, desc=name, unit="step", mininterval=2.0, smoothing=0.1
+        )
+
+    def write(self, step: int, metrics: dict, timing: dict) -> None:
+        """One row in each file; `metrics` must not depend on a clock."""
+        for stem, values in (("metrics", metrics), ("timing", timing)):
+            self.files[stem].write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        self.bar.update()
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        for file in self.files.values():
+            file.close()
+        self.board.close()
+        self.bar.close()

@@ -1,0 +1,108 @@
+"""The mesh, the one table from parameter names to mesh axes, and `pmap` beside `jit`.
+
+A step is written once. `jit` over a named mesh is how it is run: parameters and optimiser state
+lie where `shardings` says, the rows of a batch are split over every device, and XLA puts the
+collectives in. `pmap_step` runs the same body with `axis_name="batch"` over local devices.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vbon_jax.types import InputError
+
+# Logical axes of each parameter, by the last two names on its path; what is not here is small
+# (norms, biases, the value head) and lies whole on every device.
+LOGICAL_AXES = {
+    ("tokens", "embedding"): ("vocab", "embed"),
+    ("positions", "embedding"): (None, "embed"),
+    ("query", "kernel"): ("embed", "heads"),
+    ("key", "kernel"): ("embed", "heads"),
+    ("value", "kernel"): ("embed", "heads"),
+    ("output", "kernel"): ("heads", "embed"),
+    ("up", "kernel"): ("embed", "mlp"),
+    ("down", "kernel"): ("mlp", "embed"),
+    ("head", "kernel"): ("embed", "vocab"),
+    ("pre_classifier", "kernel"): ("embed", None),
+}
+# Mesh axis of each logical axis; the rows of a batch are split over data and fsdp together.
+RULES = {"embed": "fsdp", "vocab": None, "heads": None, "mlp": None}
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(*, data: int, fsdp: int, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices (or those given), `data` x `fsdp`; -1 for `data`: what `fsdp` leaves.
+
+    Raises InputError where the two do not multiply to the number of devices.
+    """
+    devices = devices or jax.devices()
+    count = len(devices)
+    if fsdp < 1:
+        raise InputError(f"mesh.fsdp is {fsdp}; give a whole number from 1")
+    if data == -1:
+        data = count // fsdp
+    if data * fsdp != count:
+        raise InputError(
+            f"mesh.data x mesh.fsdp is {data} x {fsdp}, but there are {count} devices; "
+            "give two numbers whose product that is, or mesh.data=-1"
+        )
+    return jax.make_mesh(
+        (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+
+
+def _spec(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    names = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+    logical = LOGICAL_AXES.get(names[-2:], ())
+    if len(logical) != len(shape):
+        return PartitionSpec()
+    axes = [RULES.get(name) for name in logical]
+    fits = [axis and size % mesh.shape[axis] == 0 for axis, size in zip(axes, shape, strict=True)]
+    return PartitionSpec(*(axis if fit else None for axis, fit in zip(axes, fits, strict=True)))
+
+
+def shardings(tree, mesh: Mesh):
+    """Where each leaf lies: a tree like `tree` (parameters, or a whole state) of NamedShardings.
+
+    Optimiser moments carry the names of the parameters that they belong to, so the same table
+    serves them. A dimension that its mesh axis does not divide is not split.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, _spec(path, np.shape(leaf), mesh)), tree
+    )
+
+
+def place(tree, mesh: Mesh):
+    """Put parameters on the mesh as the table says."""
+    return jax.device_put(tree, shardings(tree, mesh))
+
+
+def shard_rows(batch, mesh: Mesh):
+    """Split the first axis of every array over the mesh; it must be a multiple of the devices."""
+    return jax.device_put(batch, NamedSharding(mesh, BATCH))
+
+
+def pmap_step(step: Callable, *, learner) -> Callable:
+    """`step` over the local devices by `jax.pmap`; takes and returns a stacked state.
+
+    `replicate` stacks a state, `split_rows` gives each device its part of the batch.
+    """
+    body = functools.partial(step, learner=learner, axis_name="batch")
+    return jax.pmap(body, axis_name="batch", donate_argnums=(0,))
+
+
+def replicate(tree):
+    """A copy of every leaf for each local device, stacked on a new first axis."""
+    count = jax.local_device_count()
+    return jax.tree.map(lambda leaf: np.stack([np.asarray(leaf)] * count), tree)
+
+
+def split_rows(batch):
+    """[S, ...] -> [devices, S / devices, ...] for every array."""
+    count = jax.local_device_count()
+    return jax.tree.map(
+        lambda rows: np.asarray(rows).reshape(count, len(rows) // count, *rows.shape[1:]), batch
+    )

@@ -1,0 +1,181 @@
+"""One update of the parameters: forward, objective, one global mean, optax."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from vbon_jax.train import parallel
+from vbon_jax.types import Array, InputError, Mean, Params
+
+
+class TrainState(NamedTuple):
+    """All that training changes; what is saved, sharded and compared."""
+
+    step: Array  # [] int32, finished steps of the loop
+    params: Params
+    optimiser: Any  # optax's state
+    kl_multiplier: Array  # [] float32, what an adaptive KL controller makes of the coefficient
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimiser:
+    """AdamW with warm-up, a schedule and gradient clipping; `updates` is the length of the run."""
+
+    learning_rate: float
+    schedule: str  # constant | linear | cosine
+    warmup_updates: int
+    updates: int
+    weight_decay: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    max_gradient_norm: float
+    trainable: str  # a regular expression over parameter names, "" for all
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What an update is made of besides arrays; hashable, so that equal learners share a program.
+
+    `objective(model, settings, params, batch)` returns `(terms, metrics)`: terms is a dict of
+    `(coefficient, Mean)` whose weighted sum is minimised, metrics a dict of `Mean`.
+    """
+
+    objective: Callable
+    model: Hashable
+    settings: Hashable
+    optimiser: Optimiser
+    mesh: Mesh | None = None
+
+
+def parameter_names(params: Params) -> list[str]:
+    """`a/b/c` for each leaf, in tree order."""
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    return ["/".join(entry.key for entry in path) for path, _ in paths]
+
+
+def trainable_mask(params: Params, pattern: str) -> Params:
+    """True for each parameter whose whole name the pattern matches; "" matches all.
+
+    Raises InputError for a pattern that matches nothing or is no regular expression.
+    """
+    try:
+        expression = re.compile(pattern or ".*")
+    except re.error as error:
+        raise InputError(
+            f"train.trainable={pattern!r} is no regular expression ({error}); "
+            "give a pattern over parameter names, or an empty string for all"
+        ) from error
+    names = parameter_names(params)
+    chosen = [expression.fullmatch(name) is not None for name in names]
+    if not any(chosen):
+        raise InputError(
+            f"train.trainable={pattern!r} matches no parameter; names look like "
+            f"{names[0]}, {names[-1]}"
+        )
+    return jax.tree.unflatten(jax.tree.structure(params), chosen)
+
+
+def learning_rate(optimiser: Optimiser) -> optax.Schedule:
+    """update number -> learning rate."""
+    shapes = {
+        "constant": optax.constant_schedule(optimiser.learning_rate),
+        "linear": optax.linear_schedule(
+            optimiser.learning_rate, 0.0, max(1, optimiser.updates - optimiser.warmup_updates)
+        ),
+        "cosine": optax.cosine_decay_schedule(
+            optimiser.learning_rate, max(1, optimiser.updates - optimiser.warmup_updates)
+        ),
+    }
+    if optimiser.schedule not in shapes:
+        raise InputError(
+            f"train.schedule={optimiser.schedule!r}; choose one of {', '.join(shapes)}"
+        )
+    after = shapes[optimiser.schedule]
+    if not optimiser.warmup_updates:
+        return after
+    warmup = optax.linear_schedule(0.0, optimiser.learning_rate, optimiser.warmup_updates)
+    return optax.join_schedules([warmup, after], [optimiser.warmup_updates])
+
+
+def transformation(optimiser: Optimiser, params: Params) -> optax.GradientTransformation:
+    """The optax chain: clip by the global norm, AdamW; parameters left out do not move."""
+    chain = optax.chain(
+        optax.clip_by_global_norm(optimiser.max_gradient_norm),
+        optax.adamw(
+            learning_rate(optimiser),
+            b1=optimiser.beta1,
+            b2=optimiser.beta2,
+            eps=optimiser.epsilon,
+            weight_decay=optimiser.weight_decay,
+        ),
+    )
+    mask = trainable_mask(params, optimiser.trainable)
+    labels = jax.tree.map(lambda train: "train" if train else "keep", mask)
+    return optax.partition({"train": chain, "keep": optax.set_to_zero()}, labels)
+
+
+def init_state(learner: Learner, params: Params) -> TrainState:
+    """A state at step 0; on a mesh, parameters are placed and the moments are born sharded."""
+
+    def first(params: Params) -> TrainState:
+        moments = transformation(learner.optimiser, params).init(params)
+        return TrainState(jnp.int32(0), params, moments, jnp.float32(1.0))
+
+    # A copy: the state is donated to each update, and the caller may still hold its parameters.
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    if learner.mesh is None:
+        return jax.jit(first)(params)
+    shapes = jax.eval_shape(first, params)
+    out = parallel.shardings(shapes, learner.mesh)
+    return jax.jit(first, out_shardings=out)(parallel.place(params, learner.mesh))
+
+
+def train_step(
+    state: TrainState, batch, *, learner: Learner, axis_name: str | None = None
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update on a batch; under `pmap`, on this device's part of it.
+
+    Totals and weights are summed over `axis_name` before the one division, so ragged masks give
+    the mean over all tokens and not a mean of means. Returns the state and scalar metrics.
+    """
+
+    def everywhere(tree):
+        return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+    mask = trainable_mask(state.params, learner.optimiser.trainable)
+
+    def loss(params: Params):
+        params = jax.tree.map(
+            lambda leaf, train: leaf if train else jax.lax.stop_gradient(leaf), params, mask
+        )
+        terms, metrics = learner.objective(learner.model, learner.settings, params, batch)
+        total = sum(
+            coefficient * Mean(mean.total, everywhere(mean.weight)).value()
+            for coefficient, mean in terms.values()
+        )
+        losses = {f"loss/{name}": mean for name, (_, mean) in terms.items()}
+        return total, metrics | losses
+
+    (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    gradients = everywhere(gradients)
+    chain = transformation(learner.optimiser, state.params)
+    updates, moments = chain.update(gradients, state.optimiser, state.params)
+    state = state._replace(params=optax.apply_updates(state.params, updates), optimiser=moments)
+    if learner.mesh is not None:
+        state = jax.lax.with_sharding_constraint(state, parallel.shardings(state, learner.mesh))
+    row = {name: Mean(*everywhere(tuple(mean))).value() for name, mean in metrics.items()}
+    row |= {"loss/total": everywhere(total), "optimiser/gradient_norm": optax.tree.norm(gradients)}
+    return state, row
+
+
+update = functools.partial(
+    jax.jit, static_argnames=("learner", "axis_name"), donate_argnames=("state",)
+)(train_step)
