@@ -23,11 +23,11 @@ from vbon_jax.models import hub
 from vbon_jax.rollout import sampler
 from vbon_jax.types import Prompts
 
-_MODEL = flags.DEFINE_string("model", None, "folder of a decoder's checkpoint", required=True)
-_BATCH = flags.DEFINE_integer("batch", 64, "prompts in a batch", lower_bound=1)
-_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 40, "tokens drawn for each", lower_bound=1)
-_PROMPT_TOKENS = flags.DEFINE_integer("prompt_tokens", 8, "tokens in a prompt", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "timed runs of each side", lower_bound=1)
+MODEL = flags.DEFINE_string("model", None, "folder of a decoder's checkpoint", required=True)
+BATCH = flags.DEFINE_integer("batch", 64, "prompts in a batch", lower_bound=1)
+NEW_TOKENS = flags.DEFINE_integer("new_tokens", 40, "tokens drawn for each", lower_bound=1)
+PROMPT_TOKENS = flags.DEFINE_integer("prompt_tokens", 8, "tokens in a prompt", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 9, "timed runs of each side", lower_bound=1)
 
 
 class Result(NamedTuple):
@@ -119,14 +119,14 @@ def summary(result: Result, *, batch: int, new_tokens: int) -> dict:
 
 def main(_) -> None:
     """Measure and print."""
-    batch, new_tokens, width = _BATCH.value, _NEW_TOKENS.value, _PROMPT_TOKENS.value
-    vocab_size = hub.load(_MODEL.value, kind="decoder").config.vocab_size
+    batch, new_tokens, width = BATCH.value, NEW_TOKENS.value, PROMPT_TOKENS.value
+    vocab_size = hub.load(MODEL.value, kind="decoder").config.vocab_size
     rng = np.random.default_rng(0)
     tokens_bp = rng.integers(0, vocab_size, (batch, width), dtype=np.int32)
     result = measure(
-        make_ours(_MODEL.value, tokens_bp, new_tokens),
-        make_peer(_MODEL.value, tokens_bp, new_tokens),
-        rounds=_ROUNDS.value,
+        make_ours(MODEL.value, tokens_bp, new_tokens),
+        make_peer(MODEL.value, tokens_bp, new_tokens),
+        rounds=ROUNDS.value,
         shape=(batch, new_tokens),
     )
     numbers = summary(result, batch=batch, new_tokens=new_tokens)

@@ -30,7 +30,14 @@ def main() -> None:
     task = methods.Task(config=config, model=source.config, mesh=mesh)
     params = train.restore(run, which=CHECKPOINT.value, task=task, network=source.params)
     tokenizer = hub.load_tokenizer(config.policy.path)
-    hub.save(OUTPUT.value, source.config, params, settings=source.settings, tokenizer=tokenizer)
+    hub.save(
+        OUTPUT.value,
+        source.config,
+        params,
+        settings=source.settings,
+        tokenizer=tokenizer,
+        eos_token_ids=source.eos_token_ids,
+    )
 
 
 if __name__ == "__main__":

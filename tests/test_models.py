@@ -215,7 +215,7 @@ def test_bfloat16_stays_near_and_keeps_float32_parameters(family):
 
 def test_every_parameter_is_trained():
     tokens, lengths = tokens_of(SMALL, (2, 16)), jnp.array([12, 7])
-    untied = dataclasses.replace(SMALL, tie_embeddings=False, head_bias=True)
+    untied = dataclasses.replace(SMALL, num_layers=1, tie_embeddings=False, head_bias=True)
     params = noisy(untied)
 
     def loss(params, reader):
@@ -232,12 +232,13 @@ def test_every_parameter_is_trained():
 
 def test_an_encoder_learns():
     """Whether token 3 is in the text, from scratch, by plain gradient descent with momentum."""
-    tokens, labels = tokens_of(READER, (64, 8)), np.arange(64) < 32
+    config = dataclasses.replace(READER, num_layers=1)
+    tokens, labels = tokens_of(config, (64, 8)), np.arange(64) < 32
     tokens[32:][tokens[32:] == 3] = 4
     tokens[:32, 4] = 3
 
     def loss(params):
-        logits = encoder.classify(READER, params, tokens, np.full(64, 8))
+        logits = encoder.classify(config, params, tokens, np.full(64, 8))
         return -jnp.mean(jax.nn.log_softmax(logits)[np.arange(64), labels.astype(int)])
 
     @jax.jit
@@ -246,7 +247,7 @@ def test_an_encoder_learns():
         velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, slope)
         return jax.tree.map(lambda p, v: p - 0.05 * v, params, velocity), velocity, value
 
-    params = noisy(READER, scale=0.1)
+    params = noisy(config, scale=0.1)
     velocity = jax.tree.map(np.zeros_like, params)
     losses = []
     for _ in range(200):
@@ -274,7 +275,8 @@ def test_initial_parameters():
     assert np.asarray(block["mlp"]["up"]["kernel"]).std() == pytest.approx(0.02, rel=0.05)
     # Residual outputs are smaller by the root of the number of residual additions, 2 * L.
     assert np.asarray(block["mlp"]["down"]["kernel"]).std() == pytest.approx(0.01, rel=0.05)
-    reader = jax.jit(encoder.init, static_argnums=0)(READER, jax.random.key(0))
+    one = dataclasses.replace(READER, num_layers=1)
+    reader = jax.jit(encoder.init, static_argnums=0)(one, jax.random.key(0))
     assert np.asarray(reader["classifier"]["kernel"]).std() == pytest.approx(0.02, rel=0.4)
     head = decoder.init_value_head(SMALL)
     assert not np.asarray(decoder.values(head, jnp.ones((2, 3, 12)))).any()
@@ -295,12 +297,9 @@ def test_real_decoder_against_torch(shared):
     path = shared / "models" / "gpt2-imdb-mini"
     checkpoint = hub.load(path, kind="decoder")
     model = AutoModelForCausalLM.from_pretrained(path)
-    tokens = tokens_of(checkpoint.config, (4, 48))
+    tokens = tokens_of(checkpoint.config, (2, checkpoint.config.max_positions))
     ours = forward(checkpoint.config, checkpoint.params, tokens)
     np.testing.assert_allclose(ours, torch_logits(model, tokens), atol=TOLERANCE)
-    longest = tokens_of(checkpoint.config, (1, checkpoint.config.max_positions), seed=1)
-    ours = forward(checkpoint.config, checkpoint.params, longest)
-    np.testing.assert_allclose(ours, torch_logits(model, longest), atol=TOLERANCE)
     assert checkpoint.eos_token_ids == (0,)
     assert sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params)) == 4_273_664
 

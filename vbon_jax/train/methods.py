@@ -154,7 +154,8 @@ def ppo_objective(model, settings: PPO, params: Params, batch: PPOBatch):
         clip=settings.value_clip,
     )
     terms = {"policy": (1.0, policy), "value": (settings.value_coefficient, value)}
-    return terms, {f"ppo/{name}": mean for name, mean in (metrics | value_metrics).items()}
+    named = {f"ppo/{name}": mean for name, mean in metrics.items()}
+    return terms, named | {f"value/{name}": mean for name, mean in value_metrics.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
@@ -296,6 +297,17 @@ def controlled(multiplier: float, kl: float, rows: int, *, target: float, horizo
     return multiplier * (1.0 + float(np.clip(kl / target - 1.0, -0.2, 0.2)) * rows / horizon)
 
 
+def _centred(state: TrainState, mean_return: float) -> TrainState:
+    """The value head starts at the mean return of the first batch.
+
+    From zero, GAE's first advantages would be a function of a token's position alone, and the
+    policy would spend KL on the length of its responses before it learns anything of the reward.
+    """
+    value = state.params["value"]
+    bias = jax.device_put(np.full_like(value["bias"], mean_return), value["bias"].sharding)
+    return state._replace(params=state.params | {"value": value | {"bias": bias}})
+
+
 def ppo_rollout_batch(task: Task, state: TrainState, step: int, key: Array, *, transform):
     """Sample, score, transform the reward, and weigh against the reference: a batch for PPO."""
     config = task.config
@@ -308,6 +320,8 @@ def ppo_rollout_batch(task: Task, state: TrainState, step: int, key: Array, *, t
     if config.ppo.reward_clip:
         score = np.clip(score, -config.ppo.reward_clip, config.ppo.reward_clip)
     reward_weight, kl_weight = objective_weights(config.n)
+    if step == 0:
+        state = _centred(state, reward_weight * float(score.mean()))
     kl_weight = kl_weight * float(state.kl_multiplier)
     batch, log_ratio = jax.device_get(
         ppo_batch(

@@ -1,0 +1,37 @@
+"""The benchmarks run and report what their names say; how fast is for a quiet machine to tell."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from vbon_jax.models import decoder, hub
+
+
+def test_sampling_reports_both_sides(tmp_path):
+    config = decoder.DecoderConfig(
+        vocab_size=300, width=8, num_layers=1, num_heads=2, mlp_width=16, max_positions=16
+    )
+    hub.save(tmp_path, config, decoder.init(config, jax.random.key(0)))
+    flags = [f"--model={tmp_path}", "--batch=3", "--new_tokens=4", "--prompt_tokens=5"]
+    finished = subprocess.run(
+        [sys.executable, "benchmarks/sampling.py", *flags, "--rounds=1"],
+        cwd=pathlib.Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    *text, last = finished.stdout.strip().splitlines()
+    numbers = json.loads(last)
+    assert numbers.keys() >= {"ratio", "device", "threads"}
+    assert (numbers["batch"], numbers["new_tokens"], numbers["rounds"]) == (3, 4, 1)
+    rates = numbers["tokens_per_second"], numbers["peer_tokens_per_second"]
+    assert min(rates) > 0
+    assert numbers["ratio"] == pytest.approx(rates[0] / rates[1], rel=2e-3)
+    assert "3 distinct prompts of 5 tokens, one sample each, 4 new tokens" in text[0]
+    assert [line.split()[0] for line in text[-3:]] == ["vbon_jax", "transformers", "ratio"]
