@@ -74,7 +74,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.beta2 = 0.95
     config.train.epsilon = 1e-8
     config.train.max_gradient_norm = 1.0
-    config.train.trainable = ""  # a regular expression over parameter names; "" = all
+    config.train.trainable = ""  # "" = all; "last:2" = the last two layers and what follows them
+    # (final norm, untied head, value head); else a regular expression over parameter names
     config.train.checkpoint_every = 10  # steps; the last step is always saved
     config.train.best_metric = "objective/mean"  # the higher the better
     config.train.eval_every = 0  # steps between evaluations on held-out prompts; 0 = none
@@ -84,7 +85,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.ppo.gae_lambda = 0.95
     config.ppo.clip = 0.2
     config.ppo.value_clip = 0.2
-    config.ppo.value_coefficient = 0.1
+    config.ppo.value_coefficient = 0.1  # of the value loss beside the policy's
+    config.ppo.value_learning_rate = 1e-2  # of the value head; the network has train's
     config.ppo.whiten_advantages = True
     config.ppo.kl_target = 0.0  # nats a response, for an adaptive KL coefficient; 0 = fixed
     config.ppo.kl_horizon = 10000.0  # responses

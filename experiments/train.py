@@ -37,6 +37,7 @@ def make_learner(config: ConfigDict, task: methods.Task) -> step.Learner:
         settings=method.settings(config),
         optimiser=step.Optimiser(
             learning_rate=train.learning_rate,
+            value_learning_rate=config.ppo.value_learning_rate,
             schedule=train.schedule,
             warmup_updates=train.warmup_updates,
             updates=train.steps * passes,

@@ -308,6 +308,15 @@ def _centred(state: TrainState, mean_return: float) -> TrainState:
     return state._replace(params=state.params | {"value": value | {"bias": bias}})
 
 
+def explained_variance(batch: PPOBatch) -> float:
+    """1 - Var(R - V) / Var(R) over response tokens: 1 is a perfect value head, 0 a constant."""
+    lengths_s = batch.sequences.lengths_s - batch.sequences.prompt_lengths_s
+    inside_sg = np.arange(batch.returns_sg.shape[1]) < lengths_s[:, None]
+    returns, values = batch.returns_sg[inside_sg], batch.values_sg[inside_sg]
+    spread = float(np.var(returns))
+    return 1.0 - float(np.var(returns - values)) / spread if spread else 0.0
+
+
 def ppo_rollout_batch(task: Task, state: TrainState, step: int, key: Array, *, transform):
     """Sample, score, transform the reward, and weigh against the reference: a batch for PPO."""
     config = task.config
@@ -347,6 +356,7 @@ def ppo_rollout_batch(task: Task, state: TrainState, step: int, key: Array, *, t
         "rollout/reward": float(fresh.rewards_bn.mean()),
         "rollout/transformed_reward": float(transformed.mean()),
         "rollout/kl": kl,
+        "rollout/explained_variance": explained_variance(batch),
         "rollout/length": float(fresh.samples.lengths_bn.mean()),
         "rollout/eos_rate": float(fresh.samples.finished_bn.mean()),
         "rollout/kl_weight": kl_weight,

@@ -29,6 +29,7 @@ class Optimiser:
     """AdamW with warm-up, a schedule and gradient clipping; `updates` is the length of the run."""
 
     learning_rate: float
+    value_learning_rate: float  # of the value head, which starts from nothing
     schedule: str  # constant | linear | cosine
     warmup_updates: int
     updates: int
@@ -37,7 +38,7 @@ class Optimiser:
     beta2: float
     epsilon: float
     max_gradient_norm: float
-    trainable: str  # a regular expression over parameter names, "" for all
+    trainable: str  # see `trainable_mask`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,38 +62,44 @@ def parameter_names(params: Params) -> list[str]:
     return ["/".join(entry.key for entry in path) for path, _ in paths]
 
 
-def trainable_mask(params: Params, pattern: str) -> Params:
-    """True for each parameter whose whole name the pattern matches; "" matches all.
+def trainable_mask(params: Params, chosen: str) -> Params:
+    """True for each parameter that is trained.
 
-    Raises InputError for a pattern that matches nothing or is no regular expression.
+    `chosen` is "" for all, "last:K" for the last K layers and what follows them (the final norm, a
+    head of its own, the value head), or a regular expression that matches whole names. Raises
+    InputError where it matches nothing or is no regular expression.
     """
+    names = parameter_names(params)
+    pattern = chosen or ".*"
+    if last := re.fullmatch(r"last:(\d+)", chosen):
+        layers = [int(number) for name in names for number in re.findall(r"/layer_(\d+)/", name)]
+        kept = range(max(layers) + 1 - int(last[1]), max(layers) + 1)
+        pattern = (
+            rf".*/layer_({'|'.join(map(str, kept)) or 'none'})/.*|.*/(norm_f|head)/.*|value/.*"
+        )
     try:
-        expression = re.compile(pattern or ".*")
+        expression = re.compile(pattern)
     except re.error as error:
         raise InputError(
-            f"train.trainable={pattern!r} is no regular expression ({error}); "
-            "give a pattern over parameter names, or an empty string for all"
+            f"train.trainable={chosen!r} is no regular expression ({error}); give a pattern over "
+            'parameter names, "last:2" for the last two layers, or an empty string for all'
         ) from error
-    names = parameter_names(params)
-    chosen = [expression.fullmatch(name) is not None for name in names]
-    if not any(chosen):
+    mask = [expression.fullmatch(name) is not None for name in names]
+    if not any(mask):
         raise InputError(
-            f"train.trainable={pattern!r} matches no parameter; names look like "
+            f"train.trainable={chosen!r} matches no parameter; names look like "
             f"{names[0]}, {names[-1]}"
         )
-    return jax.tree.unflatten(jax.tree.structure(params), chosen)
+    return jax.tree.unflatten(jax.tree.structure(params), mask)
 
 
-def learning_rate(optimiser: Optimiser) -> optax.Schedule:
-    """update number -> learning rate."""
+def learning_rate(optimiser: Optimiser, peak: float) -> optax.Schedule:
+    """update number -> learning rate, at most `peak`."""
+    decay = max(1, optimiser.updates - optimiser.warmup_updates)
     shapes = {
-        "constant": optax.constant_schedule(optimiser.learning_rate),
-        "linear": optax.linear_schedule(
-            optimiser.learning_rate, 0.0, max(1, optimiser.updates - optimiser.warmup_updates)
-        ),
-        "cosine": optax.cosine_decay_schedule(
-            optimiser.learning_rate, max(1, optimiser.updates - optimiser.warmup_updates)
-        ),
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, 0.0, decay),
+        "cosine": optax.cosine_decay_schedule(peak, decay),
     }
     if optimiser.schedule not in shapes:
         raise InputError(
@@ -101,25 +108,39 @@ def learning_rate(optimiser: Optimiser) -> optax.Schedule:
     after = shapes[optimiser.schedule]
     if not optimiser.warmup_updates:
         return after
-    warmup = optax.linear_schedule(0.0, optimiser.learning_rate, optimiser.warmup_updates)
+    warmup = optax.linear_schedule(0.0, peak, optimiser.warmup_updates)
     return optax.join_schedules([warmup, after], [optimiser.warmup_updates])
 
 
 def transformation(optimiser: Optimiser, params: Params) -> optax.GradientTransformation:
-    """The optax chain: clip by the global norm, AdamW; parameters left out do not move."""
-    chain = optax.chain(
-        optax.clip_by_global_norm(optimiser.max_gradient_norm),
-        optax.adamw(
-            learning_rate(optimiser),
+    """The optax chain: clip by the global norm, AdamW; parameters left out do not move.
+
+    The value head has a learning rate of its own: it starts from zero, and until it explains
+    something of the return, every advantage is noise.
+    """
+
+    def adamw(peak: float) -> optax.GradientTransformation:
+        return optax.adamw(
+            learning_rate(optimiser, peak),
             b1=optimiser.beta1,
             b2=optimiser.beta2,
             eps=optimiser.epsilon,
             weight_decay=optimiser.weight_decay,
-        ),
-    )
+        )
+
+    def label(path, train: bool) -> str:
+        return ("value" if path[0].key == "value" else "train") if train else "keep"
+
     mask = trainable_mask(params, optimiser.trainable)
-    labels = jax.tree.map(lambda train: "train" if train else "keep", mask)
-    return optax.partition({"train": chain, "keep": optax.set_to_zero()}, labels)
+    rules = {
+        "train": adamw(optimiser.learning_rate),
+        "value": adamw(optimiser.value_learning_rate),
+        "keep": optax.set_to_zero(),
+    }
+    labels = jax.tree_util.tree_map_with_path(label, mask)
+    return optax.chain(
+        optax.clip_by_global_norm(optimiser.max_gradient_norm), optax.partition(rules, labels)
+    )
 
 
 def init_state(learner: Learner, params: Params) -> TrainState:
