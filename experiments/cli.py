@@ -19,7 +19,7 @@ DEFAULT_CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "base.py")
 def define(*, workdir: bool = True) -> tuple:
     """The flags `--config` and `--workdir` of a program; returns their holders."""
     config = config_flags.DEFINE_config_file(
-        "config", DEFAULT_CONFIG, "Python file with get_config(); --config.KEY=VALUE overrides."
+        "config", None, "Python file with get_config(); --config.KEY=VALUE overrides."
     )
     if not workdir:
         return (config,)
@@ -55,9 +55,11 @@ def _parse(argv: list[str]) -> list[str]:
     file = _config_file(argv)
     if not pathlib.Path(file).is_file():
         fail(f"--config={file}: there is no such file; give a Python file with get_config()")
+    if file == DEFAULT_CONFIG and "config" in flags.FLAGS:
+        argv = [argv[0], f"--config={file}", *argv[1:]]
     try:
         rest = flags.FLAGS(argv)
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         fail(_unknown_key(argv, file, error))
     except (flags.Error, TypeError, ValueError, SyntaxError) as error:
         fail(error)
@@ -78,7 +80,7 @@ def _config_file(argv: list[str]) -> str:
     return DEFAULT_CONFIG
 
 
-def _unknown_key(argv: list[str], file: str, error: AttributeError) -> str:
+def _unknown_key(argv: list[str], file: str, error: Exception) -> str:
     """Which `--config.KEY` the configuration lacks, and the keys that look like it."""
     namespace: dict = {"__name__": "config", "__file__": file}
     exec(compile(pathlib.Path(file).read_text(), file, "exec"), namespace)

@@ -25,6 +25,7 @@ class Checkpoints:
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                best_fn=self._score,  # without it the metrics are not written with the checkpoint
                 enable_async_checkpointing=True,
             ),
         )
