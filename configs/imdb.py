@@ -16,9 +16,11 @@ from configs import base
 def get_config(arg: str | None = None) -> ConfigDict:
     """PPO of the paper's released code, sized for a small checkpoint on two cores.
 
-    As there: 128 rollouts in 4 minibatches, AdamW (0.9, 0.95) at a constant 3e-5, gamma 1, lambda
-    0.95, clips of 0.2, the last two layers trained. There, and not here: 4 epochs a rollout, up to
-    10,000 updates, and a value coefficient of 1 on a value head that shares the learning rate.
+    As there: 128 rollouts in 4 minibatches, AdamW (0.9, 0.95), gamma 1, lambda 0.95, clips of 0.2,
+    the last two layers trained. There, and not here: 4 epochs a rollout, up to 10,000 updates at a
+    constant 3e-5, and a value coefficient of 1 on a value head that shares the learning rate. With
+    100 steps the higher rate spends its KL on noise: at N = 4 it had a deficit of 0.095 where this
+    one's stands in the README.
     """
     config = base.get_config()
     with config.unlocked():
@@ -31,7 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.steps = 100
         config.train.batch_size, config.train.samples_per_prompt = 128, 1
         config.train.epochs, config.train.minibatches = 1, 4
-        config.train.learning_rate, config.train.schedule = 3e-5, "constant"
+        config.train.learning_rate, config.train.schedule = 1.5e-5, "constant"
         config.train.warmup_updates = 16
         config.train.weight_decay = 1e-6
         config.train.trainable = "last:2"

@@ -149,6 +149,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
     sampling = make_sampling(config, checkpoint, tokenizer)
     train_prompts, eval_prompts = _prompts(config, paths, tokenizer, model)
     reward = _reward(config, paths.reward)
+    reward.score(train_prompts.texts[:2])  # a broken reward is found before anything is sampled
 
     def score(prompt_ids, response_ids) -> np.ndarray:
         return reward.score(

@@ -73,8 +73,13 @@ def minibatches(batch, config: ConfigDict, at: int, mesh):
 def check_rows(config: ConfigDict, mesh) -> None:
     """Refuse a batch that does not divide into minibatches and devices."""
     train = config.train
-    per_prompt = train.samples_per_prompt if methods.method(config.method).on_policy else 1
-    rows = train.batch_size * per_prompt
+    on_policy = methods.method(config.method).on_policy
+    if on_policy and train.batch_size % mesh.size:
+        raise InputError(
+            f"train.batch_size={train.batch_size} prompts do not divide among {mesh.size} devices; "
+            "give a multiple"
+        )
+    rows = train.batch_size * (train.samples_per_prompt if on_policy else 1)
     if rows % (train.minibatches * mesh.size):
         raise InputError(
             f"train.batch_size x samples is {rows} rows a step, which train.minibatches="

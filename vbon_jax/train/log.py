@@ -9,7 +9,6 @@ import json
 import pathlib
 
 import jax
-import tensorboardX
 import tqdm
 
 
@@ -48,6 +47,8 @@ class RunLog:
     """The logs of one run, opened at the step that it (re)starts from."""
 
     def __init__(self, folder: pathlib.Path, *, first_step: int, steps: int, name: str):
+        import tensorboardX  # late: where torch is installed it takes seconds to import it along
+
         self.files = {}
         for stem in ("metrics", "timing"):
             path = folder / f"{stem}.jsonl"
