@@ -140,7 +140,9 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
     first = saved.latest() or 0
     if first:
         state, ledger = saved.restore(state)
-    written = log.RunLog(folder, first_step=first, steps=train.steps, name=folder.name)
+    written = log.RunLog(
+        folder, first_step=first, steps=train.steps, name="/".join(folder.parts[-2:])
+    )
     compilations = log.Compilations()
     run_key = jax.random.key(config.seed)
 

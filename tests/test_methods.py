@@ -1,0 +1,174 @@
+"""The rows of METHODS, the step and the small parts of a run, by hand-worked numbers."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from experiments import pipeline, workspace
+from vbon_jax.models import decoder
+from vbon_jax.train import log, methods, step
+from vbon_jax.types import InputError, Sequences
+
+MODEL = decoder.DecoderConfig(
+    vocab_size=11, width=8, num_layers=3, num_heads=2, mlp_width=12, max_positions=9
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return {
+        "decoder": decoder.init(MODEL, jax.random.key(0)),
+        "value": decoder.init_value_head(MODEL),
+    }
+
+
+def optimiser(**changes) -> step.Optimiser:
+    values = {
+        "learning_rate": 0.1, "value_learning_rate": 0.5, "schedule": "constant",
+        "warmup_updates": 0, "updates": 10, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.95,
+        "epsilon": 1e-8, "max_gradient_norm": 1.0, "trainable": "",
+    }  # fmt: skip
+    return step.Optimiser(**values | changes)
+
+
+def test_vbon_and_kl_rl_differ_in_one_function():
+    vbon, kl_rl = methods.METHODS["vbon"], methods.METHODS["kl_rl"]
+    assert vbon.make_batch.func is kl_rl.make_batch.func
+    assert vbon.make_batch.keywords == {"transform": methods.vbon_transform}
+    assert kl_rl.make_batch.keywords == {"transform": methods.raw_transform}
+    assert vbon._replace(make_batch=None, uses_references=False) == kl_rl._replace(make_batch=None)
+
+
+def test_the_transforms_by_hand():
+    config = base.get_config()
+    rewards = jnp.array([[3.5, 0.0]])
+    references = jnp.array([[1.0, 2.0, 3.0, 4.0]])
+    # 3 of 4 below 3.5: H_3 - H_4 = -1/4; none below 0: -H_4 = -25/12
+    got = methods.vbon_transform(rewards, references, config)
+    np.testing.assert_allclose(got, [[-0.25, -25 / 12]], rtol=1e-6)
+    np.testing.assert_array_equal(methods.raw_transform(rewards, references, config), rewards)
+    with config.unlocked():
+        config.bound, config.n = "exact", 4.0
+    # F = F+ where nothing ties: log-ratio = log N + (N-1) log F, over N - 1
+    got = methods.vbon_transform(rewards, references, config)
+    np.testing.assert_allclose(got, np.log(4) / 3 + np.array([[-0.25, -25 / 12]]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("n", "weights"), [(4, (1, 1 / 3)), (2, (1, 1)), (1.5, (0.5, 1)), (1, (0, 1)), (1e6, (1, 1e-6))]
+)
+def test_objective_weights(n, weights):
+    assert methods.objective_weights(n) == pytest.approx(weights, rel=1e-5)
+
+
+def test_the_adaptive_controller_by_hand():
+    # 20 % too much KL, 100 responses, horizon 1000: 1 + 0.2 * 0.1
+    assert methods.controlled(1.0, 1.2, 100, target=1.0, horizon=1000.0) == pytest.approx(1.02)
+    assert methods.controlled(1.0, 9.0, 100, target=1.0, horizon=1000.0) == pytest.approx(1.02)
+    assert methods.controlled(2.0, 0.0, 100, target=1.0, horizon=1000.0) == pytest.approx(1.96)
+    assert methods.controlled(1.5, 9.0, 100, target=0.0, horizon=1000.0) == 1.5
+
+
+def test_explained_variance_counts_response_tokens_alone():
+    returns = np.array([[1.0, 3.0, 99.0]])
+    sequences = Sequences(np.zeros((1, 5), np.int32), np.array([2]), np.array([4]))
+
+    def of(values):
+        return methods.explained_variance(
+            methods.PPOBatch(sequences, None, np.array([values]), None, returns)
+        )
+
+    assert of([1.0, 3.0, 0.0]) == 1.0
+    assert of([2.0, 2.0, 0.0]) == 0.0
+    assert of([3.0, 1.0, 0.0]) == -3.0
+
+
+def test_an_unknown_method_is_refused_with_the_list():
+    with pytest.raises(InputError, match="vbon, kl_rl, sft, reward_model"):
+        methods.method("ppo")
+
+
+def chosen(params, pattern: str) -> set[str]:
+    mask = jax.tree.leaves(step.trainable_mask(params, pattern))
+    return {name for name, on in zip(step.parameter_names(params), mask, strict=True) if on}
+
+
+def test_trainable_parameters(params):
+    everything = set(step.parameter_names(params))
+    assert chosen(params, "") == everything
+    last = chosen(params, "last:2")
+    assert {name.split("/")[1] for name in last if name.startswith("decoder")} == {
+        "layer_1", "layer_2", "norm_f",
+    }  # fmt: skip
+    assert {"value/kernel", "value/bias"} <= last
+    assert chosen(params, "last:0") == {
+        "decoder/norm_f/scale", "decoder/norm_f/bias", "value/kernel", "value/bias",
+    }  # fmt: skip
+    assert chosen(params, "value/.*") == {"value/kernel", "value/bias"}
+    for pattern in ("nothing", "("):
+        with pytest.raises(InputError, match=r"train\.trainable"):
+            step.trainable_mask(params, pattern)
+
+
+def test_frozen_parameters_do_not_move_and_the_value_head_has_its_rate(params):
+    chain = step.transformation(optimiser(trainable="last:1"), params)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    updates, _ = jax.jit(chain.update)(gradients, chain.init(params), params)
+    assert float(jnp.abs(updates["decoder"]["tokens"]["embedding"]).max()) == 0.0
+    moved = updates["decoder"]["layer_2"]["mlp"]["up"]["kernel"]
+    # AdamW's first update is the learning rate, whatever the gradient's size
+    np.testing.assert_allclose(moved, -0.1, rtol=1e-4)
+    np.testing.assert_allclose(updates["value"]["kernel"], -0.5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "at_end"), [("constant", 0.1), ("linear", 0.0), ("cosine", 0.0)]
+)
+def test_schedules(schedule, at_end):
+    rate = step.learning_rate(optimiser(schedule=schedule, warmup_updates=2, updates=12), 0.1)
+    assert float(rate(0)) == 0.0
+    assert float(rate(1)) == pytest.approx(0.05)
+    assert float(rate(2)) == pytest.approx(0.1)
+    assert float(rate(12)) == pytest.approx(at_end, abs=1e-8)
+
+
+def test_the_log_keeps_whole_rows_before_the_step_of_the_restart(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = [{"step": 0, "a": 0.1}, {"step": 1, "a": 0.2}, {"step": 2, "a": 0.3}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in whole) + '{"step": 3, "a"')
+    log.keep_rows(path, 2)
+    assert log.read_rows(path) == whole[:2]
+    log.keep_rows(tmp_path / "absent.jsonl", 0)
+    assert log.read_rows(tmp_path / "absent.jsonl") == []
+
+
+def test_stages(tmp_path):
+    folder = tmp_path / "stage"
+    assert workspace.begin(folder, {"a": 1, "b": (1, 2)})
+    assert workspace.begin(folder, {"a": 2, "b": (1, 2)})  # nothing was made yet
+    with pytest.raises(InputError, match="a was 2 and is 3"):
+        workspace.begin(folder, {"a": 3, "b": (1, 2)}, resumes=True)
+    workspace.finish(folder)
+    assert not workspace.begin(folder, {"a": 2, "b": (1, 2)})
+    with pytest.raises(InputError, match=r"b was \[1, 2\] and is None"):
+        workspace.begin(folder, {"a": 2})
+
+
+def test_cells_are_derived_unless_given():
+    config = base.get_config()
+    with config.unlocked():
+        config.methods, config.n_values, config.seeds = ("vbon", "kl_rl"), (2, 4.5), (0, 1)
+    derived = pipeline.cells(config)
+    assert len(derived) == 8
+    assert derived[3] == {"method": "vbon", "n": 4.5, "seed": 1}
+    assert pipeline.run_name(derived[3]) == "vbon-n4.5-s1"
+    with config.unlocked():
+        config.cells = ({"n": 8, "bound": "exact"},)
+    assert pipeline.cells(config) == [{"method": "vbon", "n": 8.0, "seed": 0, "bound": "exact"}]
+    assert pipeline.cell_config(config, {"train.steps": 7}).train.steps == 7
+    with pytest.raises(InputError, match=r"no key 'train\.stps'"):
+        pipeline.cell_config(config, {"train.stps": 7})
