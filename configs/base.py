@@ -116,6 +116,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.embedded.width = 128
     config.embedded.num_layers = 2
     config.embedded.num_heads = 4
+    config.embedded.reward_layers = 1
     config.embedded.max_positions = 80
     config.embedded.policy_steps = 600
     config.embedded.reward_steps = 200

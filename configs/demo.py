@@ -20,5 +20,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.learning_rate, config.train.schedule = 1.5e-5, "constant"
         config.train.checkpoint_every = 50
         config.embedded.policy_steps = 300
-        config.embedded.reward_steps = 120
+        config.embedded.reward_steps = 200
     return config.lock()

@@ -45,27 +45,35 @@ def resolve(config: ConfigDict, workdir: pathlib.Path) -> Paths:
     build_reward = not config.reward.path and not config.reward.function
     return Paths(
         policy=given.policy or _policy(config, folder / "policy", paths[0]),
-        reward=_reward(config, folder / "reward", paths[0]) if build_reward else given.reward,
+        reward=_reward(config, folder / "reward", paths[2]) if build_reward else given.reward,
         train_data=given.train_data or paths[0],
         eval_data=given.eval_data or paths[1],
     )
 
 
-def _data(config: ConfigDict, folder: pathlib.Path) -> tuple[str, str]:
-    """Reviews as JSON lines, a training and a held-out file without a review in common."""
+def _data(config: ConfigDict, folder: pathlib.Path) -> tuple[str, str, str]:
+    """Reviews as JSON lines: a training file, a held-out file, and beginnings of training reviews.
+
+    The classifier learns from the beginnings, cut after any number of words: what it will score
+    are responses that end anywhere.
+    """
     settings = config.embedded
-    files = folder / "train.jsonl", folder / "eval.jsonl"
+    files = folder / "train.jsonl", folder / "eval.jsonl", folder / "beginnings.jsonl"
     inputs = {key: settings[key] for key in ("reviews", "eval_reviews", "seed")}
     if workspace.begin(folder, inputs):
         made = reviews.generate(settings.reviews + settings.eval_reviews, seed=settings.seed)
-        for path, part in zip(
-            files, (made[: settings.reviews], made[settings.reviews :]), strict=True
-        ):
-            path.write_text(
-                "".join(json.dumps({"text": r.text, "label": r.label}) + "\n" for r in part)
-            )
+        rows = [{"text": review.text, "label": review.label} for review in made]
+        generator = np.random.default_rng(settings.seed)
+        beginnings = []
+        for row in rows[: settings.reviews]:
+            words = row["text"].split(" ")
+            kept = generator.integers(min(4, len(words)), len(words) + 1)
+            beginnings.append(row | {"text": " ".join(words[:kept])})
+        parts = rows[: settings.reviews], rows[settings.reviews :], beginnings
+        for path, part in zip(files, parts, strict=True):
+            path.write_text("".join(json.dumps(row) + "\n" for row in part))
         workspace.finish(folder)
-    return str(files[0]), str(files[1])
+    return str(files[0]), str(files[1]), str(files[2])
 
 
 def _supervised(config: ConfigDict, method: str, steps: int) -> ConfigDict:
@@ -153,7 +161,7 @@ def _reward(config: ConfigDict, folder: pathlib.Path, file: str) -> str:
         model = encoder.EncoderConfig(
             vocab_size=len(tokenizer),
             width=settings.width,
-            num_layers=settings.num_layers,
+            num_layers=settings.reward_layers,
             num_heads=settings.num_heads,
             mlp_width=4 * settings.width,
             max_positions=2 * settings.max_positions,
