@@ -131,10 +131,15 @@ def _trained(run_config: ConfigDict, folder: pathlib.Path, model, network, token
     workspace.finish(folder)
 
 
+def _without(settings: ConfigDict, other: str) -> dict:
+    """The settings that one of the two models depends on: not those named after the other."""
+    return {key: value for key, value in settings.items() if not key.startswith(other)}
+
+
 def _policy(config: ConfigDict, folder: pathlib.Path, file: str) -> str:
     """A small language model of GPT-2's shape, by supervised fine-tuning on the reviews."""
     settings = config.embedded
-    if workspace.begin(folder, dict(settings)):
+    if workspace.begin(folder, _without(settings, "reward_")):
         texts = [row["text"] for row in data.read_jsonl(file, ("text",))]
         tokenizer = reviews.train_tokenizer(texts, vocab_size=settings.vocab_size)
         model = decoder.DecoderConfig(
@@ -155,7 +160,7 @@ def _policy(config: ConfigDict, folder: pathlib.Path, file: str) -> str:
 def _reward(config: ConfigDict, folder: pathlib.Path, file: str) -> str:
     """A small text classifier of DistilBERT's shape, with a tokenizer of its own."""
     settings = config.embedded
-    if workspace.begin(folder, dict(settings)):
+    if workspace.begin(folder, _without(settings, "policy_")):
         texts = [row["text"] for row in data.read_jsonl(file, ("text",))]
         tokenizer = reviews.train_wordpiece(texts, vocab_size=settings.vocab_size)
         model = encoder.EncoderConfig(
