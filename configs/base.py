@@ -86,7 +86,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.ppo.clip = 0.2
     config.ppo.value_clip = 0.2
     config.ppo.value_coefficient = 0.1  # of the value loss beside the policy's
-    config.ppo.value_learning_rate = 1e-2  # of the value head; the network has train's
+    config.ppo.value_learning_rate = 1e-3  # of the value head; the network has train's
     config.ppo.whiten_advantages = True
     config.ppo.kl_target = 0.0  # nats a response, for an adaptive KL coefficient; 0 = fixed
     config.ppo.kl_horizon = 10000.0  # responses

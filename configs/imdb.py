@@ -40,5 +40,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.checkpoint_every = 20
         config.ppo.discount, config.ppo.gae_lambda = 1.0, 0.95
         config.ppo.clip, config.ppo.value_clip = 0.2, 0.2
+        config.ppo.value_learning_rate = 1e-2
         config.ppo.reward_clip = 10.0
     return config.lock()
