@@ -80,14 +80,14 @@ def check(config: ConfigDict) -> None:
     }.items():
         if _get(config, key) < least:
             raise InputError(f"{key}={_get(config, key)}; give a whole number from {least}")
-    train_settings = config.train
-    if train_settings.best_metric.startswith("eval/") and (
-        not train_settings.eval_every or train_settings.checkpoint_every % train_settings.eval_every
+    schedule = config.train
+    if schedule.best_metric.startswith("eval/") and (
+        not schedule.eval_every or schedule.checkpoint_every % schedule.eval_every
     ):
         raise InputError(
-            f"train.best_metric={train_settings.best_metric!r} needs an evaluation at every "
-            f"checkpoint: train.checkpoint_every={train_settings.checkpoint_every} must be a "
-            f"multiple of train.eval_every={train_settings.eval_every}"
+            f"train.best_metric={schedule.best_metric!r} needs an evaluation at every "
+            f"checkpoint: train.checkpoint_every={schedule.checkpoint_every} must be a "
+            f"multiple of train.eval_every={schedule.eval_every}"
         )
     if not config.sampling.temperature > 0:
         raise InputError(

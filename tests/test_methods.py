@@ -87,6 +87,16 @@ def test_explained_variance_counts_response_tokens_alone():
     assert of([3.0, 1.0, 0.0]) == -3.0
 
 
+def test_the_value_head_starts_at_the_mean_return_and_nothing_else_moves(params):
+    state = step.TrainState(jnp.int32(0), params, None, jnp.float32(1.0))
+    centred = methods._centred(state, -0.75).params
+    assert float(centred["value"]["bias"]) == -0.75
+    np.testing.assert_array_equal(centred["value"]["kernel"], params["value"]["kernel"])
+    assert centred["decoder"] is params["decoder"]
+    states = jnp.ones((2, MODEL.width))
+    np.testing.assert_array_equal(decoder.values(centred["value"], states), [-0.75, -0.75])
+
+
 def test_an_unknown_method_is_refused_with_the_list():
     with pytest.raises(InputError, match="vbon, kl_rl, sft, reward_model"):
         methods.method("ppo")
