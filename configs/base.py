@@ -71,7 +71,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.warmup_updates = 0
     config.train.weight_decay = 0.0
     config.train.beta1 = 0.9
-    config.train.beta2 = 0.95
+    config.train.beta2 = 0.999
     config.train.epsilon = 1e-8
     config.train.max_gradient_norm = 1.0
     config.train.trainable = ""  # "" = all; "last:2" = the last two layers and what follows them
@@ -112,14 +112,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.embedded.reviews = 12000
     config.embedded.eval_reviews = 600
     config.embedded.seed = 0
-    config.embedded.vocab_size = 1024
+    config.embedded.vocab_size = 2048  # at most; the grammar has fewer words than that
     config.embedded.width = 128
     config.embedded.num_layers = 2
     config.embedded.num_heads = 4
     config.embedded.reward_layers = 1
     config.embedded.max_positions = 80
     config.embedded.policy_steps = 600
-    config.embedded.reward_steps = 200
+    config.embedded.reward_steps = 120
     config.embedded.batch_size = 64
     config.embedded.learning_rate = 2e-3
     return config.lock()

@@ -17,8 +17,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.steps = 300
         config.train.batch_size, config.train.samples_per_prompt = 64, 4
         config.train.epochs, config.train.minibatches = 1, 4
-        config.train.learning_rate, config.train.schedule = 5e-5, "linear"
+        config.train.learning_rate, config.train.schedule = 1e-4, "linear"
+        config.train.trainable = "decoder/(tokens|head)/.*|value/.*"
         config.train.checkpoint_every = 50
         config.embedded.policy_steps = 300
-        config.embedded.reward_steps = 200
+        config.embedded.reward_steps = 120
     return config.lock()
