@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     As there: 128 rollouts in 4 minibatches, gamma 1, lambda 0.95, clips of 0.2. There, and not
     here: 4 epochs a rollout, up to 10,000 updates of the last two layers at a constant 3e-5, AdamW
-    with a beta2 of 0.95, and a value coefficient of 1 on a value head that shares the learning rate.
+    with a beta2 of 0.95, and a value coefficient of 1 on a value head with the same learning rate.
 
     A run of 200 steps sees 25,600 responses, and what a token does to the reward is much smaller
     than the noise of one response. So the embeddings are trained, which a causal language model

@@ -147,9 +147,8 @@ def test_cached_decoding_is_the_full_forward(tied):
 def decode_all(config, params, tokens_bp, mask_bp, responses_bng):
     """Logits [B, N, 1 + G, V] behind the prompt and behind each token of a given response."""
     rows, new = responses_bng.shape[1:]
-    last, cache = decoder.prefill(
-        config, params, tokens_bp, mask_bp, num_samples=rows, new_tokens=new
-    )
+    last, cache = decoder.prefill(config, params, tokens_bp, mask_bp, num_samples=rows)
+    cache = decoder.grow(cache, new)
 
     def feed(cache, slot):
         state, cache = decoder.decode(config, params, cache, responses_bng[:, :, slot], slot)

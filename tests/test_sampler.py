@@ -24,7 +24,7 @@ def tiny(vocab_size: int, *, seed: int, scale: float):
         num_layers=1,
         num_heads=2,
         mlp_width=16,
-        max_positions=16,
+        max_positions=40,
     )
     params = decoder.init(config, jax.random.key(seed))
     return config, jax.tree.map(lambda leaf: leaf * scale if leaf.ndim > 1 else leaf, params)
@@ -249,15 +249,17 @@ def test_a_sample_depends_on_its_index_and_not_on_how_many_there_are(model):
     np.testing.assert_array_equal(moved.tokens_bng[::-1], many.tokens_bng)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-def test_log_probs_are_those_of_a_teacher_forced_forward(model, temperature):
+# 26 tokens: the cache grows on the way.
+@pytest.mark.parametrize(("temperature", "new_tokens"), [(0.0, 6), (0.7, 6), (1.0, 6), (1.0, 26)])
+def test_log_probs_are_those_of_a_teacher_forced_forward(model, temperature, new_tokens):
     config, params = model
-    samples = run(model, padded(ROWS), range(4), temperature=temperature)
+    samples = run(model, padded(ROWS), range(4), temperature=temperature, max_new_tokens=new_tokens)
+    assert samples.lengths_bn.max() == new_tokens
     assert samples.log_probs_bng.dtype == np.float32
     for row, prompt in enumerate(ROWS):
         for n, length in enumerate(samples.lengths_bn[row]):
             response = samples.tokens_bng[row, n, :length]
-            tokens = np.zeros((1, 12), np.int32)
+            tokens = np.zeros((1, 6 + new_tokens), np.int32)
             tokens[0, : len(prompt) + length] = [*prompt, *response]
             logits = forward(config, params, jnp.array(tokens))[0, len(prompt) - 1 :][:length]
             log_probs = jax.nn.log_softmax(logits / (temperature or 1.0))
@@ -328,10 +330,10 @@ def test_bad_settings_name_themselves(model):
         run(model, padded(ROWS), range(4), padding_side="both")
     with pytest.raises(ValueError, match="300 tokens"):
         run(model, padded(ROWS), range(4), eos_token_ids=(300,))
-    with pytest.raises(InputError, match=r"5 tokens and 12 new ones need 17 positions.* 16"):
-        run(model, padded(ROWS), range(4), max_new_tokens=12)
+    with pytest.raises(InputError, match=r"5 tokens and 36 new ones need 41 positions.* 40"):
+        run(model, padded(ROWS), range(4), max_new_tokens=36)
     # Padding takes no position: only the longest prompt counts.
-    wide = padded(ROWS[1:])._replace(tokens_bp=np.ones((3, 14), np.int32))
+    wide = padded(ROWS[1:])._replace(tokens_bp=np.ones((3, 38), np.int32))
     assert run(model, wide, range(3), max_new_tokens=6).tokens_bng.shape == (3, 3, 6)
 
 

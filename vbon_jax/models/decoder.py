@@ -192,15 +192,17 @@ def prefill(
     mask_bp: Array,
     *,
     num_samples: int,
-    new_tokens: int,
 ) -> tuple[Array, Cache]:
-    """Run each prompt once: the hidden state of its last token [B, D], and a cache for N rows."""
+    """Run each prompt once: the hidden state of its last token [B, D], and a cache for N rows.
+
+    The cache has no slot for a new token yet; see `grow`.
+    """
     last, keys, values = _network(config, params)(tokens_bp, mask_bp)
     batch, width = tokens_bp.shape
     last_index = width - 1 - jnp.argmax(mask_bp[:, ::-1], axis=1)
     last_bd = jnp.take_along_axis(last, last_index[:, None, None], axis=1)[:, 0]
     heads, head_width = keys[0].shape[2:]
-    empty = jnp.zeros((batch * num_samples * heads, new_tokens, head_width), keys[0].dtype)
+    empty = jnp.zeros((batch * num_samples * heads, 0, head_width), keys[0].dtype)
     cache = Cache(
         prompt_keys=tuple(jnp.moveaxis(key, 1, 2) for key in keys),
         prompt_values=tuple(jnp.moveaxis(value, 1, 2) for value in values),
@@ -209,6 +211,16 @@ def prefill(
         prompt_mask_bp=mask_bp,
     )
     return last_bd, cache
+
+
+def grow(cache: Cache, slots: int) -> Cache:
+    """The cache with `slots` slots (no fewer than it has) for new tokens in each row."""
+    missing = slots - cache.keys[0].shape[1]
+    keys, values = (
+        tuple(jnp.pad(part, ((0, 0), (0, missing), (0, 0))) for part in parts)
+        for parts in (cache.keys, cache.values)
+    )
+    return cache._replace(keys=keys, values=values)
 
 
 def decode(

@@ -22,6 +22,7 @@ from vbon_jax.models import decoder
 from vbon_jax.types import Array, InputError, Params, Prompts, Samples
 
 BLOCK = 256  # tokens; with a vocabulary of 50k both levels then have about 200 entries
+STAGES = 4  # sizes of the cache while a response grows; each is a loop of its own to compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,24 +161,21 @@ def _generate(
             log_probs_gbn=state.log_probs_gbn.at[state.slot].set(log_prob_bn),
         )
 
-    def goes_on(state: _State) -> Array:
-        return (state.slot < sampling.max_new_tokens) & ~state.finished_bn.all()
+    def goes_on(end: int, state: _State) -> Array:
+        return (state.slot < end) & ~state.finished_bn.all()
 
     def step(state: _State) -> _State:
         fed = state.slot - 1  # the cache counts the tokens fed, one behind the tokens drawn
         hidden_bnd, cache = decoder.decode(config, params, state.cache, state.last_bn, fed)
         return draw(state._replace(cache=cache), hidden_bnd)
 
-    hidden_bd, cache = decoder.prefill(
-        config,
-        params,
-        tokens_bp,
-        mask_bp,
-        num_samples=num_samples,
-        new_tokens=max(1, sampling.max_new_tokens - 1),  # the last one is never fed
-    )
-    state = _blank(cache, len(tokens_bp), num_samples, sampling.max_new_tokens)
-    state = jax.lax.while_loop(goes_on, step, draw(state, hidden_bd[:, None]))
+    hidden_bd, cache = decoder.prefill(config, params, tokens_bp, mask_bp, num_samples=num_samples)
+    blank = _blank(cache, len(tokens_bp), num_samples, sampling.max_new_tokens)
+    state = draw(blank, hidden_bd[:, None])
+    for end in _stages(sampling.max_new_tokens):
+        # A slot for each token fed: the one drawn last in a stage is fed in the next one, or never.
+        state = state._replace(cache=decoder.grow(state.cache, max(1, end - 1)))
+        state = jax.lax.while_loop(functools.partial(goes_on, end), step, state)
     samples = Samples(
         tokens_bng=jnp.moveaxis(state.tokens_gbn, 0, -1),
         lengths_bn=state.lengths_bn,
@@ -185,6 +183,15 @@ def _generate(
         log_probs_bng=jnp.moveaxis(state.log_probs_gbn, 0, -1),
     )
     return samples, state.slot
+
+
+def _stages(new_tokens: int) -> list[int]:
+    """How many tokens are drawn by the end of each stage; the last is `new_tokens`.
+
+    A step reads every slot of the cache, written or not, so the cache starts small and grows.
+    """
+    count = min(STAGES, max(1, new_tokens // 8))
+    return [-(-new_tokens * stage // count) for stage in range(1, count + 1)]
 
 
 def _blank(cache: decoder.Cache, batch: int, num_samples: int, new_tokens: int) -> _State:
