@@ -3,12 +3,14 @@
     python benchmarks/sampling.py --model=DIR --batch=64 --new_tokens=40
 
 Both draw `--new_tokens` tokens (no early stop) at temperature 1 for `--batch` distinct prompts of
-`--prompt_tokens` random tokens, one sample a prompt, in float32, with as many threads each. Runs
+`--prompt_tokens` random tokens, one sample a prompt, in float32, with as many threads each: the
+rows are split over all devices, and a CPU counts as one device a core (`--devices`). Runs
 alternate, ours and theirs, after a warm-up of each; the ratio is the median of the rounds' own
 ratios, so that a load on the machine falls on both sides of it. The last line is JSON.
 """
 
 import json
+import math
 import os
 import statistics
 import time
@@ -21,12 +23,16 @@ from absl import app, flags
 
 from vbon_jax.models import hub
 from vbon_jax.rollout import sampler
+from vbon_jax.train import parallel
 from vbon_jax.types import Prompts
 
 MODEL = flags.DEFINE_string("model", None, "folder of a decoder's checkpoint", required=True)
 BATCH = flags.DEFINE_integer("batch", 64, "prompts in a batch", lower_bound=1)
 NEW_TOKENS = flags.DEFINE_integer("new_tokens", 40, "tokens drawn for each", lower_bound=1)
 PROMPT_TOKENS = flags.DEFINE_integer("prompt_tokens", 8, "tokens in a prompt", lower_bound=1)
+DEVICES = flags.DEFINE_integer(
+    "devices", 0, "devices to see in a CPU; 0 = one a core, as far as they divide the batch"
+)
 ROUNDS = flags.DEFINE_integer("rounds", 9, "timed runs of each side", lower_bound=1)
 
 
@@ -45,13 +51,15 @@ def make_ours(model: str, tokens_bp: np.ndarray, new_tokens: int) -> Callable[[]
     """A function that samples once and returns the new tokens [B, G]."""
     checkpoint = hub.load(model, kind="decoder")
     batch, width = tokens_bp.shape
-    prompts = Prompts(tokens_bp, np.full((batch,), width, np.int32))
-    keys_b = sampler.prompt_keys(jax.random.key(0), np.arange(batch))
+    mesh = parallel.make_mesh(data=-1, fsdp=1)
+    params = parallel.place(checkpoint.params, mesh)
+    prompts = parallel.shard_rows(Prompts(tokens_bp, np.full((batch,), width, np.int32)), mesh)
+    keys_b = parallel.shard_rows(sampler.prompt_keys(jax.random.key(0), np.arange(batch)), mesh)
     sampling = sampler.Sampling(max_new_tokens=new_tokens)
 
     def run() -> np.ndarray:
         samples = sampler.generate(
-            checkpoint.config, checkpoint.params, prompts, keys_b, num_samples=1, sampling=sampling
+            checkpoint.config, params, prompts, keys_b, num_samples=1, sampling=sampling
         )
         return np.asarray(samples.tokens_bng)[:, 0]
 
@@ -113,6 +121,7 @@ def summary(result: Result, *, batch: int, new_tokens: int) -> dict:
         "new_tokens": new_tokens,
         "rounds": len(ratios),
         "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
         "threads": len(os.sched_getaffinity(0)),
     }
 
@@ -120,6 +129,8 @@ def summary(result: Result, *, batch: int, new_tokens: int) -> dict:
 def main(_) -> None:
     """Measure and print."""
     batch, new_tokens, width = BATCH.value, NEW_TOKENS.value, PROMPT_TOKENS.value
+    cores = len(os.sched_getaffinity(0))
+    jax.config.update("jax_num_cpu_devices", DEVICES.value or math.gcd(batch, cores))
     vocab_size = hub.load(MODEL.value, kind="decoder").config.vocab_size
     rng = np.random.default_rng(0)
     tokens_bp = rng.integers(0, vocab_size, (batch, width), dtype=np.int32)
@@ -132,7 +143,8 @@ def main(_) -> None:
     numbers = summary(result, batch=batch, new_tokens=new_tokens)
     print(
         f"{batch} distinct prompts of {width} tokens, one sample each, {new_tokens} new tokens, "
-        f"float32, {numbers['threads']} threads, {numbers['rounds']} rounds in turn"
+        f"float32, {numbers['threads']} threads, {numbers['devices']} x {numbers['device']}, "
+        f"{numbers['rounds']} rounds in turn"
     )
     print(f"{'':14}{'tokens/s':>10}  {'runs, s':>18}")
     for name, rate, seconds in (

@@ -58,6 +58,11 @@ class Cache(NamedTuple):
         )
 
 
+def _at(x_btd: Array, index_b: Array) -> Array:
+    """One entry of each row, [B, 1, D]."""
+    return jnp.take_along_axis(x_btd, index_b[:, None, None], axis=1)
+
+
 class Block(nnx.Module):
     """Pre-norm attention and MLP, each on the residual stream."""
 
@@ -88,10 +93,15 @@ class Block(nnx.Module):
             output_std=output_std,
         )
 
-    def __call__(self, x_btd: Array, mask_btt: Array) -> tuple[Array, Array, Array]:
-        mixed, keys, values = self.attention(self.norm_1(x_btd), mask_btt)
-        x_btd = x_btd + mixed
-        return x_btd + self.mlp(self.norm_2(x_btd)), keys, values
+    def __call__(self, x_btd: Array, mask_bqt: Array, last_b: Array | None = None):
+        """All tokens, or with `last_b` that one token of each row alone; all keys and values."""
+        normed_btd = self.norm_1(x_btd)
+        asking_bqd, x_bqd = normed_btd, x_btd
+        if last_b is not None:
+            asking_bqd, x_bqd = _at(normed_btd, last_b), _at(x_btd, last_b)
+        mixed, keys, values = self.attention(asking_bqd, normed_btd, mask_bqt)
+        x_bqd = x_bqd + mixed
+        return x_bqd + self.mlp(self.norm_2(x_bqd)), keys, values
 
     def decode(self, x_bnd: Array, cache, prompt_mask_bp: Array, slot: Array):
         mixed, keys, values = self.attention.decode(self.norm_1(x_bnd), cache, prompt_mask_bp, slot)
@@ -124,8 +134,12 @@ class Decoder(nnx.Module):
     def embed(self, tokens: Array, positions: Array) -> Array:
         return self.tokens(tokens) + self.positions(positions)
 
-    def __call__(self, tokens_bt: Array, mask_bt: Array | None):
-        """Hidden states after the final norm, and every layer's keys and values."""
+    def __call__(self, tokens_bt: Array, mask_bt: Array | None, *, last_b: Array | None = None):
+        """Hidden states after the final norm [B, T, D], and every layer's keys and values.
+
+        With `last_b` [B] those of that one token of each row alone, [B, 1, D]: in the last layer
+        nothing but keys and values is needed of the others.
+        """
         batch, width = tokens_bt.shape
         if mask_bt is None:
             positions = jnp.broadcast_to(jnp.arange(width), (batch, width))
@@ -135,9 +149,13 @@ class Decoder(nnx.Module):
             mask = mask_bt
         # A row of padding sees itself, so that no softmax is over nothing.
         sees = jnp.tril(jnp.ones((width, width), bool)) & mask[:, None] | jnp.eye(width, dtype=bool)
+        sees = jnp.broadcast_to(sees, (batch, width, width))
         x, keys, values = self.embed(tokens_bt, positions), [], []
-        for block in self.blocks():
-            x, key, value = block(x, jnp.broadcast_to(sees, (batch, width, width)))
+        for index, block in enumerate(self.blocks()):
+            if last_b is not None and index == self.num_layers - 1:
+                x, key, value = block(x, _at(sees, last_b), last_b)
+            else:
+                x, key, value = block(x, sees)
             keys.append(key)
             values.append(value)
         return self.norm_f(x), keys, values
@@ -197,10 +215,9 @@ def prefill(
 
     The cache has no slot for a new token yet; see `grow`.
     """
-    last, keys, values = _network(config, params)(tokens_bp, mask_bp)
     batch, width = tokens_bp.shape
-    last_index = width - 1 - jnp.argmax(mask_bp[:, ::-1], axis=1)
-    last_bd = jnp.take_along_axis(last, last_index[:, None, None], axis=1)[:, 0]
+    last_b = width - 1 - jnp.argmax(mask_bp[:, ::-1], axis=1)
+    last_b1d, keys, values = _network(config, params)(tokens_bp, mask_bp, last_b=last_b)
     heads, head_width = keys[0].shape[2:]
     empty = jnp.zeros((batch * num_samples * heads, 0, head_width), keys[0].dtype)
     cache = Cache(
@@ -210,7 +227,7 @@ def prefill(
         values=(empty,) * config.num_layers,
         prompt_mask_bp=mask_bp,
     )
-    return last_bd, cache
+    return last_b1d[:, 0], cache
 
 
 def grow(cache: Cache, slots: int) -> Cache:

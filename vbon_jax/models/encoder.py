@@ -71,8 +71,9 @@ class Block(nnx.Module):
         """The first `num_queries` tokens (None: all) after they have seen all real ones."""
         batch, width = x_btd.shape[:2]
         mask_bqt = jnp.broadcast_to(real_bt[:, None], (batch, num_queries or width, width))
-        mixed, _, _ = self.attention(x_btd, mask_bqt, num_queries=num_queries)
-        x_btd = self.norm_1(x_btd[:, :num_queries] + mixed)
+        asking_bqd = x_btd[:, :num_queries]
+        mixed, _, _ = self.attention(asking_bqd, x_btd, mask_bqt)
+        x_btd = self.norm_1(asking_bqd + mixed)
         return self.norm_2(x_btd + self.mlp(x_btd))
 
 

@@ -87,20 +87,19 @@ class Attention(nnx.Module):
         return jnp.split(x @ kernel + bias, 3, axis=-1)
 
     def __call__(
-        self, x_btd: Array, mask_btt: Array, *, num_queries: int | None = None
+        self, asking_bqd: Array, x_btd: Array, mask_bqt: Array
     ) -> tuple[Array, Array, Array]:
-        """Attend within the sequence; mask_btt is true where a query (axis 1) sees a key (axis 2).
+        """What the tokens that ask (all of a sequence, or some) take from a sequence.
 
-        Returns the output [B, T, D] and this layer's keys and values, [B, T, H, D/H]. With
-        `num_queries` only that many tokens from the first attend (and are in mask and output).
+        mask_bqt is true where a query (axis 1) sees a key (axis 2). Returns the output [B, Q, D]
+        and the sequence's keys and values, [B, T, H, D/H].
         """
-        asking_btd = x_btd[:, :num_queries]
-        query = self._heads(self.query(asking_btd))
+        query = self._heads(self.query(asking_bqd))
         key, value = self._heads(self.key(x_btd)), self._heads(self.value(x_btd))
         mixed = jax.nn.dot_product_attention(
-            query, key, value, mask=mask_btt[:, None], scale=self.scale
+            query, key, value, mask=mask_bqt[:, None], scale=self.scale
         )
-        return self.output(mixed.reshape(asking_btd.shape)), key, value
+        return self.output(mixed.reshape(asking_bqd.shape)), key, value
 
     def decode(self, x_bnd: Array, cache, prompt_mask_bp: Array, slot: Array):
         """Attend from one new token a row to its prompt (shared by N rows) and its own past.
