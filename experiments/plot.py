@@ -95,7 +95,8 @@ def _save(rows, curve: Curve, measures: Sequence[str], file, suffix: str) -> Non
 def _draw(axes, rows, curve: Curve, measure: str) -> None:
     """One panel: the curves below, the points with their intervals on them."""
     rows = [row for row in rows if plottable(row, measure)]
-    end = 1.15 * max([row["kl"] for row in rows], default=1.0) + 0.1
+    end = _last_kl(rows)
+    rows = [row for row in rows if row["kl"] <= end]
     _draw_curves(axes, curve, measure, end)
     names = list(
         dict.fromkeys(row_name(row) for row in rows if row["method"] not in (REFERENCE, BEST_OF_N))
@@ -122,12 +123,13 @@ def _draw(axes, rows, curve: Curve, measure: str) -> None:
         )
         labelled.add(name)
         if row.get("n") is not None:
-            above = row["method"] == BEST_OF_N
+            ruler = row["method"] == BEST_OF_N
+            above = ruler or (name in names and names.index(name) % 2 == 1)
             axes.annotate(
                 f"N={row['n']:g}",
                 at,
-                xytext=(-5, 5) if above else (6, -10),
-                ha="right" if above else "left",
+                xytext=(-5 if ruler else 6, 5 if above else -10),
+                ha="right" if ruler else "left",
                 textcoords="offset points",
                 fontsize=7.5,
             )
@@ -136,6 +138,17 @@ def _draw(axes, rows, curve: Curve, measure: str) -> None:
     axes.set_ylabel({"win_rate": "win rate against the reference"}.get(measure, measure))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="lower right")
+
+
+def _last_kl(rows) -> float:
+    """Where the KL axis ends: behind every policy, and behind Best-of-N at every N of a policy.
+
+    Best-of-N at a larger N would press the policies together at the left.
+    """
+    policies = [row for row in rows if row["method"] not in (REFERENCE, BEST_OF_N)]
+    largest = max([row["n"] for row in policies if row.get("n") is not None], default=math.inf)
+    targets = [row for row in rows if row["method"] == BEST_OF_N and row["n"] <= largest]
+    return 1.1 * max([row["kl"] for row in policies + targets], default=1.0) + 0.02
 
 
 def _draw_curves(axes, curve: Curve, measure: str, end: float) -> None:

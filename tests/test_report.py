@@ -283,3 +283,12 @@ def test_many_long_samples_are_cut_and_said_so(tmp_path):
     shown = " ".join(Page(text).text)
     assert "(13000 more characters)" in shown
     assert re.search(r"\d+ of 300 prompts are left out", shown)
+
+
+def test_the_kl_axis_ends_behind_the_policies_and_their_targets():
+    ruler = [{"method": plot.BEST_OF_N, "n": n, "kl": kl} for n, kl in ((2, 0.2), (4, 0.6), (8, 9))]
+    near = {"method": "vbon", "n": 4.0, "kl": 0.1}
+    assert plot._last_kl([*ruler, near]) == pytest.approx(1.1 * 0.6 + 0.02)
+    far = {"method": "vbon", "n": 2.0, "kl": 0.7}
+    assert plot._last_kl([*ruler, far]) == pytest.approx(1.1 * 0.7 + 0.02)
+    assert plot._last_kl(ruler) == pytest.approx(1.1 * 9 + 0.02)
