@@ -48,11 +48,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.references.seed = 0
 
     # The method: one for `train`, all of them for `compare`.
-    config.method = "vbon"  # vbon | kl_rl | sft | reward_model
+    config.method = "vbon"  # vbon | kl_rl (online), vbon_regression | bon_sft | bonbon |
+    # bonbon_released | bonbon_calibrated | dpo | ipo (from the cache), sft | reward_model (text)
     config.n = 4.0  # N of Best-of-N, a real number from 1; the KL coefficient is 1 / (N - 1)
     config.bound = "l1"  # vbon: l1 | exact
     config.cdf = ConfigDict()
     config.cdf.estimator = "harmonic"  # log F from M rewards: harmonic | add_one | exponential_fit
+    config.pairs = ConfigDict()
+    config.pairs.alpha = 0.005  # bonbon*: weight of the best's likelihood; 1 minus it is the pair's
+    config.pairs.beta = 0.0  # dpo, ipo; 0 = beta*_n, at which IPO aims at Best-of-N
     config.methods = ("vbon", "kl_rl")
     config.n_values = (2, 4, 8)
     config.seeds = (0,)

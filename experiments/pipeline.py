@@ -64,6 +64,7 @@ def check(config: ConfigDict) -> None:
         methods.method(cell["method"])
         if not cell["n"] >= 1:
             raise InputError(f"n={cell['n']} (n_values): N of Best-of-N is a real number from 1")
+        methods.method(cell["method"]).settings(cell_config(config, cell))
     for key, least in {
         "train.steps": 1,
         "train.batch_size": 1,
@@ -297,6 +298,7 @@ def make_task(
 ) -> methods.Task:
     """What an on-policy run works on; `cache` where its method reads the references."""
     mesh = parallel.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    offline = cache is not None and methods.method(config.method).source == "references"
     return methods.Task(
         config=config,
         model=materials.checkpoint.config,
@@ -305,6 +307,8 @@ def make_task(
         prompt_width=prompt_width(materials.train_prompts),
         reference_params=parallel.place(materials.checkpoint.params, mesh),
         reference_rewards_pm=None if cache is None else cache.rewards_pm,
+        cache=cache if offline else None,
+        cache_tokens_pmg=references.tokens(cache) if offline else None,
         score=materials.score,
         sampling=materials.sampling,
     )

@@ -73,13 +73,13 @@ def minibatches(batch, config: ConfigDict, at: int, mesh):
 def check_rows(config: ConfigDict, mesh) -> None:
     """Refuse a batch that does not divide into minibatches and devices."""
     train = config.train
-    on_policy = methods.method(config.method).on_policy
-    if on_policy and train.batch_size % mesh.size:
+    method = methods.method(config.method)
+    if method.on_policy and train.batch_size % mesh.size:
         raise InputError(
             f"train.batch_size={train.batch_size} prompts do not divide among {mesh.size} devices; "
             "give a multiple"
         )
-    rows = train.batch_size * (train.samples_per_prompt if on_policy else 1)
+    rows = train.batch_size * (1 if method.source == "text" else train.samples_per_prompt)
     if rows % (train.minibatches * mesh.size):
         raise InputError(
             f"train.batch_size x samples is {rows} rows a step, which train.minibatches="
@@ -214,7 +214,7 @@ def main() -> None:
     from experiments import pipeline
 
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
-    if methods.method(config.method).on_policy:
+    if methods.method(config.method).source != "text":
         materials = pipeline.prepare(config, workdir)
         folder = pipeline.run_cell(config, workdir, pipeline.single_cell(config), materials)
     else:

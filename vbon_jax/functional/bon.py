@@ -117,6 +117,19 @@ def kl_coefficient(n):
     return 1.0 / (_float_n(n) - 1.0)
 
 
+def bonbon_target(n: int) -> float:
+    """1/(2 beta*_n) = (N-1)·H_{N-1}: the gap of log-ratios between the best and the worst of N.
+
+    (N-1)·E[log F(best) - log F(worst)], as E log F is -1/N at the best and -H_N at the worst.
+    Source: arXiv 2406.00832, section 4 (N = 8: 18.15). 0 for N = 1.
+
+    Raises:
+        ValueError: n is not an integer of at least 1.
+    """
+    n = checks.whole_best_of(n, math.inf, "pairs are the best and the worst of N draws")
+    return (n - 1) * math.fsum(1.0 / k for k in range(1, n))
+
+
 def win_rate(n):
     """N/(N+1): the chance that Best-of-N beats its reference, continuous rewards.
 

@@ -73,6 +73,32 @@ def log_cdf_inclusive(rewards_b, reference_bm, *, estimator: str = "harmonic") -
     return _at_half_ranks(2 * at_or_below_bn, reference_bm, estimator).reshape(shape)
 
 
+def log_cdf_of_references(reference_bm, *, estimator: str = "harmonic") -> Array:
+    """log F of each of a prompt's M reference rewards, from the M - 1 others; a tie counts half.
+
+    A sample that counted itself would never be the lowest. The exponential fit is of all M: it
+    smooths over each of them.
+
+    Args:
+        reference_bm: [B, M] floating, M >= 2.
+        estimator: as in `log_cdf`.
+
+    Returns:
+        [B, M], nats, at most 0.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong rank, M below 2 or an unknown estimator.
+    """
+    rewards_bm, reference_bm, _ = _checked(reference_bm, reference_bm, estimator)
+    if reference_bm.shape[1] < 2:
+        raise ValueError("reference_bm must have at least 2 rewards per prompt, got 1")
+    if estimator == "exponential_fit":
+        return _exponential_fit(rewards_bm, reference_bm)
+    below_bm, at_or_below_bm = _counts(rewards_bm, reference_bm)
+    others_bm = reference_bm[:, 1:]  # of them only the number counts
+    return _at_half_ranks(below_bm + at_or_below_bm - 1, others_bm, estimator)
+
+
 def _checked(rewards_b, reference_bm, estimator: str) -> tuple[Array, Array, tuple[int, ...]]:
     """rewards as [B, N], the references, and the shape to give back."""
     if estimator not in ESTIMATORS:

@@ -5,10 +5,12 @@ S sequences, G response tokens, T tokens of a whole sequence. What stands at a m
 included, reaches neither a total nor a gradient. Metrics carry no gradient.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-from vbon_jax.functional import checks, logprobs
+from vbon_jax.functional import bon, checks, logprobs
 from vbon_jax.types import Array, Mean
 
 _LARGEST_LOG_RATIO = 20.0  # e^20 = 5e8: beyond it a ratio would overflow on its way to the gradient
@@ -125,6 +127,133 @@ def cross_entropy(logits_bc, labels_b) -> tuple[Mean, dict[str, Mean]]:
     every_b = jnp.ones(labels_b.shape, jnp.bool_)
     metrics = {"accuracy": _mean(jnp.argmax(logits_bc, axis=1) == labels_b, every_b)}
     return _mean(-log_probs_b, every_b), jax.lax.stop_gradient(metrics)
+
+
+# ------------------------------------------------------- of whole responses, B log-probabilities
+
+
+def bonbon(
+    best_b, worst_b, reference_best_b, reference_worst_b, *, n, alpha, mask_b=None
+) -> tuple[Mean, dict[str, Mean]]:
+    """α·(−log π(best)) + (1−α)·(h − (n−1)·H_{n−1})². Source: BoNBoN, arXiv 2406.00832, section 4.
+
+    h = log π(best)/π_ref(best) − log π(worst)/π_ref(worst), of the best and the worst of n draws.
+
+    Args:
+        best_b, worst_b: [B] floating, log π of the responses, nats summed over their tokens.
+        reference_best_b, reference_worst_b: [B] floating, the same under the reference.
+        n: integer of at least 1. alpha: in [0, 1].
+        mask_b: [B] boolean, the pairs that count; None for all.
+
+    Returns:
+        The loss, a Mean over pairs, and metrics, Means over the same: `margin` (h, nats) and
+        `accuracy` (h > 0).
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong rank or shape, or n.
+    """
+    target = bon.bonbon_target(n)
+    best_b, h_b, mask_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, mask_b)
+    return _pair_loss(-alpha * best_b + (1.0 - alpha) * (h_b - target) ** 2, h_b, mask_b)
+
+
+def bonbon_released(
+    best_b, worst_b, reference_best_b, reference_worst_b, *, n, alpha, mask_b=None
+) -> tuple[Mean, dict[str, Mean]]:
+    """α·(−log π(best)) + (1−α)·(−log σ(β*_n·h)): what BoNBoN's released code computes.
+
+    Its flag for the squared loss is never set in the branch that trains BoNBoN, so that DPO's
+    logistic loss is mixed in instead. β*_n = 1/(2·(n−1)·H_{n−1}). For arguments, result and errors
+    see `bonbon`; n is at least 2.
+    """
+    beta = bonbon_beta(n)
+    best_b, h_b, mask_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, mask_b)
+    loss_b = -alpha * best_b - (1.0 - alpha) * jax.nn.log_sigmoid(beta * h_b)
+    return _pair_loss(loss_b, h_b, mask_b)
+
+
+def bonbon_calibrated(
+    best_b, worst_b, reference_best_b, reference_worst_b, target_b, *, alpha, mask_b=None
+) -> tuple[Mean, dict[str, Mean]]:
+    """`bonbon` with a target for each pair, (n−1)·(log F(best) − log F(worst)), [B] floating, nats.
+
+    π_BoN's own h of this very pair, where `bonbon` has its mean over pairs.
+    """
+    best_b, h_b, mask_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, mask_b)
+    target_b = _like("target_b", target_b, h_b.shape)
+    loss_b = -alpha * best_b + (1.0 - alpha) * (h_b - jnp.where(mask_b, target_b, 0.0)) ** 2
+    return _pair_loss(loss_b, h_b, mask_b)
+
+
+def dpo(
+    best_b, worst_b, reference_best_b, reference_worst_b, *, beta, mask_b=None
+) -> tuple[Mean, dict[str, Mean]]:
+    """−log σ(β·h). Source: Rafailov et al., arXiv 2305.18290, eq. 7. See `bonbon` for the rest."""
+    _, h_b, mask_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, mask_b)
+    return _pair_loss(-jax.nn.log_sigmoid(beta * h_b), h_b, mask_b)
+
+
+def ipo(
+    best_b, worst_b, reference_best_b, reference_worst_b, *, beta, mask_b=None
+) -> tuple[Mean, dict[str, Mean]]:
+    """(h − 1/(2β))². Source: Azar et al., arXiv 2310.12036, eq. 17. See `bonbon` for the rest."""
+    _, h_b, mask_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, mask_b)
+    return _pair_loss((h_b - 0.5 / beta) ** 2, h_b, mask_b)
+
+
+def bonbon_beta(n: int) -> float:
+    """β*_n = 1/(2·(n−1)·H_{n−1}), the β at which IPO on best and worst of n aims at Best-of-N.
+
+    Raises ValueError for n below 2, where a pair is a response with itself.
+    """
+    if n < 2:
+        raise ValueError(f"n is {n}: a pair needs the best and the worst of at least 2 draws")
+    return 0.5 / bon.bonbon_target(n)
+
+
+def vbon_regression(
+    log_probs_b, reference_b, log_cdf_b, *, n, mask_b=None
+) -> tuple[Mean, dict[str, Mean]]:
+    """(log π(y)/π_ref(y) − (n−1)·log F(y) − log n)² of any responses y.
+
+    With continuous rewards E[F^{n−1}] = 1/n, so π_BoN has a loss of 0 at every y and is the
+    minimiser. It is the log-CDF case of pointwise regression on a quantile reward (QRPO, arXiv
+    2507.08068). Real n >= 1.
+
+    Args:
+        log_probs_b, reference_b: [B] floating, log π and log π_ref of the responses, nats.
+        log_cdf_b: [B] floating, log F of their rewards, finite.
+        mask_b: [B] boolean, the responses that count; None for all.
+
+    Returns:
+        The loss, a Mean over responses, and the metric `log_ratio` (nats) over the same.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
+    """
+    log_probs_b = checks.floats("log_probs_b", log_probs_b, rank=1)
+    shape = log_probs_b.shape
+    mask_b = jnp.ones(shape, bool) if mask_b is None else checks.mask("mask_b", mask_b, shape)
+    ratio_b = log_probs_b - _like("reference_b", reference_b, shape)
+    target_b = (n - 1.0) * _like("log_cdf_b", log_cdf_b, shape) + math.log(n)
+    ratio_b = jnp.where(mask_b, ratio_b, 0.0)
+    error_b = jnp.where(mask_b, ratio_b - target_b, 0.0)
+    return _mean(error_b**2, mask_b), {"log_ratio": jax.lax.stop_gradient(_mean(ratio_b, mask_b))}
+
+
+def _pairs(best_b, worst_b, reference_best_b, reference_worst_b, mask_b):
+    """Checked: log π(best), h and the mask; 0 where a pair does not count."""
+    best_b = checks.floats("best_b", best_b, rank=1)
+    shape = best_b.shape
+    mask_b = jnp.ones(shape, bool) if mask_b is None else checks.mask("mask_b", mask_b, shape)
+    h_b = best_b - _like("reference_best_b", reference_best_b, shape)
+    h_b -= _like("worst_b", worst_b, shape) - _like("reference_worst_b", reference_worst_b, shape)
+    return jnp.where(mask_b, best_b, 0.0), jnp.where(mask_b, h_b, 0.0), mask_b
+
+
+def _pair_loss(loss_b: Array, h_b: Array, mask_b: Array) -> tuple[Mean, dict[str, Mean]]:
+    metrics = {"margin": _mean(h_b, mask_b), "accuracy": _mean(h_b > 0, mask_b)}
+    return _mean(loss_b, mask_b), jax.lax.stop_gradient(metrics)
 
 
 def _mean(values: Array, mask: Array) -> Mean:

@@ -326,6 +326,19 @@ def read(
     return [tables[prompt_id // size][prompt_id % size].as_py() for prompt_id in ids]
 
 
+def tokens(references: References) -> np.ndarray:
+    """All response tokens [prompts, M, G] int32, 0 behind a response's end; G is the longest."""
+    longest = int(references.lengths_pm.max())
+    tokens_pmg = np.zeros((*references.lengths_pm.shape, longest), np.int32)
+    inside_pmg = np.arange(longest) < references.lengths_pm[..., None]
+    columns = [
+        _open(file, columns=["response_tokens"])["response_tokens"] for file in references.files
+    ]
+    lists = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
+    tokens_pmg[inside_pmg] = lists.combine_chunks().flatten().flatten().to_numpy()
+    return tokens_pmg
+
+
 def _open(file: pathlib.Path, *, columns: list[str]) -> pa.Table:
     """Some columns of a shard."""
     try:

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from vbon_jax import data
 from vbon_jax.functional import advantages, bon, cdf, logprobs, objectives
 from vbon_jax.models import decoder, encoder, responses
-from vbon_jax.rollout import sampler
-from vbon_jax.train import parallel
+from vbon_jax.rollout import references, sampler
+from vbon_jax.train import offline, parallel
 from vbon_jax.train.step import TrainState
 from vbon_jax.types import Array, InputError, Mean, Params, Sequences
 
@@ -34,6 +34,8 @@ class Task(NamedTuple):
     prompt_width: int = 0  # P, the same in every batch
     reference_params: Params | None = None
     reference_rewards_pm: np.ndarray | None = None  # [prompts, M] float32
+    cache: references.References | None = None  # offline methods: all of the reference cache,
+    cache_tokens_pmg: np.ndarray | None = None  # and its tokens [prompts, M, G] int32
     score: Callable | None = None  # (prompt ids, response ids) -> float32 rewards
     sampling: sampler.Sampling | None = None
 
@@ -45,8 +47,13 @@ class Method(NamedTuple):
     objective: Callable  # (model, settings, params, batch) -> (terms, metrics)
     settings: Callable  # (config) -> a frozen dataclass, the objective's constants
     kind: str = "decoder"  # which network it trains
-    on_policy: bool = False  # samples responses, so it needs prompts, a reward and a reference
+    source: str = "text"  # of its batches: text | rollouts (it samples) | references (the cache)
     uses_references: bool = False  # reads the reference cache
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether it samples, so that it needs prompts, a reward and a value head."""
+        return self.source == "rollouts"
 
 
 # ---------------------------------------------------------------------------- supervised methods
@@ -367,20 +374,37 @@ def ppo_rollout_batch(task: Task, state: TrainState, step: int, key: Array, *, t
     return state._replace(kl_multiplier=jnp.float32(multiplier)), batch, metrics
 
 
+def _offline(make_batch: Callable, objective: Callable) -> Method:
+    return Method(
+        make_batch=make_batch,
+        objective=objective,
+        settings=offline.settings,
+        source="references",
+        uses_references=True,
+    )
+
+
 METHODS = {
     "vbon": Method(
         make_batch=functools.partial(ppo_rollout_batch, transform=vbon_transform),
         objective=ppo_objective,
         settings=ppo_settings,
-        on_policy=True,
+        source="rollouts",
         uses_references=True,
     ),
     "kl_rl": Method(
         make_batch=functools.partial(ppo_rollout_batch, transform=raw_transform),
         objective=ppo_objective,
         settings=ppo_settings,
-        on_policy=True,
+        source="rollouts",
     ),
+    "vbon_regression": _offline(offline.response_batch, offline.vbon_regression_objective),
+    "bon_sft": _offline(offline.best_response_batch, offline.bon_sft_objective),
+    "bonbon": _offline(offline.pair_batch, offline.bonbon_objective),
+    "bonbon_released": _offline(offline.pair_batch, offline.bonbon_released_objective),
+    "bonbon_calibrated": _offline(offline.pair_batch, offline.bonbon_calibrated_objective),
+    "dpo": _offline(offline.pair_batch, offline.dpo_objective),
+    "ipo": _offline(offline.pair_batch, offline.ipo_objective),
     "sft": Method(
         make_batch=text_batch, objective=sft_objective, settings=lambda config: NoSettings()
     ),
