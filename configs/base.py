@@ -52,6 +52,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # bonbon_released | bonbon_calibrated | dpo | ipo (from the cache), sft | reward_model (text)
     config.n = 4.0  # N of Best-of-N, a real number from 1; the KL coefficient is 1 / (N - 1)
     config.bound = "l1"  # vbon: l1 | exact
+    config.gradient = "ppo"  # online methods: ppo (GAE, value head) | rloo | grpo, against the
+    # other responses to the prompt, without a value head
     config.cdf = ConfigDict()
     config.cdf.estimator = "harmonic"  # log F from M rewards: harmonic | add_one | exponential_fit
     config.pairs = ConfigDict()

@@ -53,10 +53,12 @@ def make_learner(config: ConfigDict, task: methods.Task) -> step.Learner:
 
 
 def initial_params(config: ConfigDict, task: methods.Task, network: Params) -> Params:
-    """What is trained: the network, and a value head where a method samples."""
+    """What is trained: the network, and a value head where the gradient needs one."""
     method = methods.method(config.method)
     params = {method.kind: network}
-    return params | {"value": decoder.init_value_head(task.model)} if method.on_policy else params
+    if method.on_policy and config.gradient == "ppo":
+        params["value"] = decoder.init_value_head(task.model)
+    return params
 
 
 def minibatches(batch, config: ConfigDict, at: int, mesh):

@@ -79,12 +79,44 @@ def test_explained_variance_counts_response_tokens_alone():
 
     def of(values):
         return methods.explained_variance(
-            methods.PPOBatch(sequences, None, np.array([values]), None, returns)
+            methods.PPOBatch(sequences, None, None, np.array([values]), returns)
         )
 
     assert of([1.0, 3.0, 0.0]) == 1.0
     assert of([2.0, 2.0, 0.0]) == 0.0
     assert of([3.0, 1.0, 0.0]) == -3.0
+
+
+@pytest.mark.parametrize("gradient", ["rloo", "grpo"])
+def test_groups_are_compared_and_need_no_value_head(params, gradient):
+    config = base.get_config()
+    with config.unlocked():
+        config.gradient, config.train.samples_per_prompt = gradient, 2
+        config.sampling.max_new_tokens = 3
+    settings = methods.ppo_settings(config)
+    sequences = Sequences(
+        jnp.array([[1, 2, 3, 0], [1, 4, 0, 0], [5, 6, 7, 8], [5, 9, 1, 0]]),
+        jnp.ones(4, jnp.int32),
+        jnp.array([3, 2, 4, 3]),
+    )
+    batch, log_ratio_s = methods.ppo_batch(
+        params, params["decoder"], sequences, jnp.array([3.0, 1.0, -2.0, -2.0]),
+        jnp.float32(0.5), jnp.float32(0.1), model=MODEL, settings=settings,
+    )  # fmt: skip
+    np.testing.assert_allclose(log_ratio_s, 0.0, atol=1e-6)
+    # 0.5 (3 - 1) = 1 above the other; a deviation of sqrt(2)/2 (+ 1e-4) within the group
+    size = 1.0 if gradient == "rloo" else 0.5 / (0.5**0.5 + 1e-4)
+    expected = size * np.array([[1, 1, 0], [-1, 0, 0], [0, 0, 0], [0, 0, 0]])
+    np.testing.assert_allclose(batch.advantages_sg, expected, rtol=1e-5, atol=1e-6)
+    assert batch.values_sg is None
+    terms, _ = methods.ppo_objective(MODEL, settings, {"decoder": params["decoder"]}, batch)
+    assert terms.keys() == {"policy"}
+    config.train.samples_per_prompt = 1
+    with pytest.raises(InputError, match=r"train\.samples_per_prompt=1 must be at least 2"):
+        methods.ppo_settings(config)
+    config.gradient = "reinforce"
+    with pytest.raises(InputError, match="ppo, rloo, grpo"):
+        methods.ppo_settings(config)
 
 
 def test_the_value_head_starts_at_the_mean_return_and_nothing_else_moves(params):
@@ -98,7 +130,7 @@ def test_the_value_head_starts_at_the_mean_return_and_nothing_else_moves(params)
 
 
 def test_an_unknown_method_is_refused_with_the_list():
-    with pytest.raises(InputError, match="vbon, kl_rl, sft, reward_model"):
+    with pytest.raises(InputError, match=r"vbon, kl_rl, vbon_regression, .*, sft, reward_model"):
         methods.method("ppo")
 
 

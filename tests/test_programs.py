@@ -266,3 +266,15 @@ def test_the_demo_in_small(tmp_path):
     again = program(*command)
     assert again.returncode == 0, again.stderr[-2000:]
     assert again.stdout == done.stdout
+
+
+@pytest.mark.parametrize("gradient", ["rloo", "grpo"])
+def test_a_run_without_a_value_head(tiny, tmp_path, gradient):
+    done = program("train", "--workdir", tmp_path, *overrides(tiny, gradient=gradient))
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (tmp_path / "runs" / "vbon-n4-s0" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 6
+    assert rows[0]["rollout/kl"] == pytest.approx(0.0, abs=1e-6)
+    assert rows[-1]["rollout/kl"] != 0.0
+    assert not {"loss/value", "rollout/explained_variance"} & rows[0].keys()

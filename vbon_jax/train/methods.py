@@ -100,13 +100,15 @@ def reward_model_objective(model, settings: NoSettings, params: Params, batch: T
     }
 
 
-# ---------------------------------------------------------------------------- PPO
+# ---------------------------------------------------------------------------- PPO, RLOO, GRPO
 
 
 @dataclasses.dataclass(frozen=True)
 class PPO:
-    """Constants of PPO with a value head."""
+    """Constants of PPO's surrogate, and of what its advantages are made from."""
 
+    gradient: str  # ppo: GAE with a value head | rloo, grpo: against the prompt's other responses
+    group_size: int  # responses to each prompt
     new_tokens: int
     temperature: float
     discount: float
@@ -122,14 +124,26 @@ class PPOBatch(NamedTuple):
 
     sequences: Sequences
     log_probs_sg: Array
-    values_sg: Array
     advantages_sg: Array
-    returns_sg: Array
+    values_sg: Array | None = None  # with a value head
+    returns_sg: Array | None = None
 
 
 def ppo_settings(config) -> PPO:
-    """PPO's constants from `config.ppo` and `config.sampling`."""
+    """PPO's constants from `config.gradient`, `config.ppo`, `config.train` and `config.sampling`.
+
+    Raises InputError for an unknown gradient, and for a group of one.
+    """
+    if config.gradient not in ("ppo", "rloo", "grpo"):
+        raise InputError(f"gradient={config.gradient!r}; choose one of ppo, rloo, grpo")
+    if config.gradient != "ppo" and config.train.samples_per_prompt < 2:
+        raise InputError(
+            f"gradient={config.gradient!r} compares the responses to one prompt: "
+            f"train.samples_per_prompt={config.train.samples_per_prompt} must be at least 2"
+        )
     return PPO(
+        gradient=config.gradient,
+        group_size=config.train.samples_per_prompt,
         new_tokens=config.sampling.max_new_tokens,
         temperature=config.sampling.temperature,
         discount=config.ppo.discount,
@@ -142,7 +156,7 @@ def ppo_settings(config) -> PPO:
 
 
 def ppo_objective(model, settings: PPO, params: Params, batch: PPOBatch):
-    """The clipped surrogate and the clipped value loss, both means over response tokens."""
+    """The clipped surrogate, and with a value head its clipped loss; means over response tokens."""
     tokens, mask = responses.slots(batch.sequences, new_tokens=settings.new_tokens)
     hidden = responses.hidden(
         model, params["decoder"], batch.sequences, new_tokens=settings.new_tokens
@@ -153,16 +167,19 @@ def ppo_objective(model, settings: PPO, params: Params, batch: PPOBatch):
     policy, metrics = objectives.ppo_clip(
         log_probs, batch.log_probs_sg, batch.advantages_sg, mask, clip=settings.clip
     )
-    value, value_metrics = objectives.clipped_value_loss(
-        decoder.values(params["value"], hidden),
-        batch.values_sg,
-        batch.returns_sg,
-        mask,
-        clip=settings.value_clip,
-    )
-    terms = {"policy": (1.0, policy), "value": (settings.value_coefficient, value)}
+    terms = {"policy": (1.0, policy)}
     named = {f"ppo/{name}": mean for name, mean in metrics.items()}
-    return terms, named | {f"value/{name}": mean for name, mean in value_metrics.items()}
+    if settings.gradient == "ppo":
+        value, metrics = objectives.clipped_value_loss(
+            decoder.values(params["value"], hidden),
+            batch.values_sg,
+            batch.returns_sg,
+            mask,
+            clip=settings.value_clip,
+        )
+        terms["value"] = settings.value_coefficient, value
+        named |= {f"value/{name}": mean for name, mean in metrics.items()}
+    return terms, named
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
@@ -177,7 +194,7 @@ def ppo_batch(
     model: decoder.DecoderConfig,
     settings: PPO,
 ) -> tuple[PPOBatch, Array]:
-    """Log-probabilities, values and advantages of fresh samples; KL enters the reward here.
+    """Log-probabilities and advantages (and values) of fresh samples; KL enters the reward here.
 
     score_s [S] is the (transformed) reward of each response. Returns the batch and each
     response's log pi_theta - log pi_ref, [S].
@@ -193,7 +210,6 @@ def ppo_batch(
 
     log_probs, hidden = said_by(params["decoder"])
     reference_log_probs, _ = said_by(reference_params)
-    values = jnp.where(mask, decoder.values(params["value"], hidden), 0.0)
     rewards = advantages.shaped_rewards(
         score_s,
         log_probs,
@@ -202,13 +218,18 @@ def ppo_batch(
         reward_weight=reward_weight,
         kl_weight=kl_weight,
     )
+    log_ratio_s = logprobs.sequence_log_probs(log_probs - reference_log_probs, mask)
+    if settings.gradient != "ppo":
+        compare = {"rloo": advantages.rloo, "grpo": advantages.group_normalised}[settings.gradient]
+        advantages_s = compare(rewards.sum(axis=1).reshape(-1, settings.group_size)).reshape(-1, 1)
+        return PPOBatch(sequences, log_probs, jnp.where(mask, advantages_s, 0.0)), log_ratio_s
+    values = jnp.where(mask, decoder.values(params["value"], hidden), 0.0)
     advantages_sg, returns_sg = advantages.gae(
         rewards, values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda
     )
     if settings.whiten_advantages:
         advantages_sg = advantages.whiten(advantages_sg, mask)
-    batch = PPOBatch(sequences, log_probs, values, advantages_sg, returns_sg)
-    return batch, logprobs.sequence_log_probs(log_probs - reference_log_probs, mask)
+    return PPOBatch(sequences, log_probs, advantages_sg, values, returns_sg), log_ratio_s
 
 
 # ---------------------------------------------------------------------------- rewards of a method
@@ -336,7 +357,7 @@ def ppo_rollout_batch(task: Task, state: TrainState, step: int, key: Array, *, t
     if config.ppo.reward_clip:
         score = np.clip(score, -config.ppo.reward_clip, config.ppo.reward_clip)
     reward_weight, kl_weight = objective_weights(config.n)
-    if step == 0:
+    if step == 0 and config.gradient == "ppo":
         state = _centred(state, reward_weight * float(score.mean()))
     kl_weight = kl_weight * float(state.kl_multiplier)
     batch, log_ratio = jax.device_get(
@@ -363,7 +384,6 @@ def ppo_rollout_batch(task: Task, state: TrainState, step: int, key: Array, *, t
         "rollout/reward": float(fresh.rewards_bn.mean()),
         "rollout/transformed_reward": float(transformed.mean()),
         "rollout/kl": kl,
-        "rollout/explained_variance": explained_variance(batch),
         "rollout/length": float(fresh.samples.lengths_bn.mean()),
         "rollout/eos_rate": float(fresh.samples.finished_bn.mean()),
         "rollout/kl_weight": kl_weight,
@@ -371,6 +391,8 @@ def ppo_rollout_batch(task: Task, state: TrainState, step: int, key: Array, *, t
         "budget/sampled_tokens": int(fresh.samples.lengths_bn.sum()),
         "budget/reward_calls": int(fresh.rewards_bn.size),
     }
+    if config.gradient == "ppo":
+        metrics["rollout/explained_variance"] = explained_variance(batch)
     return state._replace(kl_multiplier=jnp.float32(multiplier)), batch, metrics
 
 
