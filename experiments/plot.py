@@ -122,14 +122,13 @@ def _draw(axes, rows, curve: Curve, measure: str) -> None:
             **looks[name if name in looks else row["method"]],
         )
         labelled.add(name)
-        if row.get("n") is not None:
-            ruler = row["method"] == BEST_OF_N
-            above = ruler or (name in names and names.index(name) % 2 == 1)
+        if row.get("n") is not None and row["method"] != REFERENCE:
+            above = name not in names or names.index(name) % 2 == 1
             axes.annotate(
                 f"N={row['n']:g}",
                 at,
-                xytext=(-5 if ruler else 6, 5 if above else -10),
-                ha="right" if ruler else "left",
+                xytext=(-5, 5) if above else (6, -10),
+                ha="right" if above else "left",
                 textcoords="offset points",
                 fontsize=7.5,
             )
