@@ -262,8 +262,12 @@ def _invert(weights: Array, uniform: Array) -> Array:
     """The index at which the cumulated weights [..., K] pass `uniform` of their total."""
     cumulated = jnp.cumsum(weights, axis=-1)
     # A sum's rounding can pass the mark at a weight of 0, or nowhere when uniform is nearly 1.
-    passed = (cumulated > uniform[..., None] * cumulated[..., -1:]) & (weights > 0)
-    return jnp.where(passed.any(-1), passed.argmax(-1), weights.argmax(-1))
+    possible = weights > 0
+    passed = (cumulated > uniform[..., None] * cumulated[..., -1:]) & possible
+    # Plain reductions: XLA's argmax carries pairs, which a CPU does one by one.
+    index = jnp.arange(weights.shape[-1])
+    first = jnp.where(passed, index, len(index)).min(-1)
+    return jnp.minimum(first, jnp.where(possible, index, 0).max(-1))
 
 
 def _cut(weights: Array, top_p: Array, *, sampling: Sampling) -> Array:
