@@ -249,6 +249,10 @@ def test_constants_are_refused_by_name():
     assert offline.settings(config).beta == pytest.approx(1 / 11)
     config.method, config.n = "vbon_regression", 2.5
     assert offline.settings(config).n == 2.5
+    config.references.samples_per_prompt = 1
+    with pytest.raises(InputError, match=r"references\.samples_per_prompt=1.*at least 2"):
+        offline.settings(config)
+    config.references.samples_per_prompt = 128
     config.cells = ({"method": "dpo", "n": 500},)
     with pytest.raises(InputError, match=r"n=500 .*dpo"):
         pipeline.check(config)

@@ -253,3 +253,13 @@ def test_rewards_that_are_not_rewards_leave_no_shard(tmp_path):
             decode=decode,
             prompts_per_shard=2,
         )
+
+
+def test_all_tokens_of_a_cache(tmp_path):
+    build(tmp_path)
+    cache = references.load(tmp_path)
+    everything = references.tokens(cache)
+    expected = sample(range(len(PROMPTS.token_ids)))
+    width = expected.lengths_bn.max()
+    np.testing.assert_array_equal(everything, expected.tokens_bng[..., :width])
+    assert everything.dtype == np.int32

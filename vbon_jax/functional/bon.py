@@ -121,7 +121,7 @@ def bonbon_target(n: int) -> float:
     """1/(2 beta*_n) = (N-1)·H_{N-1}: the gap of log-ratios between the best and the worst of N.
 
     (N-1)·E[log F(best) - log F(worst)], as E log F is -1/N at the best and -H_N at the worst.
-    Source: arXiv 2406.00832, section 4 (N = 8: 18.15). 0 for N = 1.
+    Source: arXiv 2406.00832 (N = 8: 18.15). 0 for N = 1.
 
     Raises:
         ValueError: n is not an integer of at least 1.

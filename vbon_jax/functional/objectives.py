@@ -135,7 +135,7 @@ def cross_entropy(logits_bc, labels_b) -> tuple[Mean, dict[str, Mean]]:
 def bonbon(
     best_b, worst_b, reference_best_b, reference_worst_b, *, n, alpha, mask_b=None
 ) -> tuple[Mean, dict[str, Mean]]:
-    """α·(−log π(best)) + (1−α)·(h − (n−1)·H_{n−1})². Source: BoNBoN, arXiv 2406.00832, section 4.
+    """α·(−log π(best)) + (1−α)·(h − (n−1)·H_{n−1})². Source: BoNBoN, arXiv 2406.00832.
 
     h = log π(best)/π_ref(best) − log π(worst)/π_ref(worst), of the best and the worst of n draws.
 

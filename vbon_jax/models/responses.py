@@ -50,3 +50,18 @@ def log_probs(
     """log pi(token) of the response tokens, [S, G] float32, and 0 behind the end."""
     logits_sgv = logits(config, params, hidden_sgd, temperature=temperature)
     return jnp.where(mask_sg, logprobs.token_log_probs(logits_sgv, tokens_sg), 0.0)
+
+
+def said(
+    config: decoder.DecoderConfig,
+    params: Params,
+    sequences: Sequences,
+    *,
+    new_tokens: int,
+    temperature: float,
+) -> tuple[Array, Array, Array]:
+    """`log_probs` of the response tokens [S, G], which are real [S, G], and their `hidden`."""
+    tokens_sg, mask_sg = slots(sequences, new_tokens=new_tokens)
+    hidden_sgd = hidden(config, params, sequences, new_tokens=new_tokens)
+    said_sg = log_probs(config, params, hidden_sgd, tokens_sg, mask_sg, temperature=temperature)
+    return said_sg, mask_sg, hidden_sgd

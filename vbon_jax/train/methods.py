@@ -52,7 +52,7 @@ class Method(NamedTuple):
 
     @property
     def on_policy(self) -> bool:
-        """Whether it samples, so that it needs prompts, a reward and a value head."""
+        """Whether it samples, so that it needs prompts and a reward in the loop."""
         return self.source == "rollouts"
 
 
@@ -157,12 +157,12 @@ def ppo_settings(config) -> PPO:
 
 def ppo_objective(model, settings: PPO, params: Params, batch: PPOBatch):
     """The clipped surrogate, and with a value head its clipped loss; means over response tokens."""
-    tokens, mask = responses.slots(batch.sequences, new_tokens=settings.new_tokens)
-    hidden = responses.hidden(
-        model, params["decoder"], batch.sequences, new_tokens=settings.new_tokens
-    )
-    log_probs = responses.log_probs(
-        model, params["decoder"], hidden, tokens, mask, temperature=settings.temperature
+    log_probs, mask, hidden = responses.said(
+        model,
+        params["decoder"],
+        batch.sequences,
+        new_tokens=settings.new_tokens,
+        temperature=settings.temperature,
     )
     policy, metrics = objectives.ppo_clip(
         log_probs, batch.log_probs_sg, batch.advantages_sg, mask, clip=settings.clip
@@ -199,17 +199,15 @@ def ppo_batch(
     score_s [S] is the (transformed) reward of each response. Returns the batch and each
     response's log pi_theta - log pi_ref, [S].
     """
-    tokens, mask = responses.slots(sequences, new_tokens=settings.new_tokens)
-
-    def said_by(network: Params) -> tuple[Array, Array]:
-        hidden = responses.hidden(model, network, sequences, new_tokens=settings.new_tokens)
-        said = responses.log_probs(
-            model, network, hidden, tokens, mask, temperature=settings.temperature
-        )
-        return said, hidden
-
-    log_probs, hidden = said_by(params["decoder"])
-    reference_log_probs, _ = said_by(reference_params)
+    said = functools.partial(
+        responses.said,
+        model,
+        sequences=sequences,
+        new_tokens=settings.new_tokens,
+        temperature=settings.temperature,
+    )
+    log_probs, mask, hidden = said(params["decoder"])
+    reference_log_probs, _, _ = said(reference_params)
     rewards = advantages.shaped_rewards(
         score_s,
         log_probs,

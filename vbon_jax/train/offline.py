@@ -13,7 +13,7 @@ import numpy as np
 from vbon_jax import data
 from vbon_jax.functional import bon, cdf, logprobs, objectives
 from vbon_jax.models import responses
-from vbon_jax.types import Array, InputError, Mean, Params, Prompts, Samples, Sequences
+from vbon_jax.types import Array, InputError, Mean, Params, Samples, Sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +51,18 @@ def settings(config) -> Offline:
 
     Raises InputError, naming the key, for an N or a constant that a method has no meaning for.
     """
-    n, method = float(config.n), config.method
+    n, method, m = float(config.n), config.method, config.references.samples_per_prompt
+    if m < 2:
+        raise InputError(
+            f"references.samples_per_prompt={m}: {method} ranks a response among the prompt's "
+            "others; give at least 2"
+        )
     if method != "vbon_regression":
         least = 1 if method == "bon_sft" else 2
-        if not least <= n == int(n) <= config.references.samples_per_prompt:
+        if not least <= n == int(n) <= m:
             raise InputError(
                 f"n={n:g} (n_values): {method} takes the best of N cached responses, so N is a "
-                f"whole number from {least} to references.samples_per_prompt="
-                f"{config.references.samples_per_prompt}"
+                f"whole number from {least} to references.samples_per_prompt={m}"
             )
     if not 0 <= config.pairs.alpha <= 1:
         raise InputError(f"pairs.alpha={config.pairs.alpha}; give a number from 0 to 1")
@@ -164,35 +168,33 @@ def _sequences(task, index_b: np.ndarray, chosen_bs: np.ndarray) -> Sequences:
     tokens_bsg = np.take_along_axis(task.cache_tokens_pmg[index_b], chosen_bs[..., None], axis=1)
     lengths_bs = np.take_along_axis(task.cache.lengths_pm[index_b], chosen_bs, axis=1)
     samples = Samples(tokens_bsg, lengths_bs, None, None)
-    return data.sequences(
-        Prompts(*prompts), samples, width=task.prompt_width + tokens_bsg.shape[-1]
-    )
+    return data.sequences(prompts, samples, width=task.prompt_width + tokens_bsg.shape[-1])
 
 
 # ---------------------------------------------------------------------------- objectives
 
 
-def _sequence_log_probs(model, constants: Offline, params: Params, sequences: Sequences):
+def _said(model, constants: Offline, params: Params, sequences: Sequences) -> tuple[Array, Array]:
     """Log-probabilities of the response tokens [S, G], and which are real."""
-    tokens_sg, mask_sg = responses.slots(sequences, new_tokens=constants.new_tokens)
-    hidden = responses.hidden(model, params["decoder"], sequences, new_tokens=constants.new_tokens)
-    said_sg = responses.log_probs(
-        model, params["decoder"], hidden, tokens_sg, mask_sg, temperature=constants.temperature
+    said_sg, mask_sg, _ = responses.said(
+        model,
+        params["decoder"],
+        sequences,
+        new_tokens=constants.new_tokens,
+        temperature=constants.temperature,
     )
     return said_sg, mask_sg
 
 
 def bon_sft_objective(model, constants: Offline, params: Params, batch: ResponseBatch):
     """Negative log-likelihood of the responses' tokens, nats a token."""
-    loss = objectives.nll(*_sequence_log_probs(model, constants, params, batch.sequences))
+    loss = objectives.nll(*_said(model, constants, params, batch.sequences))
     return {"nll": (1.0, loss)}, {"objective/mean": Mean(-loss.total, loss.weight)}
 
 
 def vbon_regression_objective(model, constants: Offline, params: Params, batch: ResponseBatch):
     """The squared distance of each response's log-ratio to Best-of-N's own."""
-    log_probs_s = logprobs.sequence_log_probs(
-        *_sequence_log_probs(model, constants, params, batch.sequences)
-    )
+    log_probs_s = logprobs.sequence_log_probs(*_said(model, constants, params, batch.sequences))
     loss, metrics = objectives.vbon_regression(
         log_probs_s, batch.reference_s, batch.log_cdf_s, n=constants.n
     )
@@ -204,7 +206,7 @@ def _pair_log_probs(model, constants: Offline, params: Params, batch: PairBatch)
     both = Sequences(
         *(jnp.concatenate(parts) for parts in zip(batch.best, batch.worst, strict=True))
     )
-    said = logprobs.sequence_log_probs(*_sequence_log_probs(model, constants, params, both))
+    said = logprobs.sequence_log_probs(*_said(model, constants, params, both))
     return *jnp.split(said, 2), batch.reference_best_s, batch.reference_worst_s
 
 
