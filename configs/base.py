@@ -46,23 +46,43 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.references.prompts_per_shard = 16  # an interrupted build loses at most one shard
     config.references.batch_prompts = 4  # prompts sampled at a time, M rows each
     config.references.seed = 0
+    config.references.used = 0  # of the M, how many a run reads (the first ones); 0 = all, or for
+    # an offline method under a budget of sampled tokens as many as it pays for
+    config.references.refresh_every = 0  # offline methods: instead of the cache, every so many
+    # steps M fresh responses of the reference policy to train.batch_size prompts; 0 = the cache
 
     # The method: one for `train`, all of them for `compare`.
-    config.method = "vbon"  # vbon | kl_rl (online), vbon_regression | bon_sft | bonbon |
-    # bonbon_released | bonbon_calibrated | dpo | ipo (from the cache), sft | reward_model (text)
+    config.method = "vbon"  # vbon | kl_rl | bond | j_bond | raft | online_bonbon (online),
+    # vbon_regression | qrpo | bon_sft | bon_sft_kl | bonbon | bonbon_released | bonbon_calibrated |
+    # dpo | ipo (from the cache), sft | reward_model (text)
     config.n = 4.0  # N of Best-of-N, a real number from 1; the KL coefficient is 1 / (N - 1)
-    config.bound = "l1"  # vbon: l1 | exact
-    config.gradient = "ppo"  # online methods: ppo (GAE, value head) | rloo | grpo, against the
+    config.bound = "l1"  # vbon, bond: l1 | exact
+    config.gradient = "ppo"  # vbon, kl_rl: ppo (GAE, value head) | rloo | grpo, against the
     # other responses to the prompt, without a value head
     config.cdf = ConfigDict()
     config.cdf.estimator = "harmonic"  # log F from M rewards: harmonic | add_one | exponential_fit
     config.pairs = ConfigDict()
     config.pairs.alpha = 0.005  # bonbon*: weight of the best's likelihood; 1 minus it is the pair's
-    config.pairs.beta = 0.0  # dpo, ipo; 0 = beta*_n, at which IPO aims at Best-of-N
+    config.pairs.beta = 0.0  # dpo, ipo, qrpo; 0 = beta*_n, at which IPO aims at Best-of-N, and for
+    # qrpo 1 / (N - 1)
+    config.pairs.average = False  # ipo: log-probabilities are means over tokens, not sums
+    config.pairs.path = ""  # preferences that are given: JSON lines with prompt, chosen, rejected
+    config.bon_sft = ConfigDict()
+    config.bon_sft.select = "weighted"  # best of N from all M, by its chance: weighted | best, of N
+    # that are drawn
+    config.bon_sft.kl_weight = 0.1  # bon_sft_kl: of the KL to the reference
+    config.bond = ConfigDict()
+    config.bond.backward = 0.5  # bond, j_bond: weight of the backward KL; 1 minus it the forward's
+    config.bond.anchor_rate = 0.02  # j_bond: of the anchor's moving average, a step
+    config.bond.anchor_kl = 1.0  # j_bond: of the KL to the anchor
+    config.budget = ConfigDict()  # of each run, its share of the reference cache counted in; 0 =
+    config.budget.sampled_tokens = 0  # none, a run is train.steps long. At most one of the two
+    config.budget.train_flops = 0.0
     config.methods = ("vbon", "kl_rl")
     config.n_values = (2, 4, 8)
     config.seeds = (0,)
-    config.cells = ()  # dictionaries of keys, a run each; () = methods x n_values x seeds
+    config.cells = ()  # dictionaries of keys, a run each (configs/sweep.py builds them); () =
+    # methods x n_values x seeds
 
     # Optimisation.
     config.train = ConfigDict()

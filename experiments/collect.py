@@ -6,7 +6,7 @@ it stopped.
 
 import pathlib
 
-from experiments import cli, pipeline
+from experiments import caches, cli, pipeline
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
     materials = pipeline.prepare(config, workdir)
     for split in ("train", "eval"):
-        cache = pipeline.reference_cache(config, materials, workdir, split)
+        cache = caches.reference_cache(config, materials, workdir, split)
         pipeline.say(
             f"references/{split}: {cache.rewards_pm.shape[0]} prompts x "
             f"{cache.rewards_pm.shape[1]} rewards, mean {cache.rewards_pm.mean():.4f}"

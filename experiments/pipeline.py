@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 from ml_collections import ConfigDict
 
-from experiments import embedded, train
+from experiments import caches, embedded, train
 from vbon_jax import data
 from vbon_jax import evaluate as measures
 from vbon_jax.models import hub
@@ -76,6 +75,10 @@ def check(config: ConfigDict) -> None:
         "references.samples_per_prompt": 1,
         "references.prompts_per_shard": 1,
         "references.batch_prompts": 1,
+        "references.used": 0,
+        "references.refresh_every": 0,
+        "budget.sampled_tokens": 0,
+        "budget.train_flops": 0,
         "evaluation.samples_per_prompt": 1,
         "evaluation.batch_prompts": 1,
     }.items():
@@ -89,6 +92,10 @@ def check(config: ConfigDict) -> None:
             f"train.best_metric={schedule.best_metric!r} needs an evaluation at every "
             f"checkpoint: train.checkpoint_every={schedule.checkpoint_every} must be a "
             f"multiple of train.eval_every={schedule.eval_every}"
+        )
+    if config.budget.sampled_tokens and config.budget.train_flops:
+        raise InputError(
+            "budget.sampled_tokens and budget.train_flops are both set; a comparison has one budget"
         )
     if not config.sampling.temperature > 0:
         raise InputError(
@@ -227,90 +234,51 @@ def _reward(config: ConfigDict, path: str) -> rewards.Reward:
     )
 
 
-def reference_cache(
-    config: ConfigDict, materials: Materials, workdir: pathlib.Path, split: str
-) -> references.References:
-    """The cache of M reference samples a prompt, built or completed where it is missing."""
-    prompts = materials.train_prompts if split == "train" else materials.eval_prompts
-    folder = workdir / "references" / split
-    provenance = references.Provenance(
-        policy=hub.fingerprint(materials.policy_path),
-        reward=materials.reward.fingerprint,
-        reward_text=config.reward.text,
-        prompts=data.fingerprint(prompts),
-        samples_per_prompt=config.references.samples_per_prompt,
-        max_new_tokens=config.sampling.max_new_tokens,
-        temperature=config.sampling.temperature,
-        top_k=materials.sampling.top_k,
-        top_p=materials.sampling.top_p,
-        seed=config.references.seed,
-    )
-    if not references.complete(folder):
-        key = jax.random.fold_in(jax.random.key(config.references.seed), split == "eval")
-        sample = _prompt_sampler(config, materials, prompts, key)
-        with tqdm.tqdm(
-            total=len(prompts.token_ids), desc=f"references/{split}", unit="prompt"
-        ) as bar:
-            references.build(
-                folder,
-                provenance,
-                prompts,
-                sample=sample,
-                score=materials.score,
-                decode=lambda ids: materials.tokenizer.batch_decode(ids, skip_special_tokens=True),
-                prompts_per_shard=config.references.prompts_per_shard,
-                progress=lambda done, total: bar.update(done - bar.n),
-            )
-    return references.load(folder, provenance)
-
-
-def _prompt_sampler(config, materials, prompts: data.PromptSet, key) -> Callable:
-    """indices -> Samples [b, M, G], in batches of one shape; a prompt's samples are its own."""
-    width = prompt_width(prompts)
-    size = config.references.batch_prompts
-
-    def sample(indices: list[int]):
-        parts = []
-        for start in range(0, len(indices), size):
-            chosen = list(indices[start : start + size])
-            padded = chosen + [chosen[-1]] * (size - len(chosen))
-            samples = sampler.generate(
-                materials.checkpoint.config,
-                materials.checkpoint.params,
-                data.pad_prompts([prompts.token_ids[i] for i in padded], width=width),
-                sampler.prompt_keys(key, np.asarray(padded)),
-                num_samples=config.references.samples_per_prompt,
-                sampling=materials.sampling,
-            )
-            parts.append(jax.device_get(samples))
-        return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(indices)], *parts)
-
-    return sample
-
-
-def prompt_width(prompts: data.PromptSet) -> int:
-    """P: one padded width for a whole set, so that each program is compiled once."""
-    return data.bucket_length(max(len(ids) for ids in prompts.token_ids))
-
-
 def make_task(
-    config: ConfigDict, materials: Materials, cache: references.References | None
+    config: ConfigDict,
+    materials: Materials,
+    cache: references.References | None,
+    *,
+    tokens_pmg: np.ndarray | None = None,
+    pairs: data.PairSet | None = None,
 ) -> methods.Task:
-    """What an on-policy run works on; `cache` where its method reads the references."""
+    """What a run works on; the cache, its tokens and the pairs where its method reads them."""
     mesh = parallel.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-    offline = cache is not None and methods.method(config.method).source == "references"
+    width = caches.prompt_width(materials.train_prompts)
+    if pairs is not None:
+        width = data.bucket_length(max(len(ids) for ids in pairs.prompt_ids))
     return methods.Task(
         config=config,
         model=materials.checkpoint.config,
         mesh=mesh,
         prompts=materials.train_prompts,
-        prompt_width=prompt_width(materials.train_prompts),
+        prompt_width=width,
         reference_params=parallel.place(materials.checkpoint.params, mesh),
-        reference_rewards_pm=None if cache is None else cache.rewards_pm,
-        cache=cache if offline else None,
-        cache_tokens_pmg=references.tokens(cache) if offline else None,
+        cache=cache,
+        cache_tokens_pmg=tokens_pmg,
+        pairs=pairs,
         score=materials.score,
         sampling=materials.sampling,
+        memo={},
+    )
+
+
+def given_pairs(config: ConfigDict, materials: Materials) -> data.PairSet:
+    """The preference pairs of `pairs.path`."""
+    file = data.resolve(config.pairs.path, "train")
+    eos = materials.sampling.eos_token_ids
+    if not eos:
+        raise InputError(
+            f"{materials.policy_path}: no EOS token, which every given response ends with"
+        )
+    return data.build_pairs(
+        data.read_jsonl(file, ("prompt", "chosen", "rejected")),
+        materials.tokenizer,
+        eos_token_id=eos[0],
+        new_tokens=config.sampling.max_new_tokens,
+        longest=materials.checkpoint.config.max_positions - config.sampling.max_new_tokens,
+        over_long=config.data.over_long,
+        source=str(file),
     )
 
 
@@ -334,13 +302,25 @@ def run_cell(
         "reward fingerprint": materials.reward.fingerprint,
         "prompts fingerprint": data.fingerprint(materials.train_prompts),
     }
-    cache = None
-    if method.uses_references:
-        cache = reference_cache(config, materials, workdir, "train")
-        inputs |= {f"references {k}": v for k, v in cache.provenance._asdict().items()}
-    task = make_task(config, materials, cache)
+    cache = tokens_pmg = pairs = share = None
+    if config.pairs.path and method.source == "references":
+        pairs = given_pairs(config, materials)
+        inputs["pairs fingerprint"] = hashlib.sha256(repr(pairs).encode()).hexdigest()
+    elif method.reads and not (config.references.refresh_every and not method.on_policy):
+        whole = caches.reference_cache(config, materials, workdir, "train")
+        inputs |= {f"references {k}": v for k, v in whole.provenance._asdict().items()}
+        count = caches.used(config, method, whole)
+        cache = caches.first(whole, count)
+        if method.reads == "responses":
+            tokens_pmg = references.tokens(whole)[:, :count]
+        share = functools.partial(
+            caches.share, config, cache, of_samples=whole.rewards_pm.shape[1],
+            seconds=caches.seconds(workdir, "train"),
+        )  # fmt: skip
+    task = make_task(config, materials, cache, tokens_pmg=tokens_pmg, pairs=pairs)
     evaluate = held_out(config, materials, workdir) if config.train.eval_every else None
-    train.run(config, folder, task, materials.checkpoint.params, inputs, evaluate=evaluate)
+    network = materials.checkpoint.params
+    train.run(config, folder, task, network, inputs, evaluate=evaluate, share=share)
     return folder
 
 
@@ -399,7 +379,7 @@ def _absolute(path: str) -> str:
 
 def held_out(config: ConfigDict, materials: Materials, workdir: pathlib.Path) -> Callable:
     """params -> metrics on the first held-out prompts, for the curves of a run."""
-    cache = reference_cache(config, materials, workdir, "eval")
+    cache = caches.reference_cache(config, materials, workdir, "eval")
     count = config.train.eval_prompts
 
     def evaluate(params) -> dict[str, float]:
@@ -444,12 +424,3 @@ def sample_policy(
         batch_prompts=config.evaluation.batch_prompts,
         progress=progress,
     )
-
-
-def cache_share(config: ConfigDict, cache: references.References) -> dict[str, float]:
-    """The part of the training cache that a run used: of its prompts, those that it drew."""
-    drawn = min(1.0, config.train.steps * config.train.batch_size / len(cache.rewards_pm))
-    return {
-        "sampled_tokens": round(drawn * cache.sampled_tokens),
-        "reward_calls": round(drawn * cache.rewards_pm.size),
-    }

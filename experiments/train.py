@@ -4,6 +4,7 @@ Builds the reference policy, the reward and the cache first when they are missin
 command goes on where an interrupted run stopped, and does nothing when it is finished.
 """
 
+import itertools
 import operator
 import pathlib
 import time
@@ -23,14 +24,13 @@ NOT_INPUTS = (
     *("mesh", "train.checkpoint_every", "references.batch_prompts", "references.prompts_per_shard"),
     *("reward.batch_size", "methods", "n_values", "seeds", "cells", "evaluation", "embedded"),
     *("policy.path", "reward.path", "reward.function", "data.train", "data.eval"),
-    *("data.eval_limit", "references.samples_per_prompt", "references.seed"),
+    *("data.eval_limit", "references.samples_per_prompt", "references.seed", "pairs.path"),
 )
 
 
 def make_learner(config: ConfigDict, task: methods.Task) -> step.Learner:
     """What an update is made of, from the configuration."""
     method, train = methods.method(config.method), config.train
-    passes = train.epochs * train.minibatches
     return step.Learner(
         objective=method.objective,
         model=task.model,
@@ -38,9 +38,6 @@ def make_learner(config: ConfigDict, task: methods.Task) -> step.Learner:
         optimiser=step.Optimiser(
             learning_rate=train.learning_rate,
             value_learning_rate=config.ppo.value_learning_rate,
-            schedule=train.schedule,
-            warmup_updates=train.warmup_updates,
-            updates=train.steps * passes,
             weight_decay=train.weight_decay,
             beta1=train.beta1,
             beta2=train.beta2,
@@ -56,7 +53,7 @@ def initial_params(config: ConfigDict, task: methods.Task, network: Params) -> P
     """What is trained: the network, and a value head where the gradient needs one."""
     method = methods.method(config.method)
     params = {method.kind: network}
-    if method.on_policy and config.gradient == "ppo":
+    if method.by_gradient and config.gradient == "ppo":
         params["value"] = decoder.init_value_head(task.model)
     return params
 
@@ -81,7 +78,7 @@ def check_rows(config: ConfigDict, mesh) -> None:
             f"train.batch_size={train.batch_size} prompts do not divide among {mesh.size} devices; "
             "give a multiple"
         )
-    rows = train.batch_size * (1 if method.source == "text" else train.samples_per_prompt)
+    rows = train.batch_size * method.prompt_rows(config)
     if rows % (train.minibatches * mesh.size):
         raise InputError(
             f"train.batch_size x samples is {rows} rows a step, which train.minibatches="
@@ -120,12 +117,27 @@ def run_inputs(config: ConfigDict) -> dict:
     }
 
 
+def progress(config: ConfigDict, steps: int, spent: dict) -> float:
+    """How much of a run is behind after `steps` that cost `spent`: 1 is all of it.
+
+    Of `config.budget` where one is set; of `train.steps` where none is, and for a method that
+    samples nothing under a budget of sampled tokens, all of which went into its cache.
+    """
+    budget, method = config.budget, methods.method(config.method)
+    if budget.train_flops:
+        return spent["train_flops"] / budget.train_flops
+    if budget.sampled_tokens and (method.on_policy or config.references.refresh_every):
+        return spent["sampled_tokens"] / budget.sampled_tokens
+    return steps / config.train.steps
+
+
 def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: Params,
-        inputs: dict, evaluate=None) -> None:  # fmt: skip
+        inputs: dict, *, evaluate=None, share=None) -> None:  # fmt: skip
     """The loop: train from `network` as `config` says, in `folder`, from wherever it stopped.
 
     `inputs` are fingerprints of what the run reads besides the configuration. `evaluate(params)`
-    gives metrics on held-out prompts every `train.eval_every` steps.
+    gives metrics on held-out prompts every `train.eval_every` steps. `share(steps)` is what the
+    run's part of the reference cache cost, by the ledger's names; it counts as spent.
     """
     train, method = config.train, methods.method(config.method)
     check_rows(config, task.mesh)
@@ -136,20 +148,21 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
 
     # ------------------------------------------------------------------ state, new or restored
     learner = make_learner(config, task)
-    state = step.init_state(learner, initial_params(config, task, network))
+    state = step.init_state(learner, initial_params(config, task, network), anchor=method.anchor)
     saved = checkpoint.Checkpoints(folder / "checkpoints", metric=train.best_metric)
     ledger = {"sampled_tokens": 0, "reward_calls": 0, "train_flops": 0.0, "seconds": 0.0}
     first = saved.latest() or 0
     if first:
         state, ledger = saved.restore(state)
-    written = log.RunLog(
-        folder, first_step=first, steps=train.steps, name="/".join(folder.parts[-2:])
-    )
+    written = log.RunLog(folder, first_step=first, name="/".join(folder.parts[-2:]))
     compilations = log.Compilations()
     run_key = jax.random.key(config.seed)
+    done = progress(config, first, _spent(ledger, share, first))
 
     try:
-        for at in range(first, train.steps):
+        for at in itertools.count(first):
+            if done >= 1:
+                break
             started = time.perf_counter()
 
             # ---------------------------------------------------------- batch
@@ -159,36 +172,53 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
             # ---------------------------------------------------------- updates
             rows = []
             for part in minibatches(batch, config, at, task.mesh):
-                state, metrics = step.update(state, part, learner=learner)
+                rate = np.float32(
+                    step.rate_factor(
+                        train.schedule,
+                        done,
+                        update=at * train.epochs * train.minibatches + len(rows),
+                        warmup_updates=train.warmup_updates,
+                    )
+                )
+                state, metrics = step.update(state, part, rate, learner=learner)
                 rows.append(metrics)
             rows = jax.device_get(rows)
             row |= {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
             state = state._replace(step=state.step + 1)
             check_row(config, row, batch, folder, at)
 
-            # ---------------------------------------------------------- evaluation
-            if evaluate and ((at + 1) % train.eval_every == 0 or at + 1 == train.steps):
-                row |= evaluate(state.params)
-
-            # ---------------------------------------------------------- budget, log, checkpoint
-            seconds = time.perf_counter() - started
+            # ---------------------------------------------------------- budget
+            if at == first:
+                program = step.update.lower(state, part, rate, learner=learner).compile()
+                flops = program.cost_analysis()["flops"]
             ledger["sampled_tokens"] += row.get("budget/sampled_tokens", 0)
             ledger["reward_calls"] += row.get("budget/reward_calls", 0)
-            ledger["seconds"] += seconds
-            if at == first:
-                program = step.update.lower(state, part, learner=learner).compile()
-                flops = program.cost_analysis()["flops"]
             ledger["train_flops"] += flops * len(rows)
+            done = progress(config, at + 1, _spent(ledger, share, at + 1))
+
+            # ---------------------------------------------------------- evaluation
+            if evaluate and ((at + 1) % train.eval_every == 0 or done >= 1):
+                row |= evaluate(state.params)
+
+            # ---------------------------------------------------------- log, checkpoint
+            seconds = time.perf_counter() - started
+            ledger["seconds"] += seconds
             timing = {"time/seconds": seconds, "time/compilations": compilations.count}
-            written.write(at, row, timing)
-            if (at + 1) % train.checkpoint_every == 0 or at + 1 == train.steps:
+            written.write(at, row, timing, progress=done)
+            if (at + 1) % train.checkpoint_every == 0 or done >= 1:
                 saved.save(at + 1, state, dict(ledger), row)
     finally:
         saved.close()
         written.close()
         compilations.close()
-    workspace.write_json(folder / "ledger.json", ledger)
+    workspace.write_json(folder / "ledger.json", _spent(ledger, share, int(state.step)))
     workspace.finish(folder)
+
+
+def _spent(ledger: dict, share, steps: int) -> dict:
+    """The ledger, the run's share of the reference cache counted in."""
+    part = share(steps) if share else {}
+    return {name: value + part.get(name, 0) for name, value in ledger.items()}
 
 
 def restore(folder: pathlib.Path, *, which: str, task: methods.Task, network: Params) -> Params:
@@ -199,7 +229,7 @@ def restore(folder: pathlib.Path, *, which: str, task: methods.Task, network: Pa
     config = task.config
     method = methods.method(config.method)
     learner = make_learner(config, task)
-    like = step.init_state(learner, initial_params(config, task, network))
+    like = step.init_state(learner, initial_params(config, task, network), anchor=method.anchor)
     saved = checkpoint.Checkpoints(folder / "checkpoints", metric=config.train.best_metric)
     try:
         at = saved.best() if which == "best" else saved.latest()

@@ -12,7 +12,7 @@ from configs import base
 from experiments import train
 from vbon_jax import data
 from vbon_jax.models import decoder
-from vbon_jax.rollout import sampler
+from vbon_jax.rollout import references, sampler
 from vbon_jax.train import methods, parallel, step
 
 LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "mixed": (4, 2)}
@@ -45,7 +45,9 @@ def make_task(config, mesh) -> methods.Task:
         prompts=data.PromptSet(ids, [""] * len(ids)),
         prompt_width=8,
         reference_params=parallel.place(params, mesh),
-        reference_rewards_pm=rng.normal(size=(20, 16)).astype(np.float32),
+        cache=references.References(
+            rng.normal(size=(20, 16)).astype(np.float32), None, None, None, None, (), 1
+        ),
         score=lambda prompts, responses: np.asarray(
             [np.mean([t % 7 for t in r]) - 3.0 for r in responses], np.float32
         ),
@@ -69,12 +71,12 @@ def one_step(method: str, layout: str) -> dict:
         run = parallel.pmap_step(step.train_step, learner=dataclasses.replace(learner, mesh=None))
         state = parallel.replicate(state)
         for part in train.minibatches(batch, config, 0, mesh):
-            state, metrics = run(state, parallel.split_rows(part))
+            state, metrics = run(state, parallel.split_rows(part), np.float32(1.0))
             updates.append({name: float(value[0]) for name, value in metrics.items()})
         params = jax.tree.map(lambda leaf: leaf[0], state.params)
     else:
         for part in train.minibatches(batch, config, 0, mesh):
-            state, metrics = step.update(state, part, learner=learner)
+            state, metrics = step.update(state, part, np.float32(1.0), learner=learner)
             updates.append({name: float(value) for name, value in metrics.items()})
         params = state.params
     lengths = batch.sequences.lengths_s - batch.sequences.prompt_lengths_s

@@ -1,5 +1,6 @@
 """The rows of METHODS, the step and the small parts of a run, by hand-worked numbers."""
 
+import functools
 import json
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from configs import base
 from experiments import pipeline, workspace
 from vbon_jax.models import decoder
-from vbon_jax.train import log, methods, step
+from vbon_jax.train import log, methods, online, step
 from vbon_jax.types import InputError, Sequences
 
 MODEL = decoder.DecoderConfig(
@@ -28,9 +29,8 @@ def params():
 
 def optimiser(**changes) -> step.Optimiser:
     values = {
-        "learning_rate": 0.1, "value_learning_rate": 0.5, "schedule": "constant",
-        "warmup_updates": 0, "updates": 10, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.95,
-        "epsilon": 1e-8, "max_gradient_norm": 1.0, "trainable": "",
+        "learning_rate": 0.1, "value_learning_rate": 0.5, "weight_decay": 0.0, "beta1": 0.9,
+        "beta2": 0.95, "epsilon": 1e-8, "max_gradient_norm": 1.0, "trainable": "",
     }  # fmt: skip
     return step.Optimiser(**values | changes)
 
@@ -38,9 +38,9 @@ def optimiser(**changes) -> step.Optimiser:
 def test_vbon_and_kl_rl_differ_in_one_function():
     vbon, kl_rl = methods.METHODS["vbon"], methods.METHODS["kl_rl"]
     assert vbon.make_batch.func is kl_rl.make_batch.func
-    assert vbon.make_batch.keywords == {"transform": methods.vbon_transform}
-    assert kl_rl.make_batch.keywords == {"transform": methods.raw_transform}
-    assert vbon._replace(make_batch=None, uses_references=False) == kl_rl._replace(make_batch=None)
+    assert vbon.make_batch.keywords == {"transform": online.vbon_transform}
+    assert kl_rl.make_batch.keywords == {"transform": online.raw_transform}
+    assert vbon._replace(make_batch=None, reads="") == kl_rl._replace(make_batch=None)
 
 
 def test_the_transforms_by_hand():
@@ -48,13 +48,13 @@ def test_the_transforms_by_hand():
     rewards = jnp.array([[3.5, 0.0]])
     references = jnp.array([[1.0, 2.0, 3.0, 4.0]])
     # 3 of 4 below 3.5: H_3 - H_4 = -1/4; none below 0: -H_4 = -25/12
-    got = methods.vbon_transform(rewards, references, config)
+    got = online.vbon_transform(rewards, references, config)
     np.testing.assert_allclose(got, [[-0.25, -25 / 12]], rtol=1e-6)
-    np.testing.assert_array_equal(methods.raw_transform(rewards, references, config), rewards)
+    np.testing.assert_array_equal(online.raw_transform(rewards, references, config), rewards)
     with config.unlocked():
         config.bound, config.n = "exact", 4.0
     # F = F+ where nothing ties: log-ratio = log N + (N-1) log F, over N - 1
-    got = methods.vbon_transform(rewards, references, config)
+    got = online.vbon_transform(rewards, references, config)
     np.testing.assert_allclose(got, np.log(4) / 3 + np.array([[-0.25, -25 / 12]]), rtol=1e-5)
 
 
@@ -62,15 +62,15 @@ def test_the_transforms_by_hand():
     ("n", "weights"), [(4, (1, 1 / 3)), (2, (1, 1)), (1.5, (0.5, 1)), (1, (0, 1)), (1e6, (1, 1e-6))]
 )
 def test_objective_weights(n, weights):
-    assert methods.objective_weights(n) == pytest.approx(weights, rel=1e-5)
+    assert online.objective_weights(n) == pytest.approx(weights, rel=1e-5)
 
 
 def test_the_adaptive_controller_by_hand():
     # 20 % too much KL, 100 responses, horizon 1000: 1 + 0.2 * 0.1
-    assert methods.controlled(1.0, 1.2, 100, target=1.0, horizon=1000.0) == pytest.approx(1.02)
-    assert methods.controlled(1.0, 9.0, 100, target=1.0, horizon=1000.0) == pytest.approx(1.02)
-    assert methods.controlled(2.0, 0.0, 100, target=1.0, horizon=1000.0) == pytest.approx(1.96)
-    assert methods.controlled(1.5, 9.0, 100, target=0.0, horizon=1000.0) == 1.5
+    assert online.controlled(1.0, 1.2, 100, target=1.0, horizon=1000.0) == pytest.approx(1.02)
+    assert online.controlled(1.0, 9.0, 100, target=1.0, horizon=1000.0) == pytest.approx(1.02)
+    assert online.controlled(2.0, 0.0, 100, target=1.0, horizon=1000.0) == pytest.approx(1.96)
+    assert online.controlled(1.5, 9.0, 100, target=0.0, horizon=1000.0) == 1.5
 
 
 def test_explained_variance_counts_response_tokens_alone():
@@ -78,8 +78,8 @@ def test_explained_variance_counts_response_tokens_alone():
     sequences = Sequences(np.zeros((1, 5), np.int32), np.array([2]), np.array([4]))
 
     def of(values):
-        return methods.explained_variance(
-            methods.PPOBatch(sequences, None, None, np.array([values]), returns)
+        return online.explained_variance(
+            online.PPOBatch(sequences, None, None, np.array([values]), returns)
         )
 
     assert of([1.0, 3.0, 0.0]) == 1.0
@@ -93,13 +93,13 @@ def test_groups_are_compared_and_need_no_value_head(params, gradient):
     with config.unlocked():
         config.gradient, config.train.samples_per_prompt = gradient, 2
         config.sampling.max_new_tokens = 3
-    settings = methods.ppo_settings(config)
+    settings = online.ppo_settings(config)
     sequences = Sequences(
         jnp.array([[1, 2, 3, 0], [1, 4, 0, 0], [5, 6, 7, 8], [5, 9, 1, 0]]),
         jnp.ones(4, jnp.int32),
         jnp.array([3, 2, 4, 3]),
     )
-    batch, log_ratio_s = methods.ppo_batch(
+    batch, log_ratio_s = online.ppo_batch(
         params, params["decoder"], sequences, jnp.array([3.0, 1.0, -2.0, -2.0]),
         jnp.float32(0.5), jnp.float32(0.1), model=MODEL, settings=settings,
     )  # fmt: skip
@@ -109,19 +109,19 @@ def test_groups_are_compared_and_need_no_value_head(params, gradient):
     expected = size * np.array([[1, 1, 0], [-1, 0, 0], [0, 0, 0], [0, 0, 0]])
     np.testing.assert_allclose(batch.advantages_sg, expected, rtol=1e-5, atol=1e-6)
     assert batch.values_sg is None
-    terms, _ = methods.ppo_objective(MODEL, settings, {"decoder": params["decoder"]}, batch)
+    terms, _ = online.ppo_objective(MODEL, settings, {"decoder": params["decoder"]}, batch)
     assert terms.keys() == {"policy"}
     config.train.samples_per_prompt = 1
     with pytest.raises(InputError, match=r"train\.samples_per_prompt=1 must be at least 2"):
-        methods.ppo_settings(config)
+        online.ppo_settings(config)
     config.gradient = "reinforce"
     with pytest.raises(InputError, match="ppo, rloo, grpo"):
-        methods.ppo_settings(config)
+        online.ppo_settings(config)
 
 
 def test_the_value_head_starts_at_the_mean_return_and_nothing_else_moves(params):
     state = step.TrainState(jnp.int32(0), params, None, jnp.float32(1.0))
-    centred = methods._centred(state, -0.75).params
+    centred = online._centred(state, -0.75).params
     assert float(centred["value"]["bias"]) == -0.75
     np.testing.assert_array_equal(centred["value"]["kernel"], params["value"]["kernel"])
     assert centred["decoder"] is params["decoder"]
@@ -130,7 +130,9 @@ def test_the_value_head_starts_at_the_mean_return_and_nothing_else_moves(params)
 
 
 def test_an_unknown_method_is_refused_with_the_list():
-    with pytest.raises(InputError, match=r"vbon, kl_rl, vbon_regression, .*, sft, reward_model"):
+    with pytest.raises(
+        InputError, match=r"vbon, kl_rl, bond, .*vbon_regression, .*, sft, reward_model"
+    ):
         methods.method("ppo")
 
 
@@ -168,14 +170,18 @@ def test_frozen_parameters_do_not_move_and_the_value_head_has_its_rate(params):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "at_end"), [("constant", 0.1), ("linear", 0.0), ("cosine", 0.0)]
+    ("schedule", "half", "end"), [("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)]
 )
-def test_schedules(schedule, at_end):
-    rate = step.learning_rate(optimiser(schedule=schedule, warmup_updates=2, updates=12), 0.1)
-    assert float(rate(0)) == 0.0
-    assert float(rate(1)) == pytest.approx(0.05)
-    assert float(rate(2)) == pytest.approx(0.1)
-    assert float(rate(12)) == pytest.approx(at_end, abs=1e-8)
+def test_schedules(schedule, half, end):
+    rate = functools.partial(step.rate_factor, schedule)
+    assert rate(0.0, update=0, warmup_updates=2) == 0.0
+    assert rate(0.0, update=1, warmup_updates=2) == pytest.approx(0.5)
+    assert rate(0.0, update=2, warmup_updates=2) == 1.0
+    assert rate(0.0, update=0, warmup_updates=0) == 1.0
+    assert rate(0.5, update=9, warmup_updates=2) == pytest.approx(half)
+    assert rate(1.0, update=9, warmup_updates=2) == pytest.approx(end)
+    with pytest.raises(InputError, match=r"train\.schedule='none'.*cosine"):
+        step.rate_factor("none", 0.0, update=0, warmup_updates=0)
 
 
 def test_the_log_keeps_whole_rows_before_the_step_of_the_restart(tmp_path):

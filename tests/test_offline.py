@@ -1,127 +1,21 @@
-"""The offline methods: objectives by hand and by finite differences, and batches from a cache."""
-
-import math
+"""The offline methods: what they draw from a cache, and that each learns from it."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
 
 from configs import base
 from experiments import pipeline, report, train
 from tests.tiny import overrides, program
 from vbon_jax import data
-from vbon_jax.functional import bon, cdf, objectives
+from vbon_jax.functional import bon, cdf
 from vbon_jax.models import decoder
-from vbon_jax.rollout import references
+from vbon_jax.rollout import references, sampler
 from vbon_jax.train import methods, offline, step
 from vbon_jax.types import InputError
 
 OFFLINE = [name for name, row in methods.METHODS.items() if row.source == "references"]
-
-# log pi and log pi_ref of two pairs: h = (-1 + 2) - (-3 + 2.5) = 1.5 and 0.5 - 1 = -0.5
-BEST, WORST = jnp.array([-1.0, -4.0]), jnp.array([-3.0, -1.0])
-REFERENCE = jnp.array([-2.0, -4.5]), jnp.array([-2.5, -2.0])
-H = np.array([1.5, -0.5])
-
-
-@pytest.mark.parametrize(
-    ("n", "target"), [(2, 1), (4, 5.5), (8, 18.15), (16, 49.77), (32, 124.84), (64, 297.88)]
-)
-def test_the_target_of_a_pair(n, target):
-    assert bon.bonbon_target(n) == pytest.approx(target, abs=5e-3)
-    # E log F(best) = -1/N and E log F(worst) = -H_N of N uniform draws
-    uniform = -1 / n + scipy.special.digamma(n + 1) + np.euler_gamma
-    assert bon.bonbon_target(n) == pytest.approx((n - 1) * uniform, rel=1e-12)
-
-
-def test_the_beta_of_the_paper():
-    assert objectives.bonbon_beta(8) == pytest.approx(0.0275482094, abs=5e-11)
-    assert bon.bonbon_target(1) == 0.0
-    with pytest.raises(ValueError, match="at least 2"):
-        objectives.bonbon_beta(1)
-    with pytest.raises(ValueError, match="integer"):
-        bon.bonbon_target(2.5)
-
-
-def log_sigmoid(x):
-    return -np.log1p(np.exp(-x))
-
-
-BY_HAND = {
-    "bonbon": ({"n": 4, "alpha": 0.25}, 0.25 * np.array([1.0, 4.0]) + 0.75 * (H - 5.5) ** 2),
-    "bonbon_released": (
-        {"n": 4, "alpha": 0.25},
-        0.25 * np.array([1.0, 4.0]) - 0.75 * log_sigmoid(H / 11),
-    ),
-    "dpo": ({"beta": 0.5}, -log_sigmoid(0.5 * H)),
-    "ipo": ({"beta": 0.5}, (H - 1.0) ** 2),
-}
-
-
-@pytest.mark.parametrize("name", BY_HAND)
-def test_pairs_by_hand(name):
-    constants, expected = BY_HAND[name]
-    objective = getattr(objectives, name)
-    loss, metrics = objective(BEST, WORST, *REFERENCE, **constants)
-    assert loss.total == pytest.approx(expected.sum(), rel=1e-6)
-    assert loss.weight == 2
-    assert metrics["margin"].value() == pytest.approx(0.5)
-    assert metrics["accuracy"].value() == pytest.approx(0.5)
-    # a tied pair counts for nothing, whatever stands there
-    mask = jnp.array([True, False])
-    dirty = [x.at[1].set(jnp.nan) for x in (BEST, WORST, *REFERENCE)]
-    loss, _ = objective(*dirty, **constants, mask_b=mask)
-    assert loss.total == pytest.approx(expected[0], rel=1e-6)
-    assert loss.weight == 1
-    gradient = jax.grad(lambda x: objective(x, *dirty[1:], **constants, mask_b=mask)[0].total)
-    assert gradient(dirty[0])[1] == 0.0
-    with pytest.raises(ValueError, match="worst_b"):
-        objective(BEST, WORST[:1], *REFERENCE, **constants)
-
-
-def test_a_calibrated_pair_with_the_mean_target_is_bonbon():
-    target = jnp.full(2, bon.bonbon_target(4))
-    ours = objectives.bonbon_calibrated(BEST, WORST, *REFERENCE, target, alpha=0.3)
-    theirs = objectives.bonbon(BEST, WORST, *REFERENCE, n=4, alpha=0.3)
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-def test_regression_by_hand_and_at_its_minimiser():
-    log_cdf = jnp.array([-0.5, -2.0])
-    # N = 3: targets 2 (-0.5) + log 3 and 2 (-2) + log 3; log-ratios 1 and 0.5
-    errors = np.array([1.0, 0.5]) - (2 * np.array([-0.5, -2.0]) + math.log(3))
-    loss, metrics = objectives.vbon_regression(BEST, REFERENCE[0], log_cdf, n=3)
-    assert loss.total == pytest.approx((errors**2).sum(), rel=1e-6)
-    assert metrics["log_ratio"].value() == pytest.approx(0.75)
-    # pi_BoN itself, of a million equally likely responses: N F^(N-1) has mean 1, and no loss
-    log_cdf = np.log((np.arange(1e6) + 0.5) / 1e6)
-    best = np.log(3) + 2 * log_cdf
-    assert np.exp(best).mean() == pytest.approx(1.0, abs=1e-6)
-    loss, _ = objectives.vbon_regression(
-        jnp.asarray(best, jnp.float32), jnp.zeros(10**6), jnp.asarray(log_cdf, jnp.float32), n=3
-    )
-    assert loss.value() < 1e-9
-
-
-@pytest.mark.parametrize("name", [*BY_HAND, "vbon_regression"])
-def test_gradients_against_finite_differences(name):
-    with jax.enable_x64(True):
-        x = jnp.array([-1.0, -4.0, -2.2], jnp.float64)
-        others = [x + shift for shift in (-0.7, 0.4, 0.2)]
-        constants = {"n": 3} if name == "vbon_regression" else BY_HAND[name][0]
-        if name == "vbon_regression":
-            others = others[:2]
-
-        def loss(x):
-            return getattr(objectives, name)(x, *others, **constants)[0].total
-
-        gradient, step = jax.grad(loss)(x), 1e-6
-        for i in range(3):
-            change = jnp.zeros_like(x).at[i].set(step)
-            difference = (loss(x + change) - loss(x - change)) / (2 * step)
-            assert gradient[i] == pytest.approx(float(difference), rel=1e-6)
 
 
 def test_log_f_of_a_reference_counts_the_others():
@@ -175,6 +69,7 @@ def task():
         prompt_width=2,
         cache=cache,
         cache_tokens_pmg=tokens,
+        sampling=sampler.Sampling(max_new_tokens=G),
     )
 
 
@@ -225,34 +120,59 @@ def test_pairs_are_best_and_worst_of_n_and_ties_do_not_count(task):
         same, worst = decoded(batch.worst)
         np.testing.assert_array_equal(prompt, same)
         assert (rewards_pm[prompt, best] >= rewards_pm[prompt, worst]).all()
-        np.testing.assert_array_equal(batch.mask_s, prompt != 0)
+        np.testing.assert_array_equal(batch.weight_s, prompt != 0)
         np.testing.assert_array_equal(batch.reference_worst_s, -(10 * prompt + worst + 1))
-        assert (batch.target_s[batch.mask_s] > 0).all()
+        assert (batch.target_s[batch.weight_s > 0] > 0).all()
         assert row["pairs/tied"] == pytest.approx((prompt == 0).mean())
         tied += (prompt == 0).sum()
     assert tied > 0
 
 
-def test_constants_are_refused_by_name():
+def settings(config, **changes):
+    """The constants of a method under changed keys."""
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return methods.method(changed.method).settings(changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n": 1.0}, r"n=1 .*bonbon takes a whole number from 2 to references"),
+        ({"n": 2.5}, r"n=2\.5"),
+        ({"method": "bond", "n": 2.5}, r"n=2\.5"),
+        ({"method": "raft", "n": 0.5}, r"n=0\.5 .*raft takes a whole number from 1"),
+        ({"method": "online_bonbon", "n": 1.0}, r"n=1 .*from 2$"),
+        ({"method": "vbon_regression", "n": 0.5}, r"n=0\.5 .*takes a number from 1$"),
+        ({"method": "qrpo", "n": 1.0}, r"pairs\.beta or a larger N"),
+        ({"pairs__alpha": 1.5}, r"pairs\.alpha=1\.5"),
+        ({"pairs__beta": -1.0}, r"pairs\.beta=-1"),
+        ({"bon_sft__kl_weight": -1.0}, r"bon_sft\.kl_weight=-1"),
+        ({"bon_sft__select": "all"}, r"bon_sft\.select='all'.*weighted, best"),
+        ({"references__samples_per_prompt": 1}, r"references\.samples_per_prompt=1.*at least 2"),
+        ({"references__used": 3}, r"n=4 .*references\.used=3"),
+        ({"method": "bonbon_calibrated", "pairs__path": "x"}, r"pairs\.path: bonbon_calibrated"),
+        ({"method": "bond", "bond__backward": 2.0}, r"bond\.backward=2"),
+        ({"method": "j_bond", "bond__anchor_rate": 0.0}, r"bond\.anchor_rate=0"),
+        ({"method": "j_bond", "bond__anchor_kl": -1.0}, r"bond\.anchor_kl=-1"),
+        ({"method": "bond", "train__batch_size": 1, "train__samples_per_prompt": 1}, "at least 2"),
+    ],
+)
+def test_constants_are_refused_by_name(changes, message):
     config = base.get_config()
     with config.unlocked():
-        config.method, config.n = "bonbon", 1.0
-    with pytest.raises(InputError, match=r"n=1 .*bonbon.*from 2 to references"):
-        offline.settings(config)
-    config.n = 2.5
-    with pytest.raises(InputError, match=r"n=2\.5"):
-        offline.settings(config)
-    config.n, config.pairs.alpha = 4.0, 1.5
-    with pytest.raises(InputError, match=r"pairs\.alpha"):
-        offline.settings(config)
-    config.pairs.alpha, config.method = 0.5, "ipo"
-    assert offline.settings(config).beta == pytest.approx(1 / 11)
-    config.method, config.n = "vbon_regression", 2.5
-    assert offline.settings(config).n == 2.5
-    config.references.samples_per_prompt = 1
-    with pytest.raises(InputError, match=r"references\.samples_per_prompt=1.*at least 2"):
-        offline.settings(config)
-    config.references.samples_per_prompt = 128
+        config.method, config.n = "bonbon", 4.0
+    settings(config)
+    with pytest.raises(InputError, match=message):
+        settings(config, **changes)
+
+
+def test_what_the_constants_default_to():
+    config = base.get_config()
+    assert settings(config, method="ipo", n=4.0).beta == pytest.approx(1 / 11)
+    assert settings(config, method="ipo", n=4.0, pairs__beta=0.3).beta == 0.3
+    assert settings(config, method="qrpo", n=5.0).beta == 0.25
+    assert settings(config, method="vbon_regression", n=2.5).n == 2.5
     config.cells = ({"method": "dpo", "n": 500},)
     with pytest.raises(InputError, match=r"n=500 .*dpo"):
         pipeline.check(config)
@@ -267,7 +187,9 @@ def test_each_objective_falls_on_a_batch(task, name):
     model = decoder.DecoderConfig(
         vocab_size=256, width=16, num_layers=1, num_heads=2, mlp_width=32, max_positions=16
     )
-    task = task._replace(config=config, model=model)
+    # a uniform reference, as the network nearly is: no method starts far from it
+    cache = task.cache._replace(log_probs_pm=np.full((PROMPTS, M), -np.log(256), np.float32))
+    task = task._replace(config=config, model=model, cache=cache)
     learner = train.make_learner(config, task)
     params = decoder.init(model, jax.random.key(0))
     state = step.init_state(learner, train.initial_params(config, task, params))
@@ -275,7 +197,7 @@ def test_each_objective_falls_on_a_batch(task, name):
     batch = methods.METHODS[name].make_batch(task, state, 0, None)[1]
     losses = []
     for _ in range(30):
-        state, row = step.update(state, batch, learner=learner)
+        state, row = step.update(state, batch, np.float32(1.0), learner=learner)
         losses.append(float(row["loss/total"]))
     assert losses[-1] < 0.9 * losses[0]
 

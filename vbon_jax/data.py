@@ -213,6 +213,67 @@ def _nothing_left(source: str, rows: int, over: int, distinct: int) -> str:
     return f"{source}: none of {rows} rows is left, {over} were too long; give shorter prompts"
 
 
+# Preference pairs ---------------------------------------------------------------------------------
+
+
+class PairSet(NamedTuple):
+    """Preferences that were given: a prompt, the response that was chosen, the one rejected."""
+
+    prompt_ids: list[tuple[int, ...]]
+    chosen_ids: list[tuple[int, ...]]  # the EOS is the last one, unless it was cut off
+    rejected_ids: list[tuple[int, ...]]
+
+
+def build_pairs(
+    rows: Sequence[Mapping[str, str]],
+    tokenizer: Any,
+    *,
+    eos_token_id: int,
+    new_tokens: int,
+    longest: int,
+    over_long: str = "error",
+    source: str,
+) -> PairSet:
+    """Pairs from the fields `prompt`, `chosen` and `rejected` of a file's rows.
+
+    Prompt and response are tokenised apart and the response ends with an EOS. A prompt of more than
+    `longest` tokens, or a response of more than `new_tokens`, is an `"error"`, is cut (a prompt to
+    its last tokens, a response to its first, without EOS: `"truncate"`), or leaves its row out
+    (`"drop"`). Raises InputError for what is over-long, for an empty prompt without a BOS, and for
+    a row whose two responses are the same.
+    """
+    ids = {
+        field: tokenizer([row[field] for row in rows], add_special_tokens=False, verbose=False)
+        for field in ("prompt", "chosen", "rejected")
+    }
+    prompts = [
+        tuple(of_row) or _beginning(tokenizer, source, row)
+        for row, of_row in enumerate(ids["prompt"]["input_ids"])
+    ]
+    sides = [[(*of_row, eos_token_id) for of_row in ids[field]["input_ids"]]
+             for field in ("chosen", "rejected")]  # fmt: skip
+    kept: list[tuple] = []
+    for row, (prompt, chosen, rejected) in enumerate(zip(prompts, *sides, strict=True)):
+        if chosen == rejected:
+            raise InputError(
+                f"{source}: line {row + 1}: chosen and rejected are the same; take the row out"
+            )
+        if len(prompt) > longest or max(len(chosen), len(rejected)) > new_tokens:
+            if over_long == "error":
+                raise InputError(
+                    f"{source}: line {row + 1}: a prompt of {len(prompt)} tokens (room for "
+                    f"{longest}) and responses of {len(chosen)} and {len(rejected)} (room for "
+                    f"{new_tokens}); set data.over_long to truncate or drop, or change "
+                    "sampling.max_new_tokens"
+                )
+            if over_long == "drop":
+                continue
+        kept.append((prompt[-longest:], chosen[:new_tokens], rejected[:new_tokens]))
+    if not kept:
+        raise InputError(f"{source}: none of {len(rows)} pairs is left; give shorter ones")
+    return PairSet(*(list(column) for column in zip(*kept, strict=True)))
+
+
 # Batches ------------------------------------------------------------------------------------------
 
 

@@ -130,6 +130,13 @@ def bonbon_target(n: int) -> float:
     return (n - 1) * math.fsum(1.0 / k for k in range(1, n))
 
 
+def bonbon_beta(n: int) -> float:
+    """β*_n = 1/(2·`bonbon_target`), the β at which IPO aims at Best-of-N. ValueError for n < 2."""
+    if n < 2:
+        raise ValueError(f"n is {n}: a pair needs the best and the worst of at least 2 draws")
+    return 0.5 / bonbon_target(n)
+
+
 def win_rate(n):
     """N/(N+1): the chance that Best-of-N beats its reference, continuous rewards.
 

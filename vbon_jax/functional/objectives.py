@@ -130,10 +130,13 @@ def cross_entropy(logits_bc, labels_b) -> tuple[Mean, dict[str, Mean]]:
 
 
 # ------------------------------------------------------- of whole responses, B log-probabilities
+#
+# `weight_b` [B] floating is how much each pair or response counts, None for 1: a mask, chances
+# of an enumeration, anything that is not negative. What has a weight of 0 may hold NaN.
 
 
 def bonbon(
-    best_b, worst_b, reference_best_b, reference_worst_b, *, n, alpha, mask_b=None
+    best_b, worst_b, reference_best_b, reference_worst_b, *, n, alpha, weight_b=None
 ) -> tuple[Mean, dict[str, Mean]]:
     """α·(−log π(best)) + (1−α)·(h − (n−1)·H_{n−1})². Source: BoNBoN, arXiv 2406.00832.
 
@@ -143,7 +146,7 @@ def bonbon(
         best_b, worst_b: [B] floating, log π of the responses, nats summed over their tokens.
         reference_best_b, reference_worst_b: [B] floating, the same under the reference.
         n: integer of at least 1. alpha: in [0, 1].
-        mask_b: [B] boolean, the pairs that count; None for all.
+        weight_b: [B] floating, what each pair counts; None for 1.
 
     Returns:
         The loss, a Mean over pairs, and metrics, Means over the same: `margin` (h, nats) and
@@ -153,12 +156,12 @@ def bonbon(
         TypeError: a wrong dtype. ValueError: a wrong rank or shape, or n.
     """
     target = bon.bonbon_target(n)
-    best_b, h_b, mask_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, mask_b)
-    return _pair_loss(-alpha * best_b + (1.0 - alpha) * (h_b - target) ** 2, h_b, mask_b)
+    best_b, h_b, weight_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, weight_b)
+    return _pair_loss(-alpha * best_b + (1.0 - alpha) * (h_b - target) ** 2, h_b, weight_b)
 
 
 def bonbon_released(
-    best_b, worst_b, reference_best_b, reference_worst_b, *, n, alpha, mask_b=None
+    best_b, worst_b, reference_best_b, reference_worst_b, *, n, alpha, weight_b=None
 ) -> tuple[Mean, dict[str, Mean]]:
     """α·(−log π(best)) + (1−α)·(−log σ(β*_n·h)): what BoNBoN's released code computes.
 
@@ -166,53 +169,46 @@ def bonbon_released(
     logistic loss is mixed in instead. β*_n = 1/(2·(n−1)·H_{n−1}). For arguments, result and errors
     see `bonbon`; n is at least 2.
     """
-    beta = bonbon_beta(n)
-    best_b, h_b, mask_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, mask_b)
+    beta = bon.bonbon_beta(n)
+    best_b, h_b, weight_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, weight_b)
     loss_b = -alpha * best_b - (1.0 - alpha) * jax.nn.log_sigmoid(beta * h_b)
-    return _pair_loss(loss_b, h_b, mask_b)
+    return _pair_loss(loss_b, h_b, weight_b)
 
 
 def bonbon_calibrated(
-    best_b, worst_b, reference_best_b, reference_worst_b, target_b, *, alpha, mask_b=None
+    best_b, worst_b, reference_best_b, reference_worst_b, target_b, *, alpha, weight_b=None
 ) -> tuple[Mean, dict[str, Mean]]:
     """`bonbon` with a target for each pair, (n−1)·(log F(best) − log F(worst)), [B] floating, nats.
 
     π_BoN's own h of this very pair, where `bonbon` has its mean over pairs.
     """
-    best_b, h_b, mask_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, mask_b)
-    target_b = _like("target_b", target_b, h_b.shape)
-    loss_b = -alpha * best_b + (1.0 - alpha) * (h_b - jnp.where(mask_b, target_b, 0.0)) ** 2
-    return _pair_loss(loss_b, h_b, mask_b)
+    best_b, h_b, weight_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, weight_b)
+    target_b = jnp.where(weight_b > 0, _like("target_b", target_b, h_b.shape), 0.0)
+    return _pair_loss(-alpha * best_b + (1.0 - alpha) * (h_b - target_b) ** 2, h_b, weight_b)
 
 
 def dpo(
-    best_b, worst_b, reference_best_b, reference_worst_b, *, beta, mask_b=None
+    best_b, worst_b, reference_best_b, reference_worst_b, *, beta, weight_b=None
 ) -> tuple[Mean, dict[str, Mean]]:
     """−log σ(β·h). Source: Rafailov et al., arXiv 2305.18290, eq. 7. See `bonbon` for the rest."""
-    _, h_b, mask_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, mask_b)
-    return _pair_loss(-jax.nn.log_sigmoid(beta * h_b), h_b, mask_b)
+    _, h_b, weight_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, weight_b)
+    return _pair_loss(-jax.nn.log_sigmoid(beta * h_b), h_b, weight_b)
 
 
 def ipo(
-    best_b, worst_b, reference_best_b, reference_worst_b, *, beta, mask_b=None
+    best_b, worst_b, reference_best_b, reference_worst_b, *, beta, weight_b=None
 ) -> tuple[Mean, dict[str, Mean]]:
-    """(h − 1/(2β))². Source: Azar et al., arXiv 2310.12036, eq. 17. See `bonbon` for the rest."""
-    _, h_b, mask_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, mask_b)
-    return _pair_loss((h_b - 0.5 / beta) ** 2, h_b, mask_b)
+    """(h − 1/(2β))². Source: Azar et al., arXiv 2310.12036, eq. 17. See `bonbon` for the rest.
 
-
-def bonbon_beta(n: int) -> float:
-    """β*_n = 1/(2·(n−1)·H_{n−1}), the β at which IPO on best and worst of n aims at Best-of-N.
-
-    Raises ValueError for n below 2, where a pair is a response with itself.
+    With log-probabilities averaged over tokens in place of sums it is the form of some libraries,
+    in which β*_n has no meaning.
     """
-    if n < 2:
-        raise ValueError(f"n is {n}: a pair needs the best and the worst of at least 2 draws")
-    return 0.5 / bon.bonbon_target(n)
+    _, h_b, weight_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, weight_b)
+    return _pair_loss((h_b - 0.5 / beta) ** 2, h_b, weight_b)
 
 
 def vbon_regression(
-    log_probs_b, reference_b, log_cdf_b, *, n, mask_b=None
+    log_probs_b, reference_b, log_cdf_b, *, n, weight_b=None
 ) -> tuple[Mean, dict[str, Mean]]:
     """(log π(y)/π_ref(y) − (n−1)·log F(y) − log n)² of any responses y.
 
@@ -223,7 +219,7 @@ def vbon_regression(
     Args:
         log_probs_b, reference_b: [B] floating, log π and log π_ref of the responses, nats.
         log_cdf_b: [B] floating, log F of their rewards, finite.
-        mask_b: [B] boolean, the responses that count; None for all.
+        weight_b: [B] floating, what each response counts; None for 1.
 
     Returns:
         The loss, a Mean over responses, and the metric `log_ratio` (nats) over the same.
@@ -231,29 +227,128 @@ def vbon_regression(
     Raises:
         TypeError: a wrong dtype. ValueError: a wrong rank or shape.
     """
+    log_cdf_b = checks.floats("log_cdf_b", log_cdf_b, rank=1)
+    target_b = (n - 1.0) * log_cdf_b + math.log(n)
+    return _regression(log_probs_b, reference_b, target_b, weight_b)
+
+
+def qrpo(
+    log_probs_b, reference_b, quantile_b, *, beta, weight_b=None
+) -> tuple[Mean, dict[str, Mean]]:
+    """(log π(y)/π_ref(y) − F(y)/β + log[β·(e^{1/β} − 1)])². Source: QRPO, arXiv 2507.08068.
+
+    Its minimiser is π_ref·e^{F/β} over its normaliser, which is known because F is uniform. (The
+    paper's loss is β² times this.)
+
+    Args:
+        quantile_b: [B] floating, F of the responses' rewards, in [0, 1].
+        beta: above 0. For the rest see `vbon_regression`.
+    """
+    quantile_b = checks.floats("quantile_b", quantile_b, rank=1)
+    log_normaliser = 1.0 / beta + math.log(beta * -math.expm1(-1.0 / beta))
+    return _regression(log_probs_b, reference_b, quantile_b / beta - log_normaliser, weight_b)
+
+
+def bon_sft(best_b, *, weight_b=None) -> tuple[Mean, dict[str, Mean]]:
+    """−log π(y) of responses drawn from Best-of-N: its cross-entropy, minimal at π_BoN.
+
+    Args:
+        best_b: [B] floating, log π of the responses, nats. weight_b: see `vbon_regression`.
+
+    Returns:
+        The loss, a Mean over responses, and no metrics.
+    """
+    best_b = checks.floats("best_b", best_b, rank=1)
+    weight_b = _weights(weight_b, best_b.shape)
+    return _weighted(-best_b, weight_b), {}
+
+
+def kl_to_reference(log_probs_b, reference_b, *, weight_b=None) -> tuple[Mean, dict[str, Mean]]:
+    """KL(π ‖ π_ref) from draws of π_ref: the mean of ρ·log ρ − ρ + 1, ρ = π/π_ref, never negative.
+
+    What `bon_sft_kl` adds to `bon_sft`. log ρ is cut at 20 above.
+
+    Args:
+        log_probs_b, reference_b: [B] floating, log π and log π_ref of the draws, nats.
+        weight_b: see `vbon_regression`.
+
+    Returns:
+        The KL in nats, a Mean over responses, and no metrics.
+    """
+    log_probs_b = checks.floats("log_probs_b", log_probs_b, rank=1)
+    weight_b = _weights(weight_b, log_probs_b.shape)
+    log_ratio_b = log_probs_b - _like("reference_b", reference_b, log_probs_b.shape)
+    log_ratio_b = jnp.minimum(jnp.where(weight_b > 0, log_ratio_b, 0.0), _LARGEST_LOG_RATIO)
+    ratio_b = jnp.exp(log_ratio_b)
+    return _weighted(ratio_b * log_ratio_b - ratio_b + 1.0, weight_b), {}
+
+
+def policy_gradient(
+    log_probs_b, old_log_probs_b, advantage_b, *, weight_b=None
+) -> tuple[Mean, dict[str, Mean]]:
+    """−ρ·A of whole responses, ρ = π/π_old: its gradient at π = π_old is the policy gradient.
+
+    The backward half of BOND (arXiv 2407.14622, section 4), whose A is (N−1)·log F − log π/π_ref
+    minus a baseline; the forward half is `bon_sft`.
+
+    Args:
+        log_probs_b, old_log_probs_b: [B] floating, log π of the policy's own draws, now and when
+            they were drawn, nats.
+        advantage_b: [B] floating. weight_b: see `vbon_regression`.
+
+    Returns:
+        The loss, a Mean over responses, and the metric `ratio` (ρ).
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
+    """
     log_probs_b = checks.floats("log_probs_b", log_probs_b, rank=1)
     shape = log_probs_b.shape
-    mask_b = jnp.ones(shape, bool) if mask_b is None else checks.mask("mask_b", mask_b, shape)
+    weight_b = _weights(weight_b, shape)
+    change_b = log_probs_b - _like("old_log_probs_b", old_log_probs_b, shape)
+    change_b = jnp.where(weight_b > 0, change_b, 0.0)
+    ratio_b = jnp.exp(jnp.clip(change_b, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO))
+    advantage_b = jnp.where(weight_b > 0, _like("advantage_b", advantage_b, shape), 0.0)
+    metrics = {"ratio": jax.lax.stop_gradient(_weighted(ratio_b, weight_b))}
+    return _weighted(-ratio_b * advantage_b, weight_b), metrics
+
+
+def _regression(log_probs_b, reference_b, target_b, weight_b) -> tuple[Mean, dict[str, Mean]]:
+    """(log-ratio − target)², and the metric `log_ratio`."""
+    log_probs_b = checks.floats("log_probs_b", log_probs_b, rank=1)
+    shape = log_probs_b.shape
+    weight_b = _weights(weight_b, shape)
     ratio_b = log_probs_b - _like("reference_b", reference_b, shape)
-    target_b = (n - 1.0) * _like("log_cdf_b", log_cdf_b, shape) + math.log(n)
-    ratio_b = jnp.where(mask_b, ratio_b, 0.0)
-    error_b = jnp.where(mask_b, ratio_b - target_b, 0.0)
-    return _mean(error_b**2, mask_b), {"log_ratio": jax.lax.stop_gradient(_mean(ratio_b, mask_b))}
+    ratio_b = jnp.where(weight_b > 0, ratio_b, 0.0)
+    error_b = ratio_b - jnp.where(weight_b > 0, _like("target_b", target_b, shape), 0.0)
+    metrics = {"log_ratio": jax.lax.stop_gradient(_weighted(ratio_b, weight_b))}
+    return _weighted(error_b**2, weight_b), metrics
 
 
-def _pairs(best_b, worst_b, reference_best_b, reference_worst_b, mask_b):
-    """Checked: log π(best), h and the mask; 0 where a pair does not count."""
+def _pairs(best_b, worst_b, reference_best_b, reference_worst_b, weight_b):
+    """Checked: log π(best), h and the weights; 0 where a pair does not count."""
     best_b = checks.floats("best_b", best_b, rank=1)
     shape = best_b.shape
-    mask_b = jnp.ones(shape, bool) if mask_b is None else checks.mask("mask_b", mask_b, shape)
+    weight_b = _weights(weight_b, shape)
     h_b = best_b - _like("reference_best_b", reference_best_b, shape)
     h_b -= _like("worst_b", worst_b, shape) - _like("reference_worst_b", reference_worst_b, shape)
-    return jnp.where(mask_b, best_b, 0.0), jnp.where(mask_b, h_b, 0.0), mask_b
+    counts_b = weight_b > 0
+    return jnp.where(counts_b, best_b, 0.0), jnp.where(counts_b, h_b, 0.0), weight_b
 
 
-def _pair_loss(loss_b: Array, h_b: Array, mask_b: Array) -> tuple[Mean, dict[str, Mean]]:
-    metrics = {"margin": _mean(h_b, mask_b), "accuracy": _mean(h_b > 0, mask_b)}
-    return _mean(loss_b, mask_b), jax.lax.stop_gradient(metrics)
+def _pair_loss(loss_b: Array, h_b: Array, weight_b: Array) -> tuple[Mean, dict[str, Mean]]:
+    metrics = {"margin": _weighted(h_b, weight_b), "accuracy": _weighted(h_b > 0, weight_b)}
+    return _weighted(loss_b, weight_b), jax.lax.stop_gradient(metrics)
+
+
+def _weights(weight_b, shape: tuple[int, ...]) -> Array:
+    return jnp.ones(shape) if weight_b is None else _like("weight_b", weight_b, shape)
+
+
+def _weighted(values_b: Array, weight_b: Array) -> Mean:
+    """The weighted sum and the sum of the weights; where the weight is 0, nothing is read."""
+    total = jnp.sum(jnp.where(weight_b > 0, weight_b * values_b, 0.0))
+    return Mean(total, jnp.sum(weight_b))
 
 
 def _mean(values: Array, mask: Array) -> Mean:

@@ -46,7 +46,7 @@ def keep_rows(path: pathlib.Path, before_step: int) -> None:
 class RunLog:
     """The logs of one run, opened at the step that it (re)starts from."""
 
-    def __init__(self, folder: pathlib.Path, *, first_step: int, steps: int, name: str):
+    def __init__(self, folder: pathlib.Path, *, first_step: int, name: str):
         import tensorboardX  # late: where torch is installed it takes seconds to import it along
 
         self.files = {}
@@ -58,15 +58,20 @@ class RunLog:
             str(folder / "tensorboard"), purge_step=first_step, flush_secs=30
         )
         self.bar = tqdm.tqdm(
-            total=steps, initial=first_step, desc=name, unit="step", mininterval=2.0, smoothing=0.1
+            initial=first_step, desc=name, unit="step", mininterval=2.0, smoothing=0.1
         )
 
-    def write(self, step: int, metrics: dict, timing: dict) -> None:
-        """One row in each file; `metrics` must not depend on a clock."""
+    def write(self, step: int, metrics: dict, timing: dict, *, progress: float) -> None:
+        """One row in each file; `metrics` must not depend on a clock.
+
+        `progress` in (0, 1] is how much of the run is behind, from which the steps to come are
+        told.
+        """
         for stem, values in (("metrics", metrics), ("timing", timing)):
             self.files[stem].write(json.dumps({"step": step, **values}) + "\n")
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+        self.bar.total = max(step + 1, round((step + 1) / progress))
         self.bar.update()
 
     def close(self) -> None:

@@ -1,181 +1,192 @@
-"""Batches from the reference cache, and the objectives that read them: nothing is sampled.
+"""Methods that learn from responses of the reference policy, or from given preference pairs.
 
-Every method here sees the log-probabilities of whole responses, those of the reference from the
-cache itself.
+Every objective here sees the log-probabilities of whole responses.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
 
 import jax.numpy as jnp
 import numpy as np
 
 from vbon_jax import data
-from vbon_jax.functional import bon, cdf, logprobs, objectives
+from vbon_jax.functional import bon, logprobs, objectives
 from vbon_jax.models import responses
+from vbon_jax.train import pools, rollouts
+from vbon_jax.train.pools import PairBatch, ResponseBatch
+from vbon_jax.train.task import Method, Task
 from vbon_jax.types import Array, InputError, Mean, Params, Samples, Sequences
 
 
 @dataclasses.dataclass(frozen=True)
 class Offline:
-    """Constants of the offline objectives; `beta` is DPO's and IPO's."""
+    """Constants of the objectives; `beta` is that of DPO, IPO and QRPO."""
 
     new_tokens: int
     temperature: float
     n: float
     alpha: float
     beta: float
+    kl_weight: float
+    average: bool  # IPO's log-probabilities are means over tokens
 
 
-class ResponseBatch(NamedTuple):
-    """Cached responses, [S] each: their log pi_ref and log F, nats."""
+def settings(config, *, least: int = 2, whole: bool = True, beta=None) -> Offline:
+    """The constants from `config.n`, `config.pairs`, `config.bon_sft` and `config.sampling`.
 
-    sequences: Sequences
-    reference_s: Array
-    log_cdf_s: Array
-
-
-class PairBatch(NamedTuple):
-    """The best and the worst of N cached responses, [S] pairs."""
-
-    best: Sequences
-    worst: Sequences
-    reference_best_s: Array
-    reference_worst_s: Array
-    target_s: Array  # (N-1) (log F(best) - log F(worst)), nats
-    mask_s: Array  # False where best and worst have the same reward
-
-
-def settings(config) -> Offline:
-    """The constants from `config.n`, `config.pairs` and `config.sampling`; beta 0 is beta*_n.
-
-    Raises InputError, naming the key, for an N or a constant that a method has no meaning for.
+    N is from `least`, and whole or not; `beta(n)` is what `pairs.beta` = 0 stands for. Raises
+    InputError, naming the key, for an N or a constant that a method has no meaning for.
     """
-    n, method, m = float(config.n), config.method, config.references.samples_per_prompt
+    if not config.pairs.path:
+        check_references(config, least=least, whole=whole)
+    elif config.method == "bonbon_calibrated":
+        raise InputError(
+            "pairs.path: bonbon_calibrated takes each pair's target from its reference rewards, "
+            "which given pairs do not have; use bonbon, dpo or ipo"
+        )
+    return constants(config, beta=beta)
+
+
+def constants(config, *, beta=None) -> Offline:
+    """The constants alone, each checked; N is not."""
+    pairs, bon_sft = config.pairs, config.bon_sft
+    if not 0 <= pairs.alpha <= 1:
+        raise InputError(f"pairs.alpha={pairs.alpha}; give a number from 0 to 1")
+    if not pairs.beta >= 0:
+        raise InputError(f"pairs.beta={pairs.beta}; give a positive number, or 0 for the one of N")
+    if not bon_sft.kl_weight >= 0:
+        raise InputError(f"bon_sft.kl_weight={bon_sft.kl_weight}; give a number from 0")
+    if bon_sft.select not in ("weighted", "best"):
+        raise InputError(
+            f"bon_sft.select={bon_sft.select!r} is not known; choose one of weighted, best"
+        )
+    return Offline(
+        new_tokens=config.sampling.max_new_tokens,
+        temperature=config.sampling.temperature,
+        n=float(config.n),
+        alpha=pairs.alpha,
+        beta=pairs.beta or (beta(float(config.n)) if beta else 0.0),
+        kl_weight=bon_sft.kl_weight,
+        average=pairs.average and config.method == "ipo",
+    )
+
+
+def check_references(config, *, least: int, whole: bool) -> None:
+    """Refuse an N, or a number of references, that the best of N of M cannot be taken with."""
+    key = "references.used" if config.references.used else "references.samples_per_prompt"
+    m = config.references.used or config.references.samples_per_prompt
     if m < 2:
         raise InputError(
-            f"references.samples_per_prompt={m}: {method} ranks a response among the prompt's "
-            "others; give at least 2"
+            f"{key}={m}: {config.method} ranks a response among the prompt's others; "
+            "give at least 2"
         )
-    if method != "vbon_regression":
-        least = 1 if method == "bon_sft" else 2
-        if not least <= n == int(n) <= m:
-            raise InputError(
-                f"n={n:g} (n_values): {method} takes the best of N cached responses, so N is a "
-                f"whole number from {least} to references.samples_per_prompt={m}"
-            )
-    if not 0 <= config.pairs.alpha <= 1:
-        raise InputError(f"pairs.alpha={config.pairs.alpha}; give a number from 0 to 1")
-    if not config.pairs.beta >= 0:
-        raise InputError(
-            f"pairs.beta={config.pairs.beta}; give a positive number, or 0 for beta*_n"
-        )
-    beta = config.pairs.beta
-    if not beta and method in ("dpo", "ipo"):
-        beta = objectives.bonbon_beta(int(n))
-    return Offline(
-        config.sampling.max_new_tokens, config.sampling.temperature, n, config.pairs.alpha, beta
-    )
+    check_n(config, least=least, most=m if whole else None, source=key, whole=whole)
+
+
+def check_n(config, *, least: int, most: int | None, source: str, whole: bool = True) -> None:
+    """InputError for an N that is below `least`, above `most`, or not whole where it must be."""
+    n = float(config.n)
+    if n < least or (whole and n != int(n)) or (most is not None and n > most):
+        end = "" if most is None else f" to {source}={most}"
+        kind = "a whole number" if whole else "a number"
+        raise InputError(f"n={n:g} (n_values): {config.method} takes {kind} from {least}{end}")
+
+
+def _qrpo_beta(n: float) -> float:
+    if n <= 1:
+        raise InputError("n=1: qrpo takes beta = 1/(N-1); give pairs.beta or a larger N")
+    return 1.0 / (n - 1.0)
+
+
+def _whole_beta(n: float) -> float:
+    return bon.bonbon_beta(int(n))
 
 
 # ---------------------------------------------------------------------------- batches
 
 
-def response_batch(task, state, step: int, key):
-    """S cached responses to each prompt of this step, all M equally likely."""
-    return _responses(task, state, step, np.ones(task.cache.rewards_pm.shape[1]))
-
-
-def best_response_batch(task, state, step: int, key):
-    """S cached responses to each prompt, each drawn as the best of N of the M would be.
-
-    The sorted sample j of M is the best of N with a chance of C(j-1, N-1) / C(M, N), ties by
-    position: no subset is drawn, and no sample is out of reach.
-    """
-    m = task.cache.rewards_pm.shape[1]
-    return _responses(task, state, step, bon.order_statistic_weights(m, int(task.config.n)))
-
-
-def _responses(task, state, step: int, weights_m: np.ndarray):
-    """Responses drawn with the given weights of their ranks; with replacement."""
-    index_b, generator = _prompts(task, step)
+def response_batch(task: Task, state, step: int, key):
+    """S responses to each prompt of this step, all of the pool equally likely."""
+    pool, cost = pools.of_references(task, step)
     count = task.config.train.samples_per_prompt
-    ranks_bs = generator.choice(
-        len(weights_m), (len(index_b), count), p=weights_m / weights_m.sum()
-    )
-    order_bm = np.argsort(task.cache.rewards_pm[index_b], axis=1, kind="stable")
-    chosen_bs = np.take_along_axis(order_bm, ranks_bs, axis=1)
-    batch = ResponseBatch(
-        _sequences(task, index_b, chosen_bs),
-        _of(task.cache.log_probs_pm, index_b, chosen_bs),
-        _of(_log_cdf(task, index_b), np.arange(len(index_b)), chosen_bs),
-    )
-    rewards = _of(task.cache.rewards_pm, index_b, chosen_bs)
-    return state, batch, {"cache/reward": float(rewards.mean())}
+    shape = (len(pool.rewards_bm), count)
+    chosen_bs = pools.generator(task, step).integers(0, pool.rewards_bm.shape[1], shape)
+    return state, pools.response_batch(task, pool, chosen_bs), _row(pool, chosen_bs) | cost
 
 
-def pair_batch(task, state, step: int, key):
-    """S pairs for each prompt: the best and the worst of N of its M responses, drawn anew."""
-    index_b, generator = _prompts(task, step)
+def best_response_batch(task: Task, state, step: int, key):
+    """S responses to each prompt, drawn from Best-of-N of the pool."""
+    pool, cost = pools.of_references(task, step)
+    chosen_bs = _best(task, pool, step)
+    return state, pools.response_batch(task, pool, chosen_bs), _row(pool, chosen_bs) | cost
+
+
+def best_and_any_batch(task: Task, state, step: int, key):
+    """S responses drawn from Best-of-N, and S of the reference, to each prompt: (batch, batch)."""
+    pool, cost = pools.of_references(task, step)
+    chosen_bs = _best(task, pool, step)
+    noise = np.random.default_rng([task.config.seed, step, 1])
+    any_bs = noise.integers(0, pool.rewards_bm.shape[1], chosen_bs.shape)
+    batch = tuple(pools.response_batch(task, pool, which) for which in (chosen_bs, any_bs))
+    return state, batch, _row(pool, chosen_bs) | cost
+
+
+def _best(task: Task, pool: pools.Pool, step: int) -> np.ndarray:
+    """By the weights of the order statistics, or as the best of N that are drawn."""
     count, n = task.config.train.samples_per_prompt, int(task.config.n)
-    rewards_bm = task.cache.rewards_pm[index_b]
-    noise_bsm = generator.random((len(index_b), count, rewards_bm.shape[1]))
-    drawn_bsn = np.argsort(noise_bsm, axis=-1)[..., :n]
-    rewards_bsn = np.take_along_axis(rewards_bm[:, None], drawn_bsn, axis=-1)
-    picked = bon.select_best_worst(rewards_bsn.reshape(-1, n))
-    best_s, worst_s, tied_s = map(np.asarray, picked)
-    chosen = [
-        np.take_along_axis(drawn_bsn.reshape(-1, n), which[:, None], axis=1).reshape(-1, count)
-        for which in (best_s, worst_s)
-    ]
-    rows = np.arange(len(index_b))
-    log_cdf_bm = _log_cdf(task, index_b)
-    gap_s = _of(log_cdf_bm, rows, chosen[0]) - _of(log_cdf_bm, rows, chosen[1])
-    batch = PairBatch(
-        *(_sequences(task, index_b, which) for which in chosen),
-        *(_of(task.cache.log_probs_pm, index_b, which) for which in chosen),
-        target_s=((n - 1) * gap_s).astype(np.float32),
-        mask_s=~tied_s,
-    )
-    return state, batch, {"pairs/tied": float(tied_s.mean())}
+    if task.config.bon_sft.select == "best":
+        return pools.best_and_worst(task, pool, step, count, n)[0]
+    return pools.best_ranks(task, pool, step, count, n)
 
 
-def _prompts(task, step: int) -> tuple[np.ndarray, np.random.Generator]:
-    """The prompts of a step, and the generator that draws their responses: by (seed, step)."""
-    seed = task.config.seed
+def _row(pool: pools.Pool, chosen_bs: np.ndarray) -> dict[str, float]:
+    return {"cache/reward": float(pools.take(pool.rewards_bm, chosen_bs).mean())}
+
+
+def pair_batch(task: Task, state, step: int, key):
+    """S pairs for each prompt: best and worst of N of its responses, or pairs that were given."""
+    if task.pairs is not None:
+        return state, _given_pairs(task, step), {}
+    pool, cost = pools.of_references(task, step)
+    count, n = task.config.train.samples_per_prompt, int(task.config.n)
+    best_bs, worst_bs, tied_bs = pools.best_and_worst(task, pool, step, count, n)
+    batch = pools.pair_batch(task, pool, best_bs, worst_bs, tied_bs)
+    return state, batch, {"pairs/tied": float(tied_bs.mean())} | cost
+
+
+def _given_pairs(task: Task, step: int) -> PairBatch:
+    """The rows of `pairs.path` of this step; their log pi_ref is worked out here."""
+    train, pairs = task.config.train, task.pairs
     index_b = data.batch_indices(
-        len(task.prompts.token_ids), task.config.train.batch_size, seed=seed, step=step
+        len(pairs.prompt_ids),
+        train.batch_size * train.samples_per_prompt,
+        seed=task.config.seed,
+        step=step,
     )
-    return index_b, np.random.default_rng([seed, step])
+    prompts = data.pad_prompts([pairs.prompt_ids[i] for i in index_b], width=task.prompt_width)
+    width = task.sampling.max_new_tokens
 
+    def joined(rows: list[tuple[int, ...]]) -> Sequences:
+        padded = data.pad_prompts([rows[i] for i in index_b], width=width)
+        samples = Samples(padded.tokens_bp[:, None], padded.lengths_b[:, None], None, None)
+        return data.sequences(prompts, samples, width=task.prompt_width + width)
 
-def _log_cdf(task, index_b: np.ndarray) -> np.ndarray:
-    estimator = task.config.cdf.estimator
-    return np.asarray(
-        cdf.log_cdf_of_references(task.cache.rewards_pm[index_b], estimator=estimator)
+    best, worst = joined(pairs.chosen_ids), joined(pairs.rejected_ids)
+    weight_s = np.ones(len(index_b), np.float32)
+    return PairBatch(
+        best,
+        worst,
+        *(rollouts.log_probs(task, task.reference_params, side) for side in (best, worst)),
+        target_s=np.zeros_like(weight_s),
+        weight_s=weight_s,
     )
-
-
-def _of(values_pm: np.ndarray, index_b: np.ndarray, chosen_bs: np.ndarray) -> np.ndarray:
-    """The chosen entries of each prompt's row, flat: [B * S]."""
-    return np.take_along_axis(values_pm[index_b], chosen_bs, axis=1).reshape(-1)
-
-
-def _sequences(task, index_b: np.ndarray, chosen_bs: np.ndarray) -> Sequences:
-    prompts = data.pad_prompts(
-        [task.prompts.token_ids[i] for i in index_b], width=task.prompt_width
-    )
-    tokens_bsg = np.take_along_axis(task.cache_tokens_pmg[index_b], chosen_bs[..., None], axis=1)
-    lengths_bs = np.take_along_axis(task.cache.lengths_pm[index_b], chosen_bs, axis=1)
-    samples = Samples(tokens_bsg, lengths_bs, None, None)
-    return data.sequences(prompts, samples, width=task.prompt_width + tokens_bsg.shape[-1])
 
 
 # ---------------------------------------------------------------------------- objectives
 
 
-def _said(model, constants: Offline, params: Params, sequences: Sequences) -> tuple[Array, Array]:
-    """Log-probabilities of the response tokens [S, G], and which are real."""
+def log_probs(model, constants, params: Params, sequences: Sequences) -> tuple[Array, Array]:
+    """log pi of whole responses [S], nats, and how many tokens they have [S]."""
     said_sg, mask_sg, _ = responses.said(
         model,
         params["decoder"],
@@ -183,69 +194,107 @@ def _said(model, constants: Offline, params: Params, sequences: Sequences) -> tu
         new_tokens=constants.new_tokens,
         temperature=constants.temperature,
     )
-    return said_sg, mask_sg
+    return logprobs.sequence_log_probs(said_sg, mask_sg), mask_sg.sum(axis=1)
+
+
+def both(one: Sequences, other: Sequences) -> Sequences:
+    """Two batches of sequences as one, so that one forward pass does for both."""
+    return Sequences(*(jnp.concatenate(parts) for parts in zip(one, other, strict=True)))
 
 
 def bon_sft_objective(model, constants: Offline, params: Params, batch: ResponseBatch):
-    """Negative log-likelihood of the responses' tokens, nats a token."""
-    loss = objectives.nll(*_said(model, constants, params, batch.sequences))
-    return {"nll": (1.0, loss)}, {"objective/mean": Mean(-loss.total, loss.weight)}
+    """Negative log-likelihood of the responses, nats each."""
+    best_s, _ = log_probs(model, constants, params, batch.sequences)
+    return named(*objectives.bon_sft(best_s))
+
+
+def bon_sft_kl_objective(model, constants: Offline, params: Params, batch):
+    """`bon_sft` and a KL to the reference, estimated from responses of the reference."""
+    best, others = batch
+    best_s, other_s = jnp.split(
+        log_probs(model, constants, params, both(best.sequences, others.sequences))[0], 2
+    )
+    nll, _ = objectives.bon_sft(best_s)
+    kl, _ = objectives.kl_to_reference(other_s, others.reference_s)
+    metrics = {"objective/mean": Mean(-nll.total - constants.kl_weight * kl.total, nll.weight)}
+    return {"nll": (1.0, nll), "kl": (constants.kl_weight, kl)}, metrics
 
 
 def vbon_regression_objective(model, constants: Offline, params: Params, batch: ResponseBatch):
     """The squared distance of each response's log-ratio to Best-of-N's own."""
-    log_probs_s = logprobs.sequence_log_probs(*_said(model, constants, params, batch.sequences))
-    loss, metrics = objectives.vbon_regression(
-        log_probs_s, batch.reference_s, batch.log_cdf_s, n=constants.n
+    said_s, _ = log_probs(model, constants, params, batch.sequences)
+    return named(
+        *objectives.vbon_regression(said_s, batch.reference_s, batch.log_cdf_s, n=constants.n)
     )
-    return _named(loss, metrics)
 
 
-def _pair_log_probs(model, constants: Offline, params: Params, batch: PairBatch) -> tuple:
-    """Log-probabilities of best and worst in one forward, then the reference's. [S] each."""
-    both = Sequences(
-        *(jnp.concatenate(parts) for parts in zip(batch.best, batch.worst, strict=True))
-    )
-    said = logprobs.sequence_log_probs(*_said(model, constants, params, both))
-    return *jnp.split(said, 2), batch.reference_best_s, batch.reference_worst_s
+def qrpo_objective(model, constants: Offline, params: Params, batch: ResponseBatch):
+    """The squared distance of each response's log-ratio to that of its quantile."""
+    said_s, _ = log_probs(model, constants, params, batch.sequences)
+    return named(*objectives.qrpo(said_s, batch.reference_s, batch.cdf_s, beta=constants.beta))
 
 
-def bonbon_objective(model, constants: Offline, params: Params, batch: PairBatch):
-    """BoNBoN as the paper has it."""
-    said = _pair_log_probs(model, constants, params, batch)
+def pair_objective(loss, model, constants: Offline, params: Params, batch: PairBatch):
+    """`loss(constants, batch, best, worst, reference best, reference worst)` of best and worst."""
+    said_s, lengths_s = log_probs(model, constants, params, both(batch.best, batch.worst))
+    sides = [*jnp.split(said_s, 2), batch.reference_best_s, batch.reference_worst_s]
+    if constants.average:
+        sides = [side / jnp.maximum(length, 1) for side, length in
+                 zip(sides, [*jnp.split(lengths_s, 2)] * 2, strict=True)]  # fmt: skip
+    return named(*loss(constants, batch, *sides))
+
+
+def _bonbon(constants: Offline, batch: PairBatch, *said):
     n, alpha = int(constants.n), constants.alpha
-    return _named(*objectives.bonbon(*said, n=n, alpha=alpha, mask_b=batch.mask_s))
+    return objectives.bonbon(*said, n=n, alpha=alpha, weight_b=batch.weight_s)
 
 
-def bonbon_released_objective(model, constants: Offline, params: Params, batch: PairBatch):
-    """BoNBoN as its released code has it."""
-    said = _pair_log_probs(model, constants, params, batch)
+def _bonbon_released(constants: Offline, batch: PairBatch, *said):
     n, alpha = int(constants.n), constants.alpha
-    return _named(*objectives.bonbon_released(*said, n=n, alpha=alpha, mask_b=batch.mask_s))
+    return objectives.bonbon_released(*said, n=n, alpha=alpha, weight_b=batch.weight_s)
 
 
-def bonbon_calibrated_objective(model, constants: Offline, params: Params, batch: PairBatch):
-    """BoNBoN with each pair's own target."""
-    said = _pair_log_probs(model, constants, params, batch)
-    loss, metrics = objectives.bonbon_calibrated(
-        *said, batch.target_s, alpha=constants.alpha, mask_b=batch.mask_s
-    )
-    return _named(loss, metrics)
+def _bonbon_calibrated(constants: Offline, batch: PairBatch, *said):
+    alpha, weight_s = constants.alpha, batch.weight_s
+    return objectives.bonbon_calibrated(*said, batch.target_s, alpha=alpha, weight_b=weight_s)
 
 
-def dpo_objective(model, constants: Offline, params: Params, batch: PairBatch):
-    """DPO on best and worst."""
-    said = _pair_log_probs(model, constants, params, batch)
-    return _named(*objectives.dpo(*said, beta=constants.beta, mask_b=batch.mask_s))
+def _dpo(constants: Offline, batch: PairBatch, *said):
+    return objectives.dpo(*said, beta=constants.beta, weight_b=batch.weight_s)
 
 
-def ipo_objective(model, constants: Offline, params: Params, batch: PairBatch):
-    """IPO on best and worst."""
-    said = _pair_log_probs(model, constants, params, batch)
-    return _named(*objectives.ipo(*said, beta=constants.beta, mask_b=batch.mask_s))
+def _ipo(constants: Offline, batch: PairBatch, *said):
+    return objectives.ipo(*said, beta=constants.beta, weight_b=batch.weight_s)
 
 
-def _named(loss: Mean, metrics: dict[str, Mean]):
+def named(loss: Mean, metrics: dict[str, Mean]):
     """An objective's terms and metrics, as the step takes them."""
-    named = {f"response/{name}": mean for name, mean in metrics.items()}
-    return {"offline": (1.0, loss)}, named | {"objective/mean": Mean(-loss.total, loss.weight)}
+    metrics = {f"response/{name}": mean for name, mean in metrics.items()}
+    return {"response": (1.0, loss)}, metrics | {"objective/mean": Mean(-loss.total, loss.weight)}
+
+
+def _row_of(make_batch, objective, **limits) -> Method:
+    return Method(
+        make_batch=make_batch,
+        objective=objective,
+        settings=functools.partial(settings, **limits),
+        source="references",
+        reads="responses",
+    )
+
+
+def _pairs(loss, **limits) -> Method:
+    return _row_of(pair_batch, functools.partial(pair_objective, loss), **limits)
+
+
+ROWS = {
+    "vbon_regression": _row_of(response_batch, vbon_regression_objective, least=1, whole=False),
+    "qrpo": _row_of(response_batch, qrpo_objective, least=1, whole=False, beta=_qrpo_beta),
+    "bon_sft": _row_of(best_response_batch, bon_sft_objective, least=1),
+    "bon_sft_kl": _row_of(best_and_any_batch, bon_sft_kl_objective, least=1),
+    "bonbon": _pairs(_bonbon),
+    "bonbon_released": _pairs(_bonbon_released),
+    "bonbon_calibrated": _pairs(_bonbon_calibrated),
+    "dpo": _pairs(_dpo, beta=_whole_beta),
+    "ipo": _pairs(_ipo, beta=_whole_beta),
+}

@@ -86,12 +86,12 @@ def shard_rows(batch, mesh: Mesh):
 
 
 def pmap_step(step: Callable, *, learner) -> Callable:
-    """`step` over the local devices by `jax.pmap`; takes and returns a stacked state.
+    """`step` over the local devices by `jax.pmap`: (stacked state, split batch, rate) -> the same.
 
     `replicate` stacks a state, `split_rows` gives each device its part of the batch.
     """
     body = functools.partial(step, learner=learner, axis_name="batch")
-    return jax.pmap(body, axis_name="batch", donate_argnums=(0,))
+    return jax.pmap(body, axis_name="batch", in_axes=(0, 0, None), donate_argnums=(0,))
 
 
 def replicate(tree):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -22,17 +23,15 @@ class TrainState(NamedTuple):
     params: Params
     optimiser: Any  # optax's state
     kl_multiplier: Array  # [] float32, what an adaptive KL controller makes of the coefficient
+    anchor: Params | None = None  # a moving average of the network, for the methods that have one
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimiser:
-    """AdamW with warm-up, a schedule and gradient clipping; `updates` is the length of the run."""
+    """AdamW with gradient clipping; the rates are peaks, which each update takes a share of."""
 
     learning_rate: float
     value_learning_rate: float  # of the value head, which starts from nothing
-    schedule: str  # constant | linear | cosine
-    warmup_updates: int
-    updates: int
     weight_decay: float
     beta1: float
     beta2: float
@@ -93,23 +92,20 @@ def trainable_mask(params: Params, chosen: str) -> Params:
     return jax.tree.unflatten(jax.tree.structure(params), mask)
 
 
-def learning_rate(optimiser: Optimiser, peak: float) -> optax.Schedule:
-    """update number -> learning rate, at most `peak`."""
-    decay = max(1, optimiser.updates - optimiser.warmup_updates)
+def rate_factor(schedule: str, progress: float, *, update: int, warmup_updates: int) -> float:
+    """The share of the peak learning rates that an update takes, in [0, 1].
+
+    `progress` in [0, 1] is how much of the run (its steps, or its budget) is behind; the first
+    `warmup_updates` updates rise linearly. Raises InputError for an unknown schedule.
+    """
     shapes = {
-        "constant": optax.constant_schedule(peak),
-        "linear": optax.linear_schedule(peak, 0.0, decay),
-        "cosine": optax.cosine_decay_schedule(peak, decay),
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
     }
-    if optimiser.schedule not in shapes:
-        raise InputError(
-            f"train.schedule={optimiser.schedule!r}; choose one of {', '.join(shapes)}"
-        )
-    after = shapes[optimiser.schedule]
-    if not optimiser.warmup_updates:
-        return after
-    warmup = optax.linear_schedule(0.0, peak, optimiser.warmup_updates)
-    return optax.join_schedules([warmup, after], [optimiser.warmup_updates])
+    if schedule not in shapes:
+        raise InputError(f"train.schedule={schedule!r}; choose one of {', '.join(shapes)}")
+    return shapes[schedule] * min(1.0, update / warmup_updates if warmup_updates else 1.0)
 
 
 def transformation(optimiser: Optimiser, params: Params) -> optax.GradientTransformation:
@@ -121,7 +117,7 @@ def transformation(optimiser: Optimiser, params: Params) -> optax.GradientTransf
 
     def adamw(peak: float) -> optax.GradientTransformation:
         return optax.adamw(
-            learning_rate(optimiser, peak),
+            peak,
             b1=optimiser.beta1,
             b2=optimiser.beta2,
             eps=optimiser.epsilon,
@@ -143,12 +139,16 @@ def transformation(optimiser: Optimiser, params: Params) -> optax.GradientTransf
     )
 
 
-def init_state(learner: Learner, params: Params) -> TrainState:
-    """A state at step 0; on a mesh, parameters are placed and the moments are born sharded."""
+def init_state(learner: Learner, params: Params, *, anchor: bool = False) -> TrainState:
+    """A state at step 0; on a mesh, parameters are placed and the moments are born sharded.
+
+    With `anchor` the state holds a second copy of the decoder, for a method that moves it.
+    """
 
     def first(params: Params) -> TrainState:
         moments = transformation(learner.optimiser, params).init(params)
-        return TrainState(jnp.int32(0), params, moments, jnp.float32(1.0))
+        copy = jax.tree.map(jnp.copy, params["decoder"]) if anchor else None
+        return TrainState(jnp.int32(0), params, moments, jnp.float32(1.0), copy)
 
     # A copy: the state is donated to each update, and the caller may still hold its parameters.
     params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
@@ -160,9 +160,9 @@ def init_state(learner: Learner, params: Params) -> TrainState:
 
 
 def train_step(
-    state: TrainState, batch, *, learner: Learner, axis_name: str | None = None
+    state: TrainState, batch, rate: Array, *, learner: Learner, axis_name: str | None = None
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update on a batch; under `pmap`, on this device's part of it.
+    """One update on a batch, at `rate` [] of the peak learning rates; under `pmap`, on its part.
 
     Totals and weights are summed over `axis_name` before the one division, so ragged masks give
     the mean over all tokens and not a mean of means. Returns the state and scalar metrics.
@@ -189,6 +189,7 @@ def train_step(
     gradients = everywhere(gradients)
     chain = transformation(learner.optimiser, state.params)
     updates, moments = chain.update(gradients, state.optimiser, state.params)
+    updates = jax.tree.map(lambda leaf: rate * leaf, updates)
     state = state._replace(params=optax.apply_updates(state.params, updates), optimiser=moments)
     if learner.mesh is not None:
         state = jax.lax.with_sharding_constraint(state, parallel.shardings(state, learner.mesh))

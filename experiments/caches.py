@@ -1,0 +1,173 @@
+"""The reference caches of a working directory: built where they are missing, and what they cost."""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import tqdm
+from ml_collections import ConfigDict
+
+from experiments import workspace
+from vbon_jax import data
+from vbon_jax.models import hub
+from vbon_jax.rollout import references, sampler
+from vbon_jax.train.task import Method
+from vbon_jax.types import InputError
+
+SECONDS_FILE = "seconds.json"  # beside the shards: how long they took to build
+
+
+def prompt_width(prompts: data.PromptSet) -> int:
+    """P: one padded width for a whole set, so that each program is compiled once."""
+    return data.bucket_length(max(len(ids) for ids in prompts.token_ids))
+
+
+def reference_cache(
+    config: ConfigDict, materials, workdir: pathlib.Path, split: str
+) -> references.References:
+    """The cache of M reference samples a prompt, built or completed where it is missing."""
+    prompts = materials.train_prompts if split == "train" else materials.eval_prompts
+    folder = workdir / "references" / split
+    provenance = references.Provenance(
+        policy=hub.fingerprint(materials.policy_path),
+        reward=materials.reward.fingerprint,
+        reward_text=config.reward.text,
+        prompts=data.fingerprint(prompts),
+        samples_per_prompt=config.references.samples_per_prompt,
+        max_new_tokens=config.sampling.max_new_tokens,
+        temperature=config.sampling.temperature,
+        top_k=materials.sampling.top_k,
+        top_p=materials.sampling.top_p,
+        seed=config.references.seed,
+    )
+    if not references.complete(folder):
+        key = jax.random.fold_in(jax.random.key(config.references.seed), split == "eval")
+        sample = _prompt_sampler(config, materials, prompts, key)
+        with tqdm.tqdm(
+            total=len(prompts.token_ids), desc=f"references/{split}", unit="prompt"
+        ) as bar:
+            clock = _Clock(folder)
+
+            def progress(done: int, total: int) -> None:
+                bar.update(done - bar.n)
+                clock.tick()
+
+            references.build(
+                folder,
+                provenance,
+                prompts,
+                sample=sample,
+                score=materials.score,
+                decode=lambda ids: materials.tokenizer.batch_decode(ids, skip_special_tokens=True),
+                prompts_per_shard=config.references.prompts_per_shard,
+                progress=progress,
+            )
+    return references.load(folder, provenance)
+
+
+def _prompt_sampler(config, materials, prompts: data.PromptSet, key) -> Callable:
+    """indices -> Samples [b, M, G], in batches of one shape; a prompt's samples are its own."""
+    width = prompt_width(prompts)
+    size = config.references.batch_prompts
+
+    def sample(indices: list[int]):
+        parts = []
+        for start in range(0, len(indices), size):
+            chosen = list(indices[start : start + size])
+            padded = chosen + [chosen[-1]] * (size - len(chosen))
+            samples = sampler.generate(
+                materials.checkpoint.config,
+                materials.checkpoint.params,
+                data.pad_prompts([prompts.token_ids[i] for i in padded], width=width),
+                sampler.prompt_keys(key, np.asarray(padded)),
+                num_samples=config.references.samples_per_prompt,
+                sampling=materials.sampling,
+            )
+            parts.append(jax.device_get(samples))
+        return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(indices)], *parts)
+
+    return sample
+
+
+class _Clock:
+    """Adds up the seconds of a build, over as many calls as it takes."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.path = folder / SECONDS_FILE
+        self.before = json.loads(self.path.read_text()) if self.path.exists() else 0.0
+        self.started = time.perf_counter()
+
+    def tick(self) -> None:
+        """Write down the seconds so far."""
+        workspace.write_json(self.path, self.before + time.perf_counter() - self.started)
+
+
+def seconds(workdir: pathlib.Path, split: str) -> float:
+    """How long the cache of a split took to build; 0 for one that was not built here."""
+    path = workdir / "references" / split / SECONDS_FILE
+    return json.loads(path.read_text()) if path.exists() else 0.0
+
+
+def used(config: ConfigDict, method: Method, cache: references.References) -> int:
+    """How many of a prompt's M cached responses a run reads: the first ones.
+
+    `references.used`, or with a budget of sampled tokens, for a method that samples nothing else,
+    as many as the budget pays for; otherwise all. Raises InputError where that is too few.
+    """
+    m = cache.rewards_pm.shape[1]
+    asked, budget = config.references.used, config.budget.sampled_tokens
+    if asked > m:
+        raise InputError(
+            f"references.used={asked}, but the cache has references.samples_per_prompt={m}; "
+            "give at most that, or 0 for all"
+        )
+    if asked or not budget or method.on_policy:
+        count = asked or m
+    else:
+        tokens_m = cache.lengths_pm.sum(axis=0, dtype=np.int64).cumsum()
+        count = int((tokens_m <= budget).sum())
+    least = max(2, int(config.n) if method.source == "references" else 2)
+    spent = int(cache.lengths_pm[:, :count].sum(dtype=np.int64))
+    if count < min(least, m) or (budget and spent > budget):
+        raise InputError(
+            f"budget.sampled_tokens={budget}: {config.method} at n={config.n:g} needs {least} "
+            f"cached responses to each of {len(cache.rewards_pm)} prompts, and reads "
+            f"{max(count, asked)}; give a larger budget, fewer prompts (data.train_limit) or a "
+            "smaller references.used"
+        )
+    if budget and method.on_policy and spent >= budget:
+        raise InputError(
+            f"budget.sampled_tokens={budget}: the {spent} tokens of the reference cache leave "
+            f"nothing for {config.method} to sample; give a larger budget or references.used"
+        )
+    return count
+
+
+def first(cache: references.References, count: int) -> references.References:
+    """The cache as if it had `count` samples a prompt; its files hold more, so it has no texts."""
+    return cache._replace(
+        rewards_pm=cache.rewards_pm[:, :count],
+        lengths_pm=cache.lengths_pm[:, :count],
+        finished_pm=cache.finished_pm[:, :count],
+        log_probs_pm=cache.log_probs_pm[:, :count],
+        files=(),
+    )
+
+
+def share(
+    config: ConfigDict, cache: references.References, steps: int, *, of_samples: int, seconds: float
+) -> dict[str, float]:
+    """What a run of `steps` used of a cache: of its prompts, those that it drew.
+
+    `of_samples` is how many a prompt the cache was built with, in `seconds`.
+    """
+    prompts, count = cache.rewards_pm.shape
+    drawn = min(1.0, steps * config.train.batch_size / prompts)
+    return {
+        "sampled_tokens": round(drawn * cache.sampled_tokens),
+        "reward_calls": round(drawn * cache.rewards_pm.size),
+        "seconds": drawn * seconds * count / of_samples,
+    }
