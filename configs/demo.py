@@ -1,12 +1,21 @@
-"""The demo: everything embedded, nothing to fetch; what `make demo` runs."""
+"""The demo: everything embedded, nothing to fetch; what `make demo` and `make compare` run."""
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, sweep
+
+METHODS = (
+    *("vbon", "kl_rl", "bond", "j_bond", "raft", "online_bonbon", "vbon_regression", "qrpo"),
+    *("bon_sft", "bon_sft_kl", "bonbon", "bonbon_released", "bonbon_calibrated", "dpo", "ipo"),
+)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Small enough for a laptop: embedded reviews, prompts of 2 to 8 tokens, 12 new tokens."""
+    """Small enough for a laptop: embedded reviews, prompts of 2 to 8 tokens, 12 new tokens.
+
+    `configs/demo.py` trains vBoN and KL-RL at N = 4; `configs/demo.py:compare` trains every method
+    at four N and three seeds, all at one budget of sampled tokens.
+    """
     config = base.get_config()
     with config.unlocked():
         config.data.train_limit, config.data.eval_limit = 512, 256
@@ -22,4 +31,28 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.checkpoint_every = 50
         config.embedded.policy_steps = 300
         config.embedded.reward_steps = 120
+        if arg == "compare":
+            _compare(config)
+        elif arg:
+            raise ValueError(f"configs/demo.py:{arg} is not known; give nothing or `compare`")
     return config.lock()
+
+
+def _compare(config: ConfigDict) -> None:
+    """Every method at the tokens of 32 reference responses to each of 256 prompts."""
+    config.data.train_limit = 256
+    config.references.samples_per_prompt = 32
+    config.budget.sampled_tokens = 90_000
+    config.train.steps = 60  # of a method that samples nothing
+    config.train.learning_rate = 3e-4
+    config.train.checkpoint_every = 1000  # the end alone: a run takes seconds
+    config.evaluation.shown_prompts = 6
+    run = {"n": [2, 4, 8, 16], "seed": [0, 1, 2]}
+    # What ranks against the cache reads half of it, and samples with what is left.
+    split = {"references.used": [16]}
+    config.cells = tuple(
+        sweep.chain(
+            sweep.grid({"method": ["vbon", "bond"]}, run, split),
+            sweep.grid({"method": [name for name in METHODS if name not in ("vbon", "bond")]}, run),
+        )
+    )
