@@ -8,14 +8,14 @@ setuptools.setup(
     description="Variational Best-of-N alignment, BoNBoN and their rivals, in JAX",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["vbon_jax*", "experiments*", "configs*"]),
-    package_data={"experiments": ["*.jinja"]},
+    package_data={"experiments": ["*.jinja", "*.css", "*.js"]},
     install_requires=[
         "absl-py>=2.3",
+        "altair>=6.0",
         "flax>=0.12.8",
         "huggingface-hub>=1.0",
         "jax>=0.10.2",
         "jinja2>=3.1",
-        "matplotlib>=3.10",
         "ml-collections>=1.1",
         "numpy>=2.3",
         "optax>=0.2.8",
@@ -26,6 +26,7 @@ setuptools.setup(
         "tokenizers>=0.23",
         "tqdm>=4.67",
         "transformers>=5.23",
+        "vl-convert-python>=1.9",
     ],
     extras_require={
         "cuda": ["jax[cuda13]>=0.10.2"],
@@ -33,6 +34,7 @@ setuptools.setup(
         "test": [
             "hypothesis>=6.150",
             "mpmath>=1.3",
+            "playwright>=1.58",
             "pytest>=9.0",
             "pytest-xdist>=3.8",
             "ruff>=0.14",

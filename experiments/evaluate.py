@@ -15,7 +15,7 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, pipeline, report, train, workspace
+from experiments import caches, cli, gather, pipeline, results, train, workspace
 from vbon_jax import evaluate as measures
 from vbon_jax.rollout import references
 from vbon_jax.types import Params
@@ -69,7 +69,7 @@ def policy_rows(
         )
         prompts, samples = responses.rewards_bk.shape
         rows.append(
-            report.make_row(
+            results.make_row(
                 estimates=summary,
                 temperature=temperature,
                 prompts=prompts,
@@ -117,35 +117,25 @@ def run_rows(
             network=materials.checkpoint.params,
         )
 
-    budget = json.loads((folder / "ledger.json").read_text())
     made = json.loads((folder / workspace.STAGE_FILE).read_text())["inputs"]
-    uses = pipeline.methods.method(config.method).uses_references
-    if uses:
-        share = pipeline.cache_share(
-            config, pipeline.reference_cache(config, materials, workdir, "train")
-        )
-        budget |= {name: budget[name] + share[name] for name in share}
-    rows = policy_rows(
+    policy_rows(
         config,
         folder / "evaluation",
         materials,
         cache,
         load_params,
         {f"run {key}": value for key, value in made.items()},
-        method=config.method,
-        n=config.n,
-        bound=config.bound if uses else None,
-        seed=config.seed,
+        **gather.labels(config),
         run=folder.name,
     )
-    return [row | budget for row in rows]
+    return gather.run_rows(folder, config)
 
 
 def main() -> None:
     """Measure the run that the configuration names (method, n, seed) and print its row."""
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
     materials = pipeline.prepare(config, workdir)
-    cache = pipeline.reference_cache(config, materials, workdir, "eval")
+    cache = caches.reference_cache(config, materials, workdir, "eval")
     for cell in pipeline.cells(config) if ALL.value else [pipeline.single_cell(config)]:
         pipeline.run_cell(config, workdir, cell, materials)
         for row in run_rows(config, workdir, cell, materials, cache):

@@ -1,182 +1,137 @@
-"""Win rate and reward against KL: the policies, Best-of-N's own curve, and error bars.
+"""How figures look, and how a chart becomes a file: Altair charts as SVG, PDF, PNG or HTML.
 
-matplotlib is imported where it draws, and draws without a display.
+One chart serves the page and the paper: what differs between them, and between a light and a dark
+page, is the configuration that it is drawn with. A method keeps its colour and its shape whatever
+else is in a figure.
 """
 
-import io
-import math
+import functools
+import json
 import pathlib
-import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import altair as alt
+import vl_convert
 
-from vbon_jax.evaluate import Curve
-from vbon_jax.functional import bon
+# Okabe and Ito's palette, told apart by every common colour vision; black is Best-of-N's own and
+# grey stands for the yellow, which a white page swallows.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
+SHAPES = (
+    *("circle", "square", "triangle-up", "diamond"),
+    *("cross", "triangle-down", "triangle-right", "triangle-left"),
+)
+# Their place decides their look; names beyond these get one by their letters.
+KNOWN = (
+    *("vbon (l1)", "kl_rl", "bonbon", "vbon_regression", "bon_sft", "dpo", "ipo"),
+    *("vbon (exact)", "bonbon_calibrated", "bonbon_released", "vbon (l1, rloo)", "kl_rl (rloo)"),
+    *("vbon (l1, grpo)", "kl_rl (grpo)", "sft", "reward_model"),
+)
+LOOKS = len(PALETTE) * len(SHAPES)  # 7 and 8 have no common factor: as many pairs as places
 
-REFERENCE, BEST_OF_N = "reference", "best_of_n"  # methods that are rows and no policies
-
-# Okabe and Ito's palette without its yellow, told apart by every common colour vision; markers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-
-
-def row_name(row: Mapping[str, Any]) -> str:
-    """What a policy is called in tables and legends: its method, and its bound if it has one."""
-    bound = f" ({row['bound']})" if row.get("bound") else ""
-    return f"{row['method']}{bound}"
+INK, SOFT = {False: "#1b1f24", True: "#e6edf3"}, {False: "#6b7683", True: "#9aa5b1"}  # by dark
+CROSS, STAR = (
+    "M-1,-1L1,1M-1,1L1,-1",
+    "M0,-1L.24,-.32L.95,-.31L.38,.12L.59,.81L0,.4L-.59,.81L-.38,.12L-.95,-.31L-.24,-.32Z",
+)
 
 
-def plottable(row: Mapping[str, Any], measure: str) -> bool:
-    """Whether the row has a point in the panel of `measure`: both coordinates, and finite."""
-    return all(row.get(name) is not None and math.isfinite(row[name]) for name in ("kl", measure))
+def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a shape for each name, the same in every figure; no two names share both.
+
+    A name that is not `KNOWN` starts at a place given by its letters and moves on where that is
+    taken, so that only such names can ever move one another. Beyond 56 names, pairs repeat.
+    """
+    places = {name: KNOWN.index(name) for name in names if name in KNOWN}
+    taken = set(range(len(KNOWN)))
+    for name in sorted(set(names) - set(KNOWN)):
+        place = zlib.crc32(name.encode()) % LOOKS
+        while place in taken and len(taken) < LOOKS:
+            place = (place + 1) % LOOKS
+        places[name] = place
+        taken.add(place)
+    return {
+        name: (PALETTE[at % len(PALETTE)], SHAPES[at % len(SHAPES)])
+        for name, at in sorted(places.items(), key=lambda item: (item[1], item[0]))
+    }
 
 
-def figure(
-    rows: Sequence[Mapping[str, Any]],
-    curve: Curve,
+def colour(names: Sequence[str], field: str = "method", **options: Any) -> alt.Color:
+    """The encoding of the methods' colours; together with `shape` it makes one legend."""
+    return alt.Color(f"{field}:N", scale=_scale(names, 0), title=None, **options)
+
+
+def shape(names: Sequence[str], field: str = "method") -> alt.Shape:
+    """The encoding of the methods' shapes."""
+    return alt.Shape(f"{field}:N", scale=_scale(names, 1), title=None)
+
+
+def _scale(names: Sequence[str], part: int) -> alt.Scale:
+    pairs = looks(names)
+    return alt.Scale(domain=list(pairs), range=[pair[part] for pair in pairs.values()])
+
+
+def config(*, dark: bool = False, page: bool = False) -> dict[str, Any]:
+    """Vega-Lite's configuration, on white or in the dark; a page has a legend of its own."""
+    ink, soft = INK[dark], SOFT[dark]
+    text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 12}
+    lines = {"labelOverlap": "greedy", "tickCount": 7}
+    lines |= {"gridColor": soft, "gridOpacity": 0.25, "domainColor": soft, "tickColor": soft}
+    return {
+        "background": "transparent" if page else "white",
+        "font": "system-ui, sans-serif" if page else "sans-serif",
+        "view": {"stroke": None, "continuousWidth": 400, "continuousHeight": 300},
+        "axis": {**text, **lines, "titleFontWeight": "normal", "titlePadding": 8},
+        "legend": {
+            **text,
+            "symbolStrokeColor": ink,
+            "symbolSize": 70,
+            "symbolOpacity": 1,
+            "disable": page,
+        },
+        "style": {
+            "ink": {"color": ink},
+            "note": {"color": ink, "fontSize": 10},
+        },
+    }
+
+
+def specification(chart: alt.TopLevelMixin, data: Mapping[str, list] | None = None) -> dict:
+    """A chart as Vega-Lite's JSON, with the data that it names and without a configuration."""
+    spec = chart.to_dict()
+    spec.pop("config", None)
+    return spec | {"datasets": spec.get("datasets", {}) | (data or {})}
+
+
+@functools.cache
+def javascript() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script for a page without a network."""
+    return vl_convert.javascript_bundle()
+
+
+def save(
+    chart: alt.TopLevelMixin,
     path: str | pathlib.Path,
+    data: Mapping[str, list] | None = None,
 ) -> None:
-    """Saves both panels, win rate and reward against KL, by the suffix: .svg, .png or .pdf.
+    """Saves a chart by the suffix: .svg, .pdf, .png or .html; `data` are those that it names.
 
-    `curve` is `evaluate.mean_curve(...)`: what Best-of-N does on the cache, [G] each.
+    Raises ValueError for another suffix.
     """
-    buffer = io.BytesIO()
     path = pathlib.Path(path)
-    _save(rows, curve, ("win_rate", "reward"), buffer, path.suffix.lstrip("."))
+    spec = json.dumps(specification(chart, data) | {"config": config()})
+    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    made: str | bytes
+    if path.suffix == ".svg":
+        made = vl_convert.vegalite_to_svg(spec, vl_version=version)
+    elif path.suffix == ".pdf":
+        made = vl_convert.vegalite_to_pdf(spec, vl_version=version)
+    elif path.suffix == ".png":
+        made = vl_convert.vegalite_to_png(spec, vl_version=version, scale=2)
+    elif path.suffix == ".html":
+        made = vl_convert.vegalite_to_html(spec, vl_version=version, bundle=True)
+    else:
+        raise ValueError(f"{path}: figures are saved as .svg, .pdf, .png or .html")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
-
-
-def svg(rows: Sequence[Mapping[str, Any]], curve: Curve, measure: str, *, title: str, text: str):
-    """One panel ("win_rate" or "reward") as an SVG element for a page, with a title and text.
-
-    Every id begins with the panel's name, so that several stand in one page.
-    """
-    import markupsafe
-
-    buffer = io.BytesIO()
-    _save(rows, curve, (measure,), buffer, "svg")
-    element = buffer.getvalue().decode()
-    element = element[element.index("<svg") :]
-    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
-    element = re.sub(r"(\bid=\"|href=\"#|url\(#)", rf"\g<1>{measure}-", element)
-    head = (
-        f'<svg role="img" aria-labelledby="{measure}-title {measure}-text"',
-        f'<title id="{measure}-title">{markupsafe.escape(title)}</title>'
-        f'<desc id="{measure}-text">{markupsafe.escape(text)}</desc>',
-    )
-    opening, rest = element.removeprefix("<svg").split(">", 1)
-    return markupsafe.Markup(f"{head[0]}{opening}>{head[1]}{rest}")
-
-
-def _save(rows, curve: Curve, measures: Sequence[str], file, suffix: str) -> None:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    style = {
-        "svg.hashsalt": "vbon_jax",
-        "text.parse_math": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "font.size": 9,
-    }
-    with matplotlib.rc_context(style):
-        drawing = Figure(figsize=(5.2 * len(measures), 4.0), layout="constrained", dpi=160)
-        for measure, axes in zip(
-            measures, drawing.subplots(1, len(measures), squeeze=False)[0], strict=True
-        ):
-            _draw(axes, rows, curve, measure)
-        when = {} if suffix == "png" else {"Date" if suffix == "svg" else "CreationDate": None}
-        drawing.savefig(file, format=suffix, metadata=when)
-
-
-def _draw(axes, rows, curve: Curve, measure: str) -> None:
-    """One panel: the curves below, the points with their intervals on them."""
-    rows = [row for row in rows if plottable(row, measure)]
-    end = _last_kl(rows)
-    rows = [row for row in rows if row["kl"] <= end]
-    _draw_curves(axes, curve, measure, end)
-    names = list(
-        dict.fromkeys(row_name(row) for row in rows if row["method"] not in (REFERENCE, BEST_OF_N))
-    )
-    looks = {
-        name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        for i, name in enumerate(names)
-    }
-    looks[REFERENCE] = {"color": "#1b1f24", "marker": "*"}
-    looks[BEST_OF_N] = {"color": "#1b1f24", "marker": "x"}
-    labelled = set()
-    for row in rows:
-        name = row_name(row)
-        at = (row["kl"], row[measure])
-        axes.errorbar(
-            *at,
-            xerr=_bar(row, "kl"),
-            yerr=_bar(row, measure),
-            linestyle="none",
-            markersize=6,
-            elinewidth=1,
-            label=None if name in labelled else _plain(name),
-            **looks[name if name in looks else row["method"]],
-        )
-        labelled.add(name)
-        if row.get("n") is not None and row["method"] != REFERENCE:
-            above = name not in names or names.index(name) % 2 == 1
-            axes.annotate(
-                f"N={row['n']:g}",
-                at,
-                xytext=(-5, 5) if above else (6, -10),
-                ha="right" if above else "left",
-                textcoords="offset points",
-                fontsize=7.5,
-            )
-    axes.set_xlim(left=min(-0.02 * end, *[row["kl"] for row in rows], 0.0), right=end)
-    axes.set_xlabel("KL to the reference (nats per response)")
-    axes.set_ylabel({"win_rate": "win rate against the reference"}.get(measure, measure))
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="lower right")
-
-
-def _last_kl(rows) -> float:
-    """Where the KL axis ends: behind every policy, and behind Best-of-N at every N of a policy.
-
-    Best-of-N at a larger N would press the policies together at the left.
-    """
-    policies = [row for row in rows if row["method"] not in (REFERENCE, BEST_OF_N)]
-    largest = max([row["n"] for row in policies if row.get("n") is not None], default=math.inf)
-    targets = [row for row in rows if row["method"] == BEST_OF_N and row["n"] <= largest]
-    return 1.1 * max([row["kl"] for row in policies + targets], default=1.0) + 0.02
-
-
-def _draw_curves(axes, curve: Curve, measure: str, end: float) -> None:
-    """Best-of-N on the cache, and for the win rate what continuous rewards would give."""
-    kl_g = curve.kl_bg
-    value_g = {"win_rate": curve.win_rate_bg, "reward": curve.reward_bg}[measure]
-    if measure == "win_rate":
-        n = np.geomspace(1, 1e6, 400)
-        theory_kl, theory = np.asarray(bon.kl(n)), np.asarray(bon.win_rate(n))
-        inside = theory_kl <= end
-        style = {"color": "#c3cbd4", "linewidth": 5}  # below, as the two nearly coincide
-        axes.plot(theory_kl[inside], theory[inside], label="Best-of-N, continuous rewards", **style)
-    shown = np.append(kl_g[kl_g < end], min(end, kl_g[-1]))
-    line = np.interp(shown, np.maximum.accumulate(kl_g), value_g)
-    axes.plot(shown, line, color="#1b1f24", linewidth=1.3, label="Best-of-N on the cache")
-
-
-def _bar(row: Mapping[str, Any], name: str) -> list[list[float]] | None:
-    """Both arms of a 95 % error bar, from the interval or else from the standard error."""
-    value, spread, lo, hi = (row.get(name + end) for end in ("", "_se", "_lo", "_hi"))
-    if lo is None or hi is None:
-        if spread is None or not math.isfinite(spread):
-            return None
-        lo, hi = value - 1.96 * spread, value + 1.96 * spread
-    if not (math.isfinite(lo) and math.isfinite(hi)):
-        return None
-    return [[max(value - lo, 0.0)], [max(hi - value, 0.0)]]
-
-
-def _plain(name: str) -> str:
-    """A label that the figure's own font has glyphs for, and that a legend does not hide."""
-    return name.encode("latin-1", "replace").decode("latin-1").lstrip("_") or "?"
+    path.write_bytes(made.encode() if isinstance(made, str) else made)

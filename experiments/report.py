@@ -1,331 +1,403 @@
-"""The end of a comparison: `results.csv`, and a page that stands on its own.
+"""The report of a working directory: `python -m experiments.report --workdir DIR`.
 
-A row is a dictionary over `COLUMNS`; what does not apply to it is None (an empty cell). The page
-needs no network: its figures are SVG inside it, its style is in its head, and every text that came
-from a model or a file is escaped.
+`results.csv`, `pareto.csv`, `figures/` (every figure as SVG and PDF) and `report.html`, from what
+stands in the folder: runs that are not finished or not evaluated are listed with their step, and
+their training curves are drawn.
 """
 
 import csv
 import io
-import math
-import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from experiments import plot
-from experiments.plot import BEST_OF_N, row_name
-from vbon_jax.evaluate import Curve, Estimate, RulerRow
+import numpy as np
+from absl import flags
 
-# The interface first, as the issue states it; what it leaves open stands behind it.
-COLUMNS = (
-    *("method", "n", "bound", "seed", "temperature", "reward", "reward_se", "win_rate"),
-    *("win_rate_lo", "win_rate_hi", "kl", "kl_se", "length", "eos_rate", "distinct2"),
-    *("bon_win_rate_at_kl", "deficit", "sampled_tokens", "reward_calls", "train_flops", "seconds"),
-    *("deficit_lo", "deficit_hi", "deficit_se", "perplexity", "perplexity_lo", "perplexity_hi"),
-    *("reward_lo", "reward_hi", "win_rate_se", "kl_lo", "kl_hi", "length_se", "eos_rate_se"),
-    *("distinct2_se", "prompts", "samples_per_prompt", "reference_samples", "run"),
+from experiments import cli, figures, gather, page, plot, results
+from experiments.figures import Figure
+from vbon_jax import evaluate as measures
+from vbon_jax.functional import pareto
+from vbon_jax.rollout import references
+
+TITLE = "Alignment held against Best-of-N"
+CURVE_NUMBERS = 200_000  # numbers of all training curves of a page, at most about
+CURVE_POINTS = 200  # of one curve
+FIRST_METRICS = ("eval/win_rate", "objective/mean", "loss/total")  # the page shows the first there
+RESPONSES_SHOWN = 2  # of a policy to a prompt
+DEFICIT = (
+    "The deficit of a policy is the win rate that Best-of-N has at the policy's own KL to the "
+    "reference, read off the Best-of-N curve of the reference cache, minus the policy's win rate. "
+    "At 0 the policy is as good as Best-of-N for what it moved away from the reference; a positive "
+    "deficit is win rate lost, a negative one is win rate above the curve. Its interval resamples "
+    "prompts, with the policy's win rate, its KL and the curve taken on the same prompts: where it "
+    "holds 0, these prompts do not tell the policy from Best-of-N. A win rate is against all "
+    "cached reference responses of a prompt, ties counting one half."
 )
-WORDS = frozenset(("method", "bound", "run"))
-BUDGET = ("sampled_tokens", "reward_calls", "train_flops", "seconds")
-
-SIZE_LIMIT = 2_000_000  # bytes of a page
-TEXT_LIMIT = 2_000  # characters of one text on a page
-
-
-# ------------------------------------------------------------------------------- rows
-
-
-def make_row(
-    method: str,
-    estimates: Mapping[str, Estimate],
-    *,
-    budget: Mapping[str, float] | None = None,
-    **cells: Any,
-) -> dict[str, Any]:
-    """One row of the results, every column a key.
-
-    `estimates` is what `evaluate.summarise` gives, `budget` has some of sampled_tokens,
-    reward_calls, train_flops and seconds, `cells` any other column by name. Raises ValueError for
-    a name that is no column.
-    """
-    row = dict.fromkeys(COLUMNS) | {"method": method}
-    for name, estimate in estimates.items():
-        ends = {name: estimate.value, f"{name}_se": estimate.se}
-        ends |= {f"{name}_lo": estimate.lo, f"{name}_hi": estimate.hi}
-        row |= {column: value for column, value in ends.items() if column in COLUMNS}
-    unknown = sorted((set(cells) | set(budget or {}) | set(estimates)) - set(COLUMNS))
-    if unknown:
-        raise ValueError(f"no such column of the results: {', '.join(unknown)}")
-    return row | dict(budget or {}) | cells
+PARETO = (
+    "A policy is on the front when no other policy, of any method, N or seed, has a KL as low and "
+    "a quality as high, one of them strictly. A method's membership is the share of its policies "
+    "on the front. For its interval prompts are resampled, the same for all policies, and each "
+    "resample has a front of its own; a share can lie at the end of its interval, because noise "
+    "moves policies off a front more easily than onto it."
+)
+BARS = "Bars: 95 % over prompts. Larger points: larger N."
 
 
-def ruler_rows(ruler: Sequence[RulerRow], **cells: Any) -> list[dict[str, Any]]:
-    """Best-of-N's own rows, from `evaluate.ruler`; it has no deficit to itself."""
-    return [
-        make_row(
-            BEST_OF_N,
-            {"reward": best.reward, "win_rate": best.win_rate, "kl": best.kl},
-            n=best.n,
-            **cells,
+# ------------------------------------------------------------------------------- Pareto
+
+
+def pareto_shares(work: gather.Work) -> list[dict[str, Any]]:
+    """Each method's membership of the fronts of (KL, win rate) and (KL, reward)."""
+    if work.cache is None or len(work.cache.rewards_pm) < 2:
+        return []
+    means = gather.prompt_means(work)
+    groups = [results.row_name(row) for row in means.rows]
+    if not groups:
+        return []
+    shares = []
+    for quality in ("win_rate", "reward"):
+        found = pareto.membership(
+            means.kl_bp,
+            getattr(means, f"{quality}_bp"),
+            groups,
+            seed=work.settings["seed"],
+            resamples=work.settings["resamples"],
         )
-        for best in ruler
-    ]
+        for method, (points, share) in found.items():
+            ends = {"share": share.value, "share_lo": share.lo, "share_hi": share.hi}
+            shares.append({"quality": quality, "method": method, "points": points, **ends})
+    return shares
 
 
-def write_results(rows: Sequence[Mapping[str, Any]], path: str | pathlib.Path) -> None:
-    """Writes `results.csv`: a header and a line a row, None as an empty cell; all of it or nothing.
-
-    Numbers are written with all their digits (a NaN as `nan`). Raises ValueError for a row with a
-    column that is not known.
-    """
+def write_pareto(shares: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+    """Writes `pareto.csv`: a line for each quality and method."""
     lines = io.StringIO()
-    writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
+    columns = ("quality", "method", "points", "share", "share_lo", "share_hi")
+    writer = csv.DictWriter(lines, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    _write(path, lines.getvalue())
+    writer.writerows(shares)
+    results.write_text(path, lines.getvalue())
 
 
-def read_results(path: str | pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of `write_results`: an empty cell is None, a cell of a number a float or int."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {name: _cell(name, text) for name, text in row.items()} for row in csv.DictReader(file)
-        ]
+# ------------------------------------------------------------------------------- training curves
 
 
-def _cell(name: str, text: str) -> Any:
-    if text == "" or name in WORDS:
-        return text or None
-    return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
+def thinned(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list, list]:
+    """A curve of at most `most` points: means over equal stretches of steps, each at its last."""
+    if len(steps) <= most:
+        return list(steps), [figures.rounded(value) for value in values]
+    parts = np.array_split(np.arange(len(steps)), most)
+    means = [figures.rounded(float(np.mean([values[at] for at in part]))) for part in parts]
+    return [int(steps[part[-1]]) for part in parts], means
 
 
-def _write(path: str | pathlib.Path, text: str) -> None:
-    """Write to a neighbour and rename, so that a reader never sees half a file."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(text.encode("utf-8", "replace"))
-    os.replace(partial, path)
+def training_curves(runs: Sequence[gather.Run]) -> dict[str, Any]:
+    """Every metric of every run: `metrics` has (run, place in `grids`, values) for each name.
 
-
-# ------------------------------------------------------------------------------- numbers
-
-
-def number(value: float | None, *, unit: float | None = None) -> str:
-    """A number with digits enough to read: two of its uncertainty `unit`, else four of its own.
-
-    None is a dash; NaN and infinity are called "not finite", never shown as a number.
+    `grids` are lists of steps, `methods` the runs' names in legends, `first` the metric to begin
+    with, `points` how many points a curve may have here, `thinned` whether any had more.
     """
-    if value is None:
-        return "–"
-    if not math.isfinite(value):
-        return "not finite"
-    if unit is not None and math.isfinite(unit) and unit > 0:
-        decimals = min(max(1 - math.floor(math.log10(unit)), 0), 6)
-        text = f"{value:.{decimals}f}"
-    elif value == int(value) and abs(value) < 1e15:
-        text = f"{int(value):,}".replace(",", " ")
-    elif 1e-4 <= abs(value) < 1e5:
-        text = f"{value:.4g}"
-    else:
-        text = f"{value:.2e}"
-    return text.replace("-", "−") if float(text.replace(" ", "")) else text.lstrip("-")
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in the units a person would use."""
-    if seconds is None or not math.isfinite(seconds):
-        return number(seconds)
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-class Cell(NamedTuple):
-    """One cell of a table: its number, its uncertainty below it."""
-
-    text: str
-    interval: str = ""
-    bad: bool = False
-
-
-def _estimate_cell(row: Mapping[str, Any], name: str) -> Cell:
-    """The value over `[lo, hi]` where the row has an interval, else over `± se`."""
-    value, spread, lo, hi = (row.get(name + end) for end in ("", "_se", "_lo", "_hi"))
-    if value is None:
-        return Cell(number(None))
-    known = [end for end in (spread, lo, hi) if end is not None]
-    bad = not all(math.isfinite(each) for each in (value, *known))
-    if lo is not None and hi is not None:
-        unit = (hi - lo) / 4
-        ends = f"[{number(lo, unit=unit)}, {number(hi, unit=unit)}]"
-    elif spread is not None:
-        unit, ends = spread, f"± {number(spread, unit=spread)}"
-    else:
-        unit, ends = None, ""
-    return Cell(number(value, unit=unit), ends, bad)
-
-
-def result_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The table of results, ready for the template."""
-    measured = {
-        "reward": "reward",
-        "win_rate": "win rate",
-        "kl": "KL (nats)",
-        "bon_win_rate_at_kl": "Best-of-N at this KL",
-        "deficit": "deficit",
-        "length": "tokens",
-        "eos_rate": "EOS rate",
-        "distinct2": "distinct-2",
-        "perplexity": "perplexity",
-    }
-    settings = {"n": "N", "seed": "seed", "temperature": "temperature"}
+    runs = [run for run in runs if run.metrics]
+    names = sorted({name for run in runs for row in run.metrics for name in row} - {"step"})
+    most = int(np.clip(CURVE_NUMBERS // max(1, len(runs) * len(names)), 10, CURVE_POINTS))
+    grids: dict[tuple, int] = {}
+    metrics: dict[str, list] = {name: [] for name in names}
+    cut = False
+    for run in runs:
+        for name in names:
+            pairs = [(row["step"], row[name]) for row in run.metrics if row.get(name) is not None]
+            if not pairs:
+                continue
+            cut |= len(pairs) > most
+            steps, values = thinned(*zip(*pairs, strict=True), most)
+            place = grids.setdefault(tuple(steps), len(grids))
+            metrics[name].append([run.name, place, values])
     return {
-        "title": "Results",
-        "legend": "Means over prompts with their 95 % bootstrap interval over prompts in brackets, "
-        "or ± one standard error; prompts are the clusters. A dash: does not apply.",
-        "columns": ["method", *settings.values(), *measured.values()],
-        "rows": [
-            [
-                Cell(row_name(row)),
-                *(Cell(number(row.get(name))) for name in settings),
-                *(_estimate_cell(row, name) for name in measured),
-            ]
-            for row in rows
-        ],
+        "metrics": metrics,
+        "grids": [list(steps) for steps in grids],
+        "methods": {run.name: gather.run_name(run) for run in runs},
+        "first": next((name for name in FIRST_METRICS if name in names), names[0] if names else ""),
+        "points": most,
+        "thinned": cut,
     }
 
 
-def budget_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What each row cost, its share of the cache included; None when no row says."""
-    rows = [row for row in rows if any(row.get(name) is not None for name in BUDGET)]
-    if not rows:
-        return None
-    return {
-        "title": "Budgets",
-        "legend": "What each row cost, its share of the reference cache included.",
-        "columns": ["method", "N", "seed", "sampled tokens", "reward calls", "FLOPs", "time"],
-        "rows": [
-            [
-                Cell(row_name(row)),
-                *(Cell(number(row.get(name))) for name in ("n", "seed", *BUDGET[:3])),
-                Cell(duration(row.get("seconds"))),
-            ]
-            for row in rows
-        ],
-    }
+# ------------------------------------------------------------------------------- figures
 
 
-# ------------------------------------------------------------------------------- page
+def make_sections(work: gather.Work, shares, curves) -> list[dict[str, Any]]:
+    """The page's sections: a title, a text, figures, and a table where there is one."""
+    mains = main_points(work)
+    held = [p for p in mains if p["kind"] == "policy"]
+    sections = []
+    if work.cache is not None:
+        best = measures.mean_curve(measures.curve(work.cache.rewards_pm))
+        sections.append({
+            "title": "How close to Best-of-N", "text": DEFICIT, "figures": kl_figures(mains, best)
+        })  # fmt: skip
+    if held:
+        sections[0]["figures"].append(
+            Figure(
+                "deficit-by-n",
+                "Deficit to Best-of-N by N",
+                "A point and its 95 % interval for each seed, a line through the means of seeds; "
+                "0 is Best-of-N.",
+                figures.deficit_by_n(mains),
+            )
+        )
+        sections += [
+            {"title": "Pareto membership", "text": PARETO, "figures": pareto_figures(shares),
+             "table": page.pareto_table(shares)},
+            {"title": "What it costs", "figures": budget_figures(mains)},
+            {"title": "What else moved", "figures": drift_figures(mains)},
+        ]  # fmt: skip
+    if len({row["temperature"] for run in work.runs for row in run.rows}) > 1:
+        every = figures.points([row for run in work.runs for row in run.rows])
+        sections.append({"title": "Temperature", "figures": temperature_figures(every)})
+    if curves["metrics"]:
+        sections.append({"title": "Training", "figures": [training_figure(curves)]})
+    return [{"text": "", "table": None, **section} for section in sections if section["figures"]]
 
 
-def write_report(
-    path: str | pathlib.Path,
-    *,
-    title: str,
-    rows: Sequence[Mapping[str, Any]],
-    curve: Curve,
-    samples: Sequence[Mapping[str, Any]] = (),
-    notes: Sequence[str] = (),
-    provenance: Mapping[str, Any] | None = None,
-    command: str = "",
-) -> None:
-    """Writes the page, under 2 MB: figures, results, budgets, samples, and where they come from.
-
-    `curve` is `evaluate.mean_curve(...)`. `samples` are dicts `{"prompt": str, "columns": [{"name":
-    str, "responses": [{"text": str, "reward": float}]}]}`; a long text is cut and says so, and
-    where the page would be too big, the last prompts are left out and it says so.
-    """
-    samples = [_cut(sample) for sample in samples]
-    shown = len(samples)
-    page = _page(title, rows, curve, samples, len(samples), notes, provenance, command)
-    while shown and len(page.encode("utf-8", "replace")) > SIZE_LIMIT:
-        shown //= 2
-        page = _page(title, rows, curve, samples, shown, notes, provenance, command)
-    _write(path, page)
+def main_points(work: gather.Work) -> list[dict[str, Any]]:
+    """One point a policy, at the sampling temperature, and those of the reference and Best-of-N."""
+    own = [row for row in work.reference_rows if row["method"] == results.REFERENCE]
+    best = [row for row in work.reference_rows if row["method"] == results.BEST_OF_N]
+    groups = [own, *(run.rows for run in work.runs)]
+    rows = [row for group in groups for row in gather.main_rows(group, work.temperature)]
+    return figures.points(best + rows)
 
 
-def _page(title, rows, curve, samples, shown: int, notes, provenance, command) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    tables = [result_table(rows), budget_table(rows)]
-    left_out = (
-        f"{len(samples) - shown} of {len(samples)} prompts are left out to keep the page small."
-    )
-    return environment.get_template("report.html.jinja").render(
-        title=title,
-        notes=notes,
-        warnings=_warnings(rows),
-        figures=_figures(rows, curve),
-        tables=[table for table in tables if table],
-        samples=samples[:shown],
-        samples_left_out=left_out if shown < len(samples) else "",
-        provenance=[(name, value) for name, value in (provenance or {}).items()],
-        command=command,
-    )
-
-
-def _figures(rows, curve: Curve) -> list[dict[str, Any]]:
-    said = "; ".join(
-        f"{row_name(row)} N={row['n']:g}: KL {number(row['kl'])}, "
-        f"win rate {number(row['win_rate'])}"
-        for row in rows
-        if row.get("n") is not None and plot.plottable(row, "win_rate")
-    )
+def kl_figures(points, best: measures.Curve) -> list[Figure]:
+    """Win rate and reward against KL."""
+    curve = "Thin line and crosses: Best-of-N on the reference cache, its exact law and whole N; "
     captions = {
-        "win_rate": "Win rate against KL to the reference. Thin line: Best-of-N's exact law "
-        "on the reference cache; grey: N/(N+1), continuous rewards. Bars: 95 % over prompts.",
-        "reward": "Reward against KL to the reference, with Best-of-N's on the reference cache. "
-        "Bars: 95 % over prompts.",
+        "win_rate": f"{curve}broad line: N/(N+1), continuous rewards. Star: the reference. {BARS}",
+        "reward": f"{curve}star: the reference. {BARS}",
     }
     return [
-        {
-            "svg": plot.svg(
-                rows, curve, measure, title=caption.split(".")[0], text=said or caption
-            ),
-            "caption": caption,
+        Figure(
+            f"{measure.replace('_', '-')}-against-kl",
+            f"{title} against KL",
+            captions[measure],
+            figures.against_kl(points, best, measure),
+        )
+        for measure, title in (("win_rate", "Win rate"), ("reward", "Reward"))
+    ]
+
+
+def pareto_figures(shares) -> list[Figure]:
+    """A method's share of the front, for both qualities."""
+    return [
+        Figure(
+            f"pareto-{quality.replace('_', '-')}",
+            f"Share of policies on the front of KL and {quality.replace('_', ' ')}",
+            "Line: 95 % bootstrap interval over prompts.",
+            figures.pareto_bars(shares, quality),
+        )
+        for quality in dict.fromkeys(share["quality"] for share in shares)
+    ]
+
+
+def budget_figures(points) -> list[Figure]:
+    """Win rate and deficit against sampled tokens and training FLOPs, where they are known."""
+    share = "The share of the reference cache that a run used is counted in. "
+    return [
+        Figure(
+            f"{measure.replace('_', '-')}-against-{budget.replace('_', '-')}",
+            f"{title} against {figures.TITLES[budget]}",
+            f"{share if budget == 'sampled_tokens' else ''}{BARS}",
+            figures.against_budget(points, measure, budget),
+        )
+        for budget in ("sampled_tokens", "train_flops")
+        for measure, title in (("win_rate", "Win rate"), ("deficit", "Deficit to Best-of-N"))
+        if any(p["kind"] == "policy" and p[budget] is not None for p in points)
+    ]
+
+
+def drift_figures(points) -> list[Figure]:
+    """Length and diversity against KL."""
+    return [
+        Figure(
+            f"{measure}-against-kl",
+            f"{title} against KL",
+            f"What nobody asked for: drift away from the dashed line, the reference's own. {BARS}",
+            figures.drift(points, measure),
+        )
+        for measure, title in (("length", "Length"), ("distinct2", "Distinct-2"))
+    ]
+
+
+def temperature_figures(points) -> list[Figure]:
+    """Win rate and KL over the temperatures of the evaluation."""
+    return [
+        Figure(
+            f"{measure.replace('_', '-')}-by-temperature",
+            f"{title} by temperature",
+            "A line a run. The KL is to the reference at its own temperature. Bars: 95 % over "
+            "prompts.",
+            figures.by_temperature(points, measure),
+        )
+        for measure, title in (("win_rate", "Win rate"), ("kl", "KL"))
+    ]
+
+
+def training_figure(curves: Mapping[str, Any]) -> Figure:
+    """One metric over the steps; the page lets its reader choose another."""
+    values = [
+        {"run": run, "method": curves["methods"][run], "step": step, "value": value}
+        for run, grid, numbers in curves["metrics"][curves["first"]]
+        for step, value in zip(curves["grids"][grid], numbers, strict=True)
+    ]
+    caption = "A line a run, unfinished ones included."
+    if curves["thinned"]:
+        caption += (
+            f" Longer curves are drawn as {curves['points']} means over equal stretches of steps; "
+            "all steps are in each run's metrics.jsonl."
+        )
+    names = list(dict.fromkeys(curves["methods"].values()))
+    drawing = figures.training(values, names, curves["first"])
+    return Figure("training", "Training curves", caption, drawing)
+
+
+# ------------------------------------------------------------------------------- samples
+
+
+def side_by_side(work: gather.Work) -> list[dict[str, Any]]:
+    """For the first held-out prompts: the reference's samples, its best, and each policy's."""
+    if work.cache is None:
+        return []
+    count = min(work.settings["shown_prompts"], len(work.cache.rewards_pm))
+    texts = references.read(work.cache, range(count))
+    prompts = references.read(work.cache, range(count), column="prompt")
+    samples = []
+    for at, rewards in enumerate(work.cache.rewards_pm[:count]):
+        best = int(np.argmax(rewards))
+        few = _pairs(texts[at][:RESPONSES_SHOWN], rewards)
+        columns = [
+            [results.REFERENCE, few],
+            [f"best of {len(rewards)}", _pairs([texts[at][best]], [rewards[best]])],
+        ]
+        samples.append({"prompt": prompts[at], "columns": columns})
+    for run in work.runs:
+        for row in gather.main_rows(run.rows, work.temperature):
+            try:
+                table = gather.responses(run.folder / "evaluation", row, ["responses", "rewards"])
+                lines = table.slice(0, count).to_pylist()
+            except gather.UNREADABLE as error:
+                work.problems.append(f"{run.name} is not among the samples: {error}.")
+                continue
+            for sample, line in zip(samples, lines, strict=False):
+                few = _pairs(line["responses"][:RESPONSES_SHOWN], line["rewards"])
+                sample["columns"].append([run.name, few])
+    return samples
+
+
+def _pairs(texts: Sequence[str], rewards: Sequence[float]) -> list[list]:
+    return [[text, float(reward)] for text, reward in zip(texts, rewards, strict=False)]
+
+
+# ------------------------------------------------------------------------------- all of it
+
+
+def provenance(work: gather.Work) -> dict[str, Any]:
+    """What the page says of where its numbers come from."""
+    config = work.config
+    facts: dict[str, Any] = {}
+    if config:
+        reward = config["reward"]
+        facts = {
+            "policy": config["policy"]["path"] or "embedded",
+            "reward": reward["function"] or reward["path"] or "embedded",
+            "samples a prompt of each policy (K)": config["evaluation"]["samples_per_prompt"],
+            "new tokens": config["sampling"]["max_new_tokens"],
+            "temperature": config["sampling"]["temperature"],
+            "steps a run": config["train"]["steps"],
         }
-        for measure, caption in captions.items()
-    ]
+    seeds = sorted({run.config["seed"] for run in work.runs if run.config})
+    facts["seeds"] = ", ".join(map(str, seeds)) or "–"
+    if work.cache is not None:
+        prompts, most = work.cache.rewards_pm.shape
+        facts |= {"held-out prompts (B)": prompts, "reference samples a prompt (M)": most}
+        times = work.settings["resamples"]
+        facts["intervals"] = f"95 % bootstrap over prompts, {times} resamples of {prompts} prompts"
+        facts |= {f"cache {k}": v for k, v in work.cache.provenance._asdict().items()}
+    return facts
 
 
-def _warnings(rows) -> list[str]:
+def warnings(work: gather.Work) -> list[str]:
+    """Sentences about what could not be read, or is not a number."""
     bad = [
-        f"{row_name(row)}: {name}"
-        for row in rows
+        f"{results.row_name(row)}: {name}"
+        for row in work.rows
         for name, value in row.items()
-        if isinstance(value, float) and not math.isfinite(value)
+        if isinstance(value, float) and not np.isfinite(value)
     ]
-    return [f"Not finite, and left out of the figures: {'; '.join(bad)}."] if bad else []
+    said = [f"Not finite, and left out of the figures: {'; '.join(bad)}."] if bad else []
+    return work.problems + said
 
 
-def _cut(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample for the template: texts of bounded length, rewards as text."""
+def state(run: gather.Run) -> str:
+    """How far a run is, in words."""
+    if run.steps is None:
+        return run.state
+    return f"{run.state}; step {run.step} of {run.steps}"
 
-    def bounded(text: str) -> str:
-        rest = len(text) - TEXT_LIMIT
-        return text if rest <= 0 else f"{text[:TEXT_LIMIT]} … ({rest} more characters)"
 
-    return {
-        "prompt": bounded(sample["prompt"]),
-        "columns": [
-            {
-                "name": column["name"],
-                "responses": [
-                    {"text": bounded(response["text"]), "reward": number(response["reward"])}
-                    for response in column["responses"]
-                ],
-            }
-            for column in sample["columns"]
-        ],
-    }
+def write(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Writes everything that the report of a folder has; returns the rows of the results.
+
+    Raises InputError for a folder that is no working directory.
+    """
+    work = gather.read(workdir)
+    rows, shares, curves = work.rows, pareto_shares(work), training_curves(work.runs)
+    samples = side_by_side(work)
+    sections = make_sections(work, shares, curves)
+    shown = [figure for section in sections for figure in section["figures"]]
+    results.write_results(rows, workdir / "results.csv")
+    write_pareto(shares, workdir / "pareto.csv")
+    for figure in shown:
+        for suffix in ("svg", "pdf"):
+            path = workdir / "figures" / f"{figure.name}.{suffix}"
+            plot.save(figure.drawing.chart, path, figure.drawing.data)
+    names = [gather.run_name(run) for run in work.runs if run.config]
+    page.write(
+        workdir / "report.html",
+        shown=shown,
+        curves=curves,
+        samples=samples,
+        names=names,
+        best=work.cache is not None,
+        title=TITLE,
+        notes=[summary(work)],
+        warnings=warnings(work),
+        sections=sections,
+        tables=[table for table in (page.result_table(rows), page.budget_table(rows)) if table],
+        unfinished=[(run.name, state(run)) for run in work.runs if not run.rows],
+        provenance=list(provenance(work).items()),
+        command=work.command or f"python -m experiments.report --workdir {workdir}",
+    )
+    return rows
+
+
+def summary(work: gather.Work) -> str:
+    """The first sentence of the page."""
+    done = sum(bool(run.rows) for run in work.runs)
+    return (
+        f"{done} of {len(work.runs)} runs are evaluated. Figures: hover over a point for its run, "
+        "choose methods in the bar above them to make them stand out."
+    )
+
+
+def main() -> None:
+    """Write the report of the folder that `--workdir` names, and say where it is."""
+    workdir = pathlib.Path(WORKDIR.value)
+    write(workdir)
+    for name in ("results.csv", "pareto.csv", "figures", "report.html"):
+        print(workdir / name)
+
+
+if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a comparison, or of any runs.")
+    cli.run(main, required=("workdir",))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import pipeline, report, train
+from experiments import pipeline, results, train
 from tests.tiny import overrides, program
 from vbon_jax import data
 from vbon_jax.functional import bon, cdf
@@ -206,7 +206,9 @@ def test_every_offline_method_runs(tiny, tmp_path):
     changes = {"methods": ",".join(OFFLINE), "train__steps": 3, "train__checkpoint_every": 3}
     done = program("compare", "--workdir", tmp_path, *overrides(tiny, **changes))
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [row for row in report.read_results(tmp_path / "results.csv") if row["seed"] is not None]
+    rows = [
+        row for row in results.read_results(tmp_path / "results.csv") if row["seed"] is not None
+    ]
     assert [row["method"] for row in rows] == OFFLINE
     for row in rows:
         assert row["kl"] > 1e-5, row["method"]

@@ -1,294 +1,365 @@
-"""The results table, its figure and the page."""
+"""The report of a working directory: figures, files, the page's text, and folders of every kind."""
 
+import base64
+import csv
+import hashlib
 import html.parser
+import json
 import math
 import re
-import xml.etree.ElementTree
+import time
 
 import numpy as np
 import pytest
 
-from experiments import plot, report
-from vbon_jax import evaluate
-from vbon_jax.functional.bootstrap import Estimate
+from experiments import figures, gather, page, plot, report, results
+from tests import fake
+from tests.tiny import program
+from vbon_jax.types import InputError
 
-ISSUE = """
-method,n,bound,seed,temperature,reward,reward_se,win_rate,win_rate_lo,win_rate_hi,kl,kl_se,length,
-eos_rate,distinct2,bon_win_rate_at_kl,deficit,sampled_tokens,reward_calls,train_flops,seconds
-"""
-ISSUE = ISSUE.replace("\n", "").split(",")
-EVIL = '<script>alert(1)</script><img src="https://example.com/x.png" onerror=alert(1)>"\'&'
+EVIL = '<script>window.hacked=1</script><img src="https://example.com/x.png" onerror=alert(1)>"\'&'
+CELLS = [
+    {"method": method, "n": n, "seed": seed}
+    for method in ("kl_rl", "vbon")
+    for n in (4.0, 2.0)
+    for seed in (0, 1)
+]
 
 
-def rows_of(*extra):
-    reference_bm = np.random.default_rng(0).normal(size=(12, 16)).astype(np.float32)
-    ruler = evaluate.ruler(reference_bm, [2, 4], seed=0, resamples=100)
-    cells = {"prompts": 12, "reference_samples": 16}
-    summary = {
-        "reward": Estimate(1.234567, 0.0123, 1.21, 1.26),
-        "win_rate": Estimate(0.78, 0.02, 0.74, 0.82),
-        "kl": Estimate(0.7, 0.05, 0.6, 0.8),
-        "length": Estimate(39.5, 0.2, 39.1, 39.9),
-        "deficit": Estimate(0.021, 0.01, 0.001, 0.041),
-    }
-    budget = {"sampled_tokens": 123456, "reward_calls": 3200, "train_flops": 1.5e13, "seconds": 75}
-    policy = report.make_row(
-        "vbon",
-        summary,
-        n=4,
-        bound="l1",
-        seed=0,
-        temperature=1.0,
-        budget=budget,
-        run="vbon-4",
-        **cells,
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A finished comparison, with runs that are not finished, not evaluated, and broken."""
+    folder = fake.write_work(
+        tmp_path_factory.mktemp("work"), CELLS, text=EVIL, temperatures=(0.5, 1.0)
     )
-    reference = report.make_row("reference", {"win_rate": Estimate(0.5, 0.01, 0.48, 0.52)})
-    reference["kl"] = 0.0
-    rows = [reference, *report.ruler_rows(ruler, **cells), policy, *extra]
-    return rows, evaluate.mean_curve(evaluate.curve(reference_bm))
+    config = json.loads((folder / "compare.json").read_text())["config"]
+    fake.write_run(folder, {"method": "dpo", "n": 4.0, "seed": 0}, config, logged=7)
+    fake.write_run(folder, {"method": "ipo", "n": 4.0, "seed": 0}, config, evaluated=False)
+    fake.write_run(folder, {"method": "sft", "n": 4.0, "seed": 0}, config, evaluated=False)
+    (folder / "runs" / "begun").mkdir()
+    report.write(folder)
+    return folder
 
 
 class Page(html.parser.HTMLParser):
-    """Tags with their attributes, all text, and whether tags are balanced."""
+    """Tags with their attributes, all text outside scripts, and whether tags are balanced."""
 
     VOID = frozenset(("meta", "br", "img", "link", "hr", "input"))
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.ids, self.open, self.text = [], [], [], []
+        self.tags, self.open, self.text, self.scripts = [], [], [], []
         self.feed(text)
         self.close()
         assert not self.open, f"unclosed: {self.open}"
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        self.ids += [value for name, value in attributes if name == "id"]
         if tag not in self.VOID:
             self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in self.VOID:
-            self.open.pop()
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, f"</{tag}> closes something else"
 
     def handle_data(self, data):
-        self.text.append(data)
+        (self.scripts if "script" in self.open else self.text).append(data)
 
 
-def samples_of(text, prompts=2, columns=("reference", "best of 4", EVIL)):
-    return [
-        {
-            "prompt": f"prompt {i} {EVIL}",
-            "columns": [
-                {"name": name, "responses": [{"text": text, "reward": 0.5 + i}]} for name in columns
-            ],
-        }
-        for i in range(prompts)
-    ]
+def shown(folder) -> str:
+    """The page's text, white space folded."""
+    text = Page((folder / "report.html").read_text(encoding="utf-8")).text
+    return re.sub(r"\s+", " ", " ".join(text))
 
 
-# ------------------------------------------------------------------------------- results.csv
+# ------------------------------------------------------------------------------- looks
 
 
-def test_columns_begin_with_the_interface():
-    assert list(report.COLUMNS[: len(ISSUE)]) == ISSUE
-    assert len(set(report.COLUMNS)) == len(report.COLUMNS)
-
-
-def test_results_round_trip_and_empty_cells(tmp_path):
-    rows, _ = rows_of()
-    path = tmp_path / "new" / "results.csv"
-    report.write_results(rows, path)
-    lines = path.read_text().splitlines()
-    assert lines[0].split(",")[: len(ISSUE)] == ISSUE
-    assert len(lines) == 1 + len(rows)
-    assert lines[4].startswith(
-        "vbon,4,l1,0,1.0,1.234567,0.0123,0.78,0.74,0.82,0.7,0.05,39.5,,,,0.021,"
-    )
-    assert "123456,3200,15000000000000.0,75,0.001,0.041" in lines[4]
-    assert "None" not in path.read_text() and "nan" not in path.read_text()
-    assert report.read_results(path) == rows
-    assert [p.name for p in path.parent.iterdir()] == ["results.csv"]  # nothing half-written
-
-
-def test_summary_of_an_evaluation_fills_a_row():
-    random = np.random.default_rng(0)
-    reference_bm = random.normal(size=(10, 8)).astype(np.float32)
-    responses = evaluate.Responses(
-        rewards_bk=random.normal(size=(10, 3)).astype(np.float32),
-        kl_bk=random.random((10, 3), np.float32),
-        log_probs_bk=np.full((10, 3), -3.0),
-        reference_log_probs_bk=np.full((10, 3), -4.0),
-        lengths_bk=np.full((10, 3), 2),
-        finished_bk=np.ones((10, 3), bool),
-        tokens=[[(1, 2)] * 3] * 10,
-    )
-    summary = evaluate.summarise(responses, reference_bm, seed=0, resamples=50)
-    row = report.make_row("kl_rl", summary, n=2)
-    asked = set(ISSUE) - {"bound", "seed", "temperature", *report.BUDGET}
-    assert all(row[name] is not None for name in asked)
-    assert row["deficit"] == summary["deficit"].value
-    assert (row["deficit_lo"], row["deficit_hi"]) == summary["deficit"][2:]
-
-
-def test_unknown_column_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no such column of the results: sseed"):
-        report.make_row("vbon", {}, sseed=1)
-    with pytest.raises(ValueError, match="extra"):
-        report.write_results([{"method": "vbon", "extra": 1}], tmp_path / "results.csv")
-    assert not list(tmp_path.iterdir())
-
-
-# ------------------------------------------------------------------------------- numbers
+def test_no_two_methods_look_alike_and_none_changes_its_look():
+    names = [*plot.KNOWN, *(f"new {i}" for i in range(plot.LOOKS - len(plot.KNOWN)))]
+    looks = plot.looks(names)
+    assert len(set(looks.values())) == len(names) == plot.LOOKS
+    assert plot.looks(["kl_rl"])["kl_rl"] == looks["kl_rl"]
+    assert plot.looks(["anything", "vbon (l1)"])["vbon (l1)"] == looks["vbon (l1)"]
+    assert len(plot.looks([f"new {i}" for i in range(100)])) == 100
 
 
 @pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
-        (0.78123, 0.0213, "0.781"),
-        (1.234567, 0.0123, "1.235"),
-        (-0.0312, 0.0049, "−0.0312"),
-        (-0.0001, 0.02, "0.000"),
-        (1234.5, 25.0, "1234"),
-        (0.123456, None, "0.1235"),
-        (1234567, None, "1 234 567"),
-        (1.5e13, None, "15 000 000 000 000"),
-        (2.5e-7, None, "2.50e−07"),
-        (4, None, "4"),
-        (0.0, None, "0"),
-        (None, None, "–"),
-        (math.nan, None, "not finite"),
-        (math.inf, 0.1, "not finite"),
-    ],
+    ("suffix", "magic"),
+    [("svg", b"<svg"), ("pdf", b"%PDF"), ("png", b"\x89PNG"), ("html", b"<!DOCTYPE html>")],
 )
-def test_numbers(value, unit, text):
-    assert report.number(value, unit=unit) == text
+def test_a_chart_is_saved_by_suffix(tmp_path, suffix, magic):
+    chart = plot.alt.Chart(plot.alt.NamedData(name="own")).mark_point().encode(x="a:Q")
+    path = tmp_path / "new" / f"figure.{suffix}"
+    plot.save(chart, path, {"own": [{"a": 1.0}]})
+    assert path.read_bytes().lstrip().startswith(magic)
+    first = path.read_bytes()
+    plot.save(chart, path, {"own": [{"a": 1.0}]})
+    assert suffix == "pdf" or path.read_bytes() == first  # a PDF may carry its date
 
 
-def test_durations():
-    found = [report.duration(seconds) for seconds in (4.25, 75, 3725, None)]
-    assert found == ["4.2 s", "1 min 15 s", "1 h 02 min", "–"]
+def test_a_chart_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"\.svg, \.pdf, \.png or \.html"):
+        plot.save(plot.alt.Chart().mark_point(), tmp_path / "figure.jpg")
 
 
-# ------------------------------------------------------------------------------- figure
+# ------------------------------------------------------------------------------- figures
 
 
-@pytest.mark.parametrize(
-    ("suffix", "magic"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")]
-)
-def test_figure_is_saved_by_suffix_and_deterministic(tmp_path, suffix, magic):
-    rows, curve = rows_of()
-    for name in ("a", "b"):
-        plot.figure(rows, curve, tmp_path / f"{name}.{suffix}")
-    first, second = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in "ab")
-    assert first.startswith(magic)
-    assert first == second
-
-
-def test_svg_is_xml_with_a_title_and_survives_odd_rows():
-    nan = report.make_row("kl_rl", {"win_rate": Estimate(math.nan, 0, 0, 0)}, n=2, kl=1.0)
-    odd = report.make_row("_$vbon^<模>", {"kl": Estimate(0.3, 0.1, 0.1, 0.5)}, n=1.5, win_rate=0.7)
-    rows, curve = rows_of(nan, odd)
-    element = plot.svg(rows, curve, "win_rate", title="a < b", text="x & y")
-    root = xml.etree.ElementTree.fromstring(str(element))
-    title, description = root[0], root[1]
-    assert (title.text, description.text) == ("a < b", "x & y")
-    assert root.get("aria-labelledby").split() == [title.get("id"), description.get("id")]
-    assert root.get("role") == "img"
-    assert plot.svg([], curve, "reward", title="", text="")  # nothing but the curve
-
-
-# ------------------------------------------------------------------------------- page
-
-
-def test_page_is_self_contained_escaped_and_small(tmp_path):
-    evil_row = report.make_row(EVIL, {"win_rate": Estimate(0.6, 0.1, 0.5, 0.7)}, n=8, kl=0.4)
-    rows, curve = rows_of(evil_row)
-    path = tmp_path / "report.html"
-    report.write_report(
-        path,
-        title=f"demo {EVIL}",
-        rows=rows,
-        curve=curve,
-        samples=samples_of(f"good film {EVIL}"),
-        notes=[EVIL],
-        provenance={"seed": 0, EVIL: EVIL},
-        command=f"python -m experiments.compare {EVIL}",
-    )
-    text = path.read_text(encoding="utf-8")
-    assert len(text.encode()) < 500_000
-    page = Page(text)
-    tags = {tag for tag, _ in page.tags}
-    assert not tags & {"script", "img", "link", "iframe", "object", "base", "form"}
-    for _, attributes in page.tags:
-        assert not any(name.startswith("on") or name == "src" for name in attributes)
-        for name in ("href", "xlink:href"):
-            assert attributes.get(name, "#").startswith("#")
-    assert not re.search(r"url\((?!#)|@import|@font-face", text)
-    assert len(page.ids) == len(set(page.ids))
-    referred = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    assert referred <= set(page.ids) and referred
-    # every text is there, as text
-    shown = "".join(page.text)
-    assert shown.count("<script>alert(1)</script>") >= 2 * 3 + 2 + 2 * 3 + 4
-    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
-    assert "default-src 'none'" in text
-
-
-def test_page_says_what_it_must(tmp_path):
-    rows, curve = rows_of()
-    report.write_report(
-        tmp_path / "r.html",
-        title="t",
-        rows=rows,
-        curve=curve,
-        samples=samples_of("fine"),
-        provenance={"reference samples": 128},
-        command="python -m experiments.compare --config=configs/demo.py",
-    )
-    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
-    shown = re.sub(r"\s+", " ", " ".join(page.text))
-    for part in (
-        "deficit",
-        "vbon (l1)",
-        "0.021 [0.001, 0.041]",
-        "0.780 [0.740, 0.820]",
-        "1 min 15 s",
-        "123 456",
-        "reference samples 128",
-        "best of 4",
-        "configs/demo.py",
-    ):
-        assert part in shown, part
-    assert "not finite" not in shown.lower() and "None" not in shown and "nan" not in shown.split()
-
-
-def test_a_number_that_is_none_is_said_aloud(tmp_path):
-    rows, curve = rows_of(report.make_row("kl_rl", {"kl": Estimate(math.nan, 0.1, 0, 1)}, n=2))
-    report.write_report(tmp_path / "r.html", title="t", rows=rows, curve=curve)
-    shown = " ".join(Page((tmp_path / "r.html").read_text(encoding="utf-8")).text)
-    assert "Not finite, and left out of the figures: kl_rl: kl." in shown
-
-
-def test_many_long_samples_are_cut_and_said_so(tmp_path):
-    rows, curve = rows_of()
-    samples = samples_of("\ud800 <" * 5000, prompts=300)
-    report.write_report(tmp_path / "r.html", title="t", rows=rows, curve=curve, samples=samples)
-    text = (tmp_path / "r.html").read_bytes().decode("utf-8")
-    assert len(text.encode()) < report.SIZE_LIMIT
-    shown = " ".join(Page(text).text)
-    assert "(13000 more characters)" in shown
-    assert re.search(r"\d+ of 300 prompts are left out", shown)
+def point(**cells):
+    return figures.points([dict.fromkeys(results.COLUMNS) | cells])[0]
 
 
 def test_the_kl_axis_ends_behind_the_policies_and_their_targets():
-    ruler = [{"method": plot.BEST_OF_N, "n": n, "kl": kl} for n, kl in ((2, 0.2), (4, 0.6), (8, 9))]
-    near = {"method": "vbon", "n": 4.0, "kl": 0.1}
-    assert plot._last_kl([*ruler, near]) == pytest.approx(1.1 * 0.6 + 0.02)
-    far = {"method": "vbon", "n": 2.0, "kl": 0.7}
-    assert plot._last_kl([*ruler, far]) == pytest.approx(1.1 * 0.7 + 0.02)
-    assert plot._last_kl(ruler) == pytest.approx(1.1 * 9 + 0.02)
+    ruler = [point(method="best_of_n", n=n, kl=kl) for n, kl in ((2, 0.2), (4, 0.6), (8, 9.0))]
+    near = point(method="vbon", n=4.0, kl=0.1)
+    assert figures.last_kl([*ruler, near]) == pytest.approx(1.1 * 0.6 + 0.02)
+    far = point(method="vbon", n=2.0, kl=0.7)
+    assert figures.last_kl([*ruler, far]) == pytest.approx(1.1 * 0.7 + 0.02)
+    assert figures.last_kl(ruler) == pytest.approx(1.1 * 9 + 0.02)
+
+
+def test_a_number_that_is_none_makes_no_coordinate():
+    odd = point(method="vbon", n=2.0, kl=math.nan, win_rate=0.7, win_rate_se=math.inf)
+    assert odd["kl"] is None
+    assert odd["win_rate"] == 0.7
+    assert "win_rate_lo" not in odd
+    assert odd["kl_text"] == "not finite"
+
+
+def test_names_from_anywhere_are_drawn(tmp_path):
+    odd = point(method="_$vbon^<模>", n=1.5, kl=0.3, win_rate=0.7, deficit=0.1)
+    curve = report.measures.Curve(*np.linspace(0.0, 1.0, 4 * 5).reshape(4, 5))
+    for index, drawing in enumerate(
+        [
+            figures.against_kl([odd], curve, "win_rate"),
+            figures.against_kl([], curve, "reward"),
+            figures.deficit_by_n([odd]),
+            figures.against_budget([odd], "deficit", "sampled_tokens"),
+        ]
+    ):
+        path = tmp_path / f"{index}.svg"
+        plot.save(drawing.chart, path, drawing.data)
+        assert path.stat().st_size > 1000
+
+
+def test_curves_are_thinned_to_means():
+    steps, values = report.thinned(range(10), [0.0, 2.0] * 5, 5)
+    assert steps == [1, 3, 5, 7, 9]
+    assert values == [1.0] * 5
+    assert report.thinned([3, 7], [1.0, math.nan], 5) == ([3, 7], [1.0, None])
+
+
+# ------------------------------------------------------------------------------- files
+
+
+def test_results_have_every_evaluated_run(work):
+    rows = results.read_results(work / "results.csv")
+    runs = [row for row in rows if row["method"] in ("vbon", "kl_rl")]
+    assert [(row["method"], row["n"], row["seed"]) for row in runs[::2]] == [
+        (method, n, seed) for method in ("vbon", "kl_rl") for n in (2, 4) for seed in (0, 1)
+    ]
+    assert [row["temperature"] for row in rows[:2]] == [0.5, 1]
+    assert {row["gradient"] for row in runs} == {"ppo"}
+    assert {row["gradient"] for row in rows if row not in runs} == {None}
+    assert {row["bound"] for row in rows} == {None, "l1"}
+    assert all(row["sampled_tokens"] == 1000 * fake.STEPS for row in runs)
+    assert all(row["deficit_lo"] <= row["deficit"] <= row["deficit_hi"] for row in runs)
+
+
+def test_pareto_shares_are_written(work):
+    with (work / "pareto.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["quality"], row["method"]) for row in rows} == {
+        (quality, method) for quality in ("win_rate", "reward") for method in ("vbon (l1)", "kl_rl")
+    }
+    for row in rows:
+        assert int(row["points"]) == 4
+        assert 0 <= float(row["share_lo"]) <= float(row["share_hi"]) <= 1
+        assert float(row["share"]) in (0, 0.25, 0.5, 0.75, 1)
+
+
+def test_every_figure_is_there_for_a_paper(work):
+    stems = {path.stem for path in (work / "figures").iterdir()}
+    assert stems == {
+        *("win-rate-against-kl", "reward-against-kl", "deficit-by-n", "pareto-win-rate"),
+        *("pareto-reward", "win-rate-against-sampled-tokens", "deficit-against-sampled-tokens"),
+        *("win-rate-against-train-flops", "deficit-against-train-flops", "length-against-kl"),
+        *("distinct2-against-kl", "win-rate-by-temperature", "kl-by-temperature", "training"),
+    }
+    for stem in stems:
+        assert (work / "figures" / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
+        assert (work / "figures" / f"{stem}.svg").read_text().startswith("<svg")
+
+
+# ------------------------------------------------------------------------------- the page's text
+
+
+def test_the_page_is_self_contained_and_escaped(work):
+    text = (work / "report.html").read_text(encoding="utf-8")
+    found = Page(text)
+    assert not {tag for tag, _ in found.tags} & {"img", "link", "iframe", "object", "base", "form"}
+    for _, attributes in found.tags:
+        assert not any(name.startswith("on") or name in ("src", "href") for name in attributes)
+    assert not re.search(r"@import|@font-face", text)
+    assert EVIL not in text
+    policy = next(
+        a["content"] for tag, a in found.tags if "content-security-policy" in str(a).lower()
+    )
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-eval" not in policy
+    data, *scripts = found.scripts
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    samples = json.loads(data)["samples"]
+    assert len(samples) == 8
+    names = [name for name, _ in samples[0]["columns"]]
+    assert names[:3] == ["reference", "best of 16", "vbon-n2-s0"]
+    assert samples[0]["columns"][2][1][0][0].startswith(EVIL)
+
+
+def test_the_page_says_what_it_must(work):
+    said = shown(work)
+    for part in (
+        "The deficit of a policy",
+        "A policy is on the front when",
+        "8 of 12 runs are evaluated",
+        "dpo-n4-s0 : training; step 7 of 20",
+        "ipo-n4-s0 : trained, not evaluated yet; step 20 of 20",
+        "sft-n4-s0 : finished; this method has no evaluation",
+        "begun : cannot be read",
+        "1 min 15 s",
+        "95 % bootstrap over prompts, 40 resamples of 8 prompts",
+        "cache temperature",
+        "python -m experiments.compare",
+    ):
+        assert part in said, part
+    assert "not finite" not in said.lower()
+    assert not {"None", "nan"} & set(said.split())
+
+
+def test_json_ends_no_script():
+    made = page.embedded_json({"text": "</script><!-- & \u2028 \ud800"})
+    assert not set("<>&\u2028") & set(made)
+    assert json.loads(made) == {"text": "</script><!-- & \u2028 ?"}
+
+
+def test_samples_that_do_not_fit_are_left_out_and_said_so():
+    columns = [["reference", [["<" * 5000, 0.5]]]]
+    samples = [{"prompt": "a", "columns": columns}] * 20
+    kept, said = page.fitted(samples, 60_000)
+    assert 0 < len(kept) < 20
+    assert said == f"{20 - len(kept)} of 20 prompts are left out to keep the page small."
+    assert kept[0]["columns"][0][1][0][0].endswith("(4000 more characters)")
+    assert page.fitted(samples[:1], 60_000)[1] == ""
+
+
+def test_200_runs_stay_below_the_limit_in_size_and_time(tmp_path):
+    config_cells = [{"method": "kl_rl", "n": 2.0, "seed": seed} for seed in range(2)]
+    fake.write_work(tmp_path, config_cells, prompts=16, text=" many words" * 60, steps=300)
+    first = tmp_path / "runs" / "kl_rl-n2-s0"
+    for index in range(2, 200):
+        method = ("vbon", "kl_rl", "dpo", "ipo")[index % 4]
+        fake.copy_run(first, {"method": method, "n": 2.0 ** (index % 5), "seed": index})
+    started = time.perf_counter()
+    report.write(tmp_path)
+    assert time.perf_counter() - started < 60
+    size = (tmp_path / "report.html").stat().st_size
+    assert size < page.SIZE_LIMIT
+    assert "are left out to keep" in shown(tmp_path) or size < 5_900_000
+    assert "200 of 200 runs are evaluated" in shown(tmp_path)
+    assert "means over equal stretches of steps" in shown(tmp_path)
+
+
+# ------------------------------------------------------------------------------- any folder
+
+
+def test_a_folder_that_is_none_is_one_line(tmp_path):
+    for folder, words in ((tmp_path, "neither runs nor"), (tmp_path / "none", "no such folder")):
+        with pytest.raises(InputError, match=words):
+            report.write(folder)
+    done = program("report", "--workdir", tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_program_writes_the_report(work, tmp_path):
+    done = program("report", "--workdir", work)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == str(work / "report.html")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_whose_first_run_has_just_begun(tmp_path):
+    config = fake.base.get_config().to_dict()
+    fake.write_run(tmp_path, {"method": "vbon", "n": 4.0, "seed": 0}, config, logged=0)
+    assert report.write(tmp_path) == []
+    assert "vbon-n4-s0 : training; step 0 of 100" in shown(tmp_path)
+    fake.write_run(tmp_path, {"method": "vbon", "n": 4.0, "seed": 0}, config, logged=3)
+    report.write(tmp_path)
+    assert (tmp_path / "figures" / "training.svg").is_file()
+
+
+def test_a_cache_alone_shows_best_of_n(tmp_path):
+    fake.write_cache(tmp_path / "references" / "eval", prompts=4)
+    rows = report.write(tmp_path)
+    assert {row["method"] for row in rows} == {"best_of_n"}
+    said = shown(tmp_path)
+    assert "0 of 0 runs are evaluated" in said
+    assert "The reference policy itself has not been evaluated yet." in said
+
+
+def small(folder):
+    return fake.write_work(folder, CELLS[:2], prompts=4)
+
+
+def test_what_is_damaged_is_said_and_the_rest_is_shown(tmp_path):
+    small(tmp_path)
+    first, second = sorted((tmp_path / "runs").iterdir())
+    (first / "config.json").write_text("{")
+    (second / "evaluation" / "responses-t1.parquet").write_bytes(b"PAR1")
+    report.write(tmp_path)
+    said = shown(tmp_path)
+    assert f"{first.name} : cannot be read" in said
+    assert f"{second.name} is not in the Pareto shares" in said
+    assert f"{second.name} is not among the samples" in said
+    assert "1 of 2 runs are evaluated" in said
+
+
+def test_runs_against_another_cache_are_not_mixed_in(tmp_path):
+    small(tmp_path)
+    path = tmp_path / "runs" / "kl_rl-n4-s0" / "evaluation" / "stage.json"
+    stage = json.loads(path.read_text())
+    stage["inputs"]["references seed"] = 5
+    path.write_text(json.dumps(stage))
+    rows = report.write(tmp_path)
+    assert [row["run"] for row in rows if row["seed"] is not None] == ["kl_rl-n4-s1"]
+    assert "evaluated against another reference cache (its seed differs)" in shown(tmp_path)
+
+
+def test_a_damaged_cache_leaves_the_training_curves(tmp_path):
+    small(tmp_path)
+    next((tmp_path / "references" / "eval").glob("*.parquet")).write_bytes(b"")
+    assert report.write(tmp_path) == []
+    said = shown(tmp_path)
+    assert "The reference cache is not used" in said
+    assert "Training curves" in said
+
+
+def test_a_number_that_is_not_finite_is_said_aloud(tmp_path):
+    small(tmp_path)
+    path = tmp_path / "runs" / "kl_rl-n4-s0" / "evaluation" / "evaluation.json"
+    rows = json.loads(path.read_text())
+    rows[0]["kl"] = math.nan
+    path.write_text(json.dumps(rows))
+    report.write(tmp_path)
+    assert "Not finite, and left out of the figures: kl_rl: kl." in shown(tmp_path)
+
+
+def test_what_a_comparison_leaves_behind_names_its_settings(work):
+    found = gather.read(work)
+    assert found.settings["resamples"] == 40
+    assert found.command == "python -m experiments.compare"
+    assert found.temperature == 1.0
