@@ -216,9 +216,11 @@ def _lines(data: str, measure: str) -> alt.Chart:
     chart = alt.Chart(alt.NamedData(name=data))
     return chart.mark_line(style="ink", clip=True).encode(
         strokeWidth=alt.StrokeWidth(
-            "line:O", scale=alt.Scale(domain=names, range=widths), title=None
+            "line:O", scale=alt.Scale(type="ordinal", domain=names, range=widths), title=None
         ),
-        opacity=alt.Opacity("line:O", scale=alt.Scale(domain=names, range=shades), title=None),
+        opacity=alt.Opacity(
+            "line:O", scale=alt.Scale(type="ordinal", domain=names, range=shades), title=None
+        ),
         tooltip=[alt.Tooltip("line:N", title="line")],
     )
 
