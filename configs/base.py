@@ -46,8 +46,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.references.prompts_per_shard = 16  # an interrupted build loses at most one shard
     config.references.batch_prompts = 4  # prompts sampled at a time, M rows each
     config.references.seed = 0
-    config.references.used = 0  # of the M, how many a run reads (the first ones); 0 = all, or for
-    # an offline method under a budget of sampled tokens as many as it pays for
+    config.references.used = 0  # of the M, how many a run reads (the first ones); 0 = all, or under
+    # a budget of sampled tokens as many as it pays for, as half of it for a method that samples too
     config.references.refresh_every = 0  # offline methods: instead of the cache, every so many
     # steps M fresh responses of the reference policy to train.batch_size prompts; 0 = the cache
 
@@ -128,6 +128,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluation.batch_prompts = 64
     config.evaluation.temperatures = ()  # () = sampling.temperature
     config.evaluation.ruler_n = (1, 2, 4, 8, 16, 32, 64)  # of Best-of-N; those below M are shown
+    config.evaluation.soft_temperatures = (1.0,)  # of soft Best-of-N's softmax, the reward's unit
     config.evaluation.checkpoint = "last"  # last | best
     config.evaluation.seed = 0
     config.evaluation.resamples = 2000  # of the bootstrap over prompts

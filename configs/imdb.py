@@ -6,6 +6,9 @@ POSITIVE of a classifier. Policy, reward and reviews are any folders:
     python -m experiments.compare --config configs/imdb.py --workdir runs/imdb \
         --config.policy.path=POLICY --config.reward.path=CLASSIFIER \
         --config.data.train=REVIEWS --config.data.eval=REVIEWS
+
+`configs/imdb.py` trains vBoN and KL-RL at three N; `configs/imdb.py:compare` every method of both
+papers at two N and two seeds, all at one budget of sampled tokens.
 """
 
 from ml_collections import ConfigDict
@@ -45,4 +48,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.ppo.discount, config.ppo.gae_lambda = 1.0, 0.95
         config.ppo.clip, config.ppo.value_clip = 0.2, 0.2
         config.ppo.reward_clip = 10.0
+        if arg == "compare":
+            _compare(config)
+        elif arg:
+            raise ValueError(f"configs/imdb.py:{arg} is not known; give nothing or `compare`")
     return config.lock()
+
+
+def _compare(config: ConfigDict) -> None:
+    """Eleven methods at the tokens of about 32 reference responses to each of 256 prompts."""
+    config.methods = (
+        *("vbon", "kl_rl", "bond", "vbon_regression", "bon_sft", "bon_sft_kl"),
+        *("bonbon", "bonbon_released", "bonbon_calibrated", "dpo", "ipo"),
+    )
+    config.n_values, config.seeds = (4, 16), (0, 1)
+    config.data.train_limit = 256
+    config.budget.sampled_tokens = 310_000
+    config.train.steps = 64  # of a method that samples nothing: one pass over what it reads
+    config.train.batch_size, config.train.samples_per_prompt = 64, 2
+    config.train.learning_rate, config.train.schedule = 4e-5, "linear"
+    config.train.warmup_updates = 0
+    config.train.checkpoint_every = 1000  # the end alone

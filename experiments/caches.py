@@ -114,8 +114,8 @@ def seconds(workdir: pathlib.Path, split: str) -> float:
 def used(config: ConfigDict, method: Method, cache: references.References) -> int:
     """How many of a prompt's M cached responses a run reads: the first ones.
 
-    `references.used`, or with a budget of sampled tokens, for a method that samples nothing else,
-    as many as the budget pays for; otherwise all. Raises InputError where that is too few.
+    `references.used`, or with a budget of sampled tokens as many as it pays for, as half of it does
+    for a method that samples too; otherwise all. Raises InputError where that is too few.
     """
     m = cache.rewards_pm.shape[1]
     asked, budget = config.references.used, config.budget.sampled_tokens
@@ -124,12 +124,11 @@ def used(config: ConfigDict, method: Method, cache: references.References) -> in
             f"references.used={asked}, but the cache has references.samples_per_prompt={m}; "
             "give at most that, or 0 for all"
         )
-    if asked or not budget or method.on_policy:
-        count = asked or m
-    else:
+    count = asked or m
+    if budget and not asked:
         tokens_m = cache.lengths_pm.sum(axis=0, dtype=np.int64).cumsum()
-        count = int((tokens_m <= budget).sum())
-    least = max(2, int(config.n) if method.source == "references" else 2)
+        count = int((tokens_m <= (budget / 2 if method.on_policy else budget)).sum())
+    least = max(2, int(config.n) if method.reads == "responses" else 2)
     spent = int(cache.lengths_pm[:, :count].sum(dtype=np.int64))
     if count < min(least, m) or (budget and spent > budget):
         raise InputError(

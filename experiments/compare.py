@@ -29,6 +29,7 @@ def main() -> None:
         n=1.0,
         run=results.REFERENCE,
     )
+    pipeline.check_budgets(config, workdir, materials)
     for cell in pipeline.cells(config):
         pipeline.run_cell(config, workdir, cell, materials)
         evaluate.run_rows(config, workdir, cell, materials, cache)

@@ -40,8 +40,11 @@ def policy_rows(
     `load_params()` gives its parameters and is called only where something is left to do;
     `cells` are the columns that name the policy.
     """
-    settings = {key: value for key, value in workspace.flat(config.evaluation).items()
-                if key not in ("batch_prompts", "shown_prompts", "ruler_n")}  # fmt: skip
+    settings = {
+        key: value
+        for key, value in workspace.flat(config.evaluation).items()
+        if key not in ("batch_prompts", "shown_prompts", "ruler_n", "soft_temperatures")
+    }
     inputs = (
         settings | inputs | {f"references {k}": v for k, v in cache.provenance._asdict().items()}
     )

@@ -13,7 +13,7 @@ import altair as alt
 import numpy as np
 
 from experiments import plot, results
-from experiments.results import BEST_OF_N, REFERENCE
+from experiments.results import BEST_OF_N, REFERENCE, SOFT
 from vbon_jax.evaluate import Curve
 from vbon_jax.functional import bon
 
@@ -30,6 +30,7 @@ TITLES = {
 }
 TIPS = ("kl", "win_rate", "reward", "deficit", "length", "distinct2")
 ON_CACHE, IN_THEORY = "Best-of-N on the cache", "Best-of-N, continuous rewards"
+RULERS = {BEST_OF_N: "best of {:g}", SOFT: "soft best of {:g}"}
 POINTS, TEMPERATURES, CURVES = "points", "temperatures", "curves"  # names of data
 LABELLED = 8  # points of a figure at most, for each to carry its N
 DIGITS = 6  # significant ones of a coordinate
@@ -60,12 +61,11 @@ def points(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _point(row: Mapping[str, Any]) -> dict[str, Any]:
-    n, at = row.get("n"), row.get("temperature")
-    best = row["method"] == BEST_OF_N
+    n, at, ruler = row.get("n"), row.get("temperature"), RULERS.get(row["method"])
     point = {
-        "run": f"best of {n:g}" if best else row.get("run") or row["method"],
+        "run": ruler.format(n) if ruler else row.get("run") or row["method"],
         "method": results.row_name(row),
-        "kind": row["method"] if row["method"] in (BEST_OF_N, REFERENCE) else "policy",
+        "kind": "policy" if results.is_policy(row) else row["method"],
         "n": rounded(n),
         "seed": row.get("seed"),
         "label": "" if n is None else f"N={n:g}",
@@ -235,7 +235,7 @@ def against_kl(points: Sequence[Mapping], best: Curve, measure: str) -> Drawing:
     def below(x, y) -> list[alt.Chart]:
         at = {"x": x("kl:Q"), "y": y(f"{measure}:Q")}
         layers = [_lines(line, measure).encode(**at)]
-        for kind, path in ((BEST_OF_N, plot.CROSS), (REFERENCE, plot.STAR)):
+        for kind, path in ((BEST_OF_N, plot.CROSS), (SOFT, "circle"), (REFERENCE, plot.STAR)):
             fixed = _base(POINTS, measure, kind=kind).transform_filter(f"datum.kl <= {end}")
             mark = {"shape": path, "style": "ink", "clip": True, "strokeWidth": 1.5}
             mark["filled"] = kind == REFERENCE

@@ -183,7 +183,7 @@ def labels(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reference_rows(folder: pathlib.Path, cache, settings: dict, problems) -> list[dict]:
-    """The reference policy's own rows, where they stand, and Best-of-N's, from the cache."""
+    """The reference policy's own rows, where they stand, and those that its cache gives."""
     if cache is None:
         return []
     rows = []
@@ -202,13 +202,23 @@ def _reference_rows(folder: pathlib.Path, cache, settings: dict, problems) -> li
         seed=settings["seed"],
         resamples=settings["resamples"],
     )
-    return rows + results.ruler_rows(
-        ruler,
-        temperature=cache.provenance.temperature,
-        prompts=prompts,
-        reference_samples=most,
-        run=results.BEST_OF_N,
-    )
+    cells = {
+        "temperature": cache.provenance.temperature,
+        "prompts": prompts,
+        "reference_samples": most,
+    }
+    rows += results.ruler_rows(ruler, run=results.BEST_OF_N, **cells)
+    for temperature in settings["soft_temperatures"]:
+        softer = measures.soft_ruler(
+            cache.rewards_pm,
+            [int(n) for n in settings["ruler_n"] if n == int(n) and 1 < n < most],
+            temperature=temperature,
+            seed=settings["seed"],
+            resamples=settings["resamples"],
+        )
+        run = f"{results.SOFT}-temperature={temperature:g}"
+        rows += results.ruler_rows(softer, method=results.SOFT, run=run, **cells)
+    return rows
 
 
 # ------------------------------------------------------------------------------- responses

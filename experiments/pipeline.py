@@ -289,6 +289,23 @@ def run_name(cell: dict) -> str:
     return "-".join(words + [f"{key}={value}" for key, value in sorted(rest.items())])
 
 
+def check_budgets(config: ConfigDict, workdir: pathlib.Path, materials: Materials) -> None:
+    """Refuse, before a cell is trained, any whose part of the reference cache has no meaning."""
+    for cell in cells(config):
+        changed = cell_config(config, cell)
+        method = methods.method(changed.method)
+        if _reads_cache(changed, method):
+            cache = caches.reference_cache(changed, materials, workdir, "train")
+            caches.used(changed, method, cache)
+
+
+def _reads_cache(config: ConfigDict, method: methods.Method) -> bool:
+    """Whether a run needs the cache: not for fresh references, nor for pairs that are given."""
+    if method.source == "references" and (config.pairs.path or config.references.refresh_every):
+        return False
+    return method.uses_references
+
+
 def run_cell(
     config: ConfigDict, workdir: pathlib.Path, cell: dict, materials: Materials
 ) -> pathlib.Path:
@@ -306,7 +323,7 @@ def run_cell(
     if config.pairs.path and method.source == "references":
         pairs = given_pairs(config, materials)
         inputs["pairs fingerprint"] = hashlib.sha256(repr(pairs).encode()).hexdigest()
-    elif method.reads and not (config.references.refresh_every and not method.on_policy):
+    elif _reads_cache(config, method):
         whole = caches.reference_cache(config, materials, workdir, "train")
         inputs |= {f"references {k}": v for k, v in whole.provenance._asdict().items()}
         count = caches.used(config, method, whole)

@@ -24,9 +24,10 @@ SHAPES = (
 )
 # Their place decides their look; names beyond these get one by their letters.
 KNOWN = (
-    *("vbon (l1)", "kl_rl", "bonbon", "vbon_regression", "bon_sft", "dpo", "ipo"),
-    *("vbon (exact)", "bonbon_calibrated", "bonbon_released", "vbon (l1, rloo)", "kl_rl (rloo)"),
-    *("vbon (l1, grpo)", "kl_rl (grpo)", "sft", "reward_model"),
+    *("vbon (l1)", "kl_rl", "bonbon", "vbon_regression", "bon_sft", "dpo", "bond (l1)"),
+    *("ipo", "qrpo", "bon_sft_kl", "bonbon_calibrated", "bonbon_released", "raft", "j_bond"),
+    *("online_bonbon", "vbon (exact)", "bond (exact)", "vbon (l1, rloo)", "kl_rl (rloo)"),
+    *("vbon (l1, grpo)", "kl_rl (grpo)"),
 )
 LOOKS = len(PALETTE) * len(SHAPES)  # 7 and 8 have no common factor: as many pairs as places
 

@@ -163,7 +163,7 @@ def make_sections(work: gather.Work, shares, curves) -> list[dict[str, Any]]:
 def main_points(work: gather.Work) -> list[dict[str, Any]]:
     """One point a policy, at the sampling temperature, and those of the reference and Best-of-N."""
     own = [row for row in work.reference_rows if row["method"] == results.REFERENCE]
-    best = [row for row in work.reference_rows if row["method"] == results.BEST_OF_N]
+    best = [row for row in work.reference_rows if row["method"] != results.REFERENCE]
     groups = [own, *(run.rows for run in work.runs)]
     rows = [row for group in groups for row in gather.main_rows(group, work.temperature)]
     return figures.points(best + rows)
@@ -171,7 +171,10 @@ def main_points(work: gather.Work) -> list[dict[str, Any]]:
 
 def kl_figures(points, best: measures.Curve) -> list[Figure]:
     """Win rate and reward against KL."""
-    curve = "Thin line and crosses: Best-of-N on the reference cache, its exact law and whole N; "
+    curve = (
+        "Thin line and crosses: Best-of-N on the reference cache, its exact law and whole N; small "
+        "rings: soft Best-of-N; "
+    )
     captions = {
         "win_rate": f"{curve}broad line: N/(N+1), continuous rewards. Star: the reference. {BARS}",
         "reward": f"{curve}star: the reference. {BARS}",

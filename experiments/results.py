@@ -14,7 +14,8 @@ from typing import Any
 
 from vbon_jax.evaluate import Estimate, RulerRow
 
-REFERENCE, BEST_OF_N = "reference", "best_of_n"  # methods that are rows and no policies
+# Methods that are rows and no policies of their own.
+REFERENCE, BEST_OF_N, SOFT = "reference", "best_of_n", "soft_best_of_n"
 
 # The interface first, as the issue states it; what it leaves open stands behind it.
 COLUMNS = (
@@ -56,11 +57,13 @@ def make_row(
     return row | dict(budget or {}) | cells
 
 
-def ruler_rows(ruler: Sequence[RulerRow], **cells: Any) -> list[dict[str, Any]]:
-    """Best-of-N's own rows, from `evaluate.ruler`; it has no deficit to itself."""
+def ruler_rows(
+    ruler: Sequence[RulerRow], *, method: str = BEST_OF_N, **cells: Any
+) -> list[dict[str, Any]]:
+    """Best-of-N's own rows, from `evaluate.ruler` or `soft_ruler`; without a deficit."""
     return [
         make_row(
-            BEST_OF_N,
+            method,
             {"reward": best.reward, "win_rate": best.win_rate, "kl": best.kl},
             n=best.n,
             **cells,
@@ -106,8 +109,8 @@ def write_text(path: str | pathlib.Path, text: str) -> None:
 
 
 def is_policy(row: Mapping[str, Any]) -> bool:
-    """Whether the row is of a trained policy: not the reference's own, not Best-of-N's."""
-    return row["method"] not in (REFERENCE, BEST_OF_N)
+    """Whether the row is of a trained policy: not the reference's own, not made from its cache."""
+    return row["method"] not in (REFERENCE, BEST_OF_N, SOFT)
 
 
 def row_name(row: Mapping[str, Any]) -> str:

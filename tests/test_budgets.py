@@ -59,7 +59,10 @@ def test_how_many_references_a_budget_pays_for(cache):
     assert used(cache, "dpo", budget__sampled_tokens=39) == 3
     assert used(cache, "dpo", budget__sampled_tokens=40) == 4
     assert used(cache, "dpo", budget__sampled_tokens=1000) == 5
-    assert used(cache, "vbon", budget__sampled_tokens=61) == 5
+    # a method that samples too reads what half of it pays for
+    assert used(cache, "vbon", budget__sampled_tokens=80) == 4
+    assert used(cache, "vbon", budget__sampled_tokens=79) == 3
+    assert used(cache, "vbon", budget__sampled_tokens=61, references__used=5) == 5
     assert used(cache, "vbon", budget__sampled_tokens=39, references__used=2) == 2
 
 
@@ -70,7 +73,11 @@ def test_how_many_references_a_budget_pays_for(cache):
         ("dpo", {"budget__sampled_tokens": 11}, r"sampled_tokens=11: dpo at n=2 needs 2"),
         ("dpo", {"budget__sampled_tokens": 30, "n": 4.0}, r"dpo at n=4 needs 4"),
         ("dpo", {"budget__sampled_tokens": 30, "references__used": 5}, r"sampled_tokens=30"),
-        ("vbon", {"budget__sampled_tokens": 60}, r"leave nothing for vbon to sample"),
+        (
+            "vbon",
+            {"budget__sampled_tokens": 60, "references__used": 5},
+            r"leave nothing for vbon to sample",
+        ),
     ],
 )
 def test_a_budget_that_is_too_small_is_refused(cache, method, changes, message):

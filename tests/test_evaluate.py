@@ -370,3 +370,16 @@ def test_perplexity_weighs_tokens_not_responses():
     )
     summary = evaluate.summarise(found, np.float32([[0, 1], [0, 1]]), seed=0)
     assert summary["perplexity"].value == pytest.approx(np.exp(21 / 20))
+
+
+def test_soft_best_of_n_lies_between_the_reference_and_best_of_n():
+    rewards = np.random.default_rng(3).normal(size=(40, 32)).astype(np.float32)
+    (best,) = evaluate.ruler(rewards, [4], seed=0, resamples=50)
+    colder, warmer = (
+        evaluate.soft_ruler(rewards, [4], temperature=t, seed=0, resamples=50)[0]
+        for t in (0.3, 1.0)
+    )
+    assert 0.5 < warmer.win_rate.value < colder.win_rate.value < best.win_rate.value + 0.01
+    assert 0.0 < warmer.kl.value < colder.kl.value < best.kl.value + 0.01
+    assert colder.n == 4
+    assert colder.reward.lo < colder.reward.value < colder.reward.hi

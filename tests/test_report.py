@@ -305,7 +305,7 @@ def test_a_folder_whose_first_run_has_just_begun(tmp_path):
 def test_a_cache_alone_shows_best_of_n(tmp_path):
     fake.write_cache(tmp_path / "references" / "eval", prompts=4)
     rows = report.write(tmp_path)
-    assert {row["method"] for row in rows} == {"best_of_n"}
+    assert {row["method"] for row in rows} == {"best_of_n", "soft_best_of_n"}
     said = shown(tmp_path)
     assert "0 of 0 runs are evaluated" in said
     assert "The reference policy itself has not been evaluated yet." in said

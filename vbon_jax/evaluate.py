@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbon_jax import data
-from vbon_jax.functional import bon, logprobs
+from vbon_jax.functional import bon, logprobs, soft
 from vbon_jax.functional.bootstrap import RESAMPLES, Estimate, estimate, estimate_of_means
 from vbon_jax.models import decoder
 from vbon_jax.models import responses as said
@@ -323,6 +323,32 @@ def ruler(
         measure = functools.partial(estimate, seed=seed, resamples=resamples)
         rows.append(RulerRow(n, measure(reward_b), measure(win_rate_b), measure(kl_b)))
     return rows
+
+
+def soft_ruler(
+    reference_bm: np.ndarray,
+    n_values: Sequence[int],
+    *,
+    temperature: float,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> list[RulerRow]:
+    """What soft Best-of-N does for every whole N, from the cache [B, M] alone.
+
+    `temperature`, in the reward's unit, is that of its softmax. Raises ValueError as
+    `functional.soft` and `resampled_means` do.
+    """
+    measure = functools.partial(estimate, seed=seed, resamples=resamples)
+    laws = (
+        soft.empirical_soft_best_of_n(
+            reference_bm, n, jax.random.key(seed), temperature=temperature
+        )
+        for n in n_values
+    )
+    return [
+        RulerRow(n, measure(law.reward_b), measure(law.win_rate_b), measure(law.kl_b))
+        for n, law in zip(n_values, laws, strict=True)
+    ]
 
 
 # ------------------------------------------------------------------------------- one policy
