@@ -1,4 +1,4 @@
-# make demo · make test · make lint; each makes .venv on its first call and only then.
+# make demo · make compare · make test · make lint; each makes .venv on its first call and only then.
 PYTHON ?= python3
 BIN = .venv/bin
 # Huge pages for large arrays: fewer page faults on a CPU (glibc; ignored elsewhere).
@@ -6,6 +6,9 @@ export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
 demo: .venv/installed
 	$(BIN)/python -m experiments.compare --config configs/demo.py --workdir runs/demo
+
+compare: .venv/installed
+	$(BIN)/python -m experiments.compare --config configs/demo.py:compare --workdir runs/compare
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -25,4 +28,4 @@ lint: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
-.PHONY: demo test lint
+.PHONY: demo compare test lint

@@ -251,19 +251,26 @@ def test_documented_commands_run(command, compared, tiny, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_the_demo_in_small(tmp_path):
-    """What `make demo` runs, with the embedded models made in seconds."""
+COMPARED = {"methods": "vbon,bond,online_bonbon,qrpo", "seeds": 0, "budget.sampled_tokens": 1500}
+
+
+@pytest.mark.parametrize(
+    ("config", "workdir", "changes"),
+    [("configs/demo.py", "runs/demo", {}), ("configs/demo.py:compare", "runs/compare", COMPARED)],
+)
+def test_the_demo_in_small(tmp_path, config, workdir, changes):
+    """What `make demo` and `make compare` run, with the embedded models made in seconds."""
     makefile = (ROOT / "Makefile").read_text()
-    assert "-m experiments.compare --config configs/demo.py --workdir runs/demo" in makefile
+    assert f"-m experiments.compare --config {config} --workdir {workdir}" in makefile
     sizes = {
         "embedded.reviews": 200, "embedded.eval_reviews": 40, "embedded.vocab_size": 300,
         "embedded.width": 16, "embedded.policy_steps": 4, "embedded.reward_steps": 4,
         "embedded.batch_size": 8, "data.train_limit": 16, "data.eval_limit": 8,
         "references.samples_per_prompt": 8, "train.steps": 2, "train.batch_size": 8,
         "evaluation.samples_per_prompt": 2, "evaluation.resamples": 50, "n_values": 2,
-    }  # fmt: skip
+    } | changes  # fmt: skip
     arguments = [f"--config.{key}={value}" for key, value in sizes.items()]
-    command = ["compare", "--config", "configs/demo.py", "--workdir", tmp_path, *arguments]
+    command = ["compare", "--config", config, "--workdir", tmp_path, *arguments]
     done = program(*command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "report.html").is_file()
