@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from experiments import workspace
 from vbon_jax import data
-from vbon_jax.models import hub
 from vbon_jax.rollout import references, sampler
 from vbon_jax.train.task import Method
 from vbon_jax.types import InputError
@@ -20,9 +19,13 @@ from vbon_jax.types import InputError
 SECONDS_FILE = "seconds.json"  # beside the shards: how long they took to build
 
 
-def prompt_width(prompts: data.PromptSet) -> int:
-    """P: one padded width for a whole set, so that each program is compiled once."""
-    return data.bucket_length(max(len(ids) for ids in prompts.token_ids))
+def prompt_width(config: ConfigDict, materials, prompt_ids: list) -> int:
+    """P: one padded width for a whole set of prompts, so that each program is compiled once.
+
+    With the new tokens behind it, it stays within the positions of the policy.
+    """
+    room = materials.checkpoint.config.max_positions - config.sampling.max_new_tokens
+    return min(data.bucket_length(max(map(len, prompt_ids))), room)
 
 
 def reference_cache(
@@ -32,7 +35,7 @@ def reference_cache(
     prompts = materials.train_prompts if split == "train" else materials.eval_prompts
     folder = workdir / "references" / split
     provenance = references.Provenance(
-        policy=hub.fingerprint(materials.policy_path),
+        policy=materials.policy_fingerprint,
         reward=materials.reward.fingerprint,
         reward_text=config.reward.text,
         prompts=data.fingerprint(prompts),
@@ -70,7 +73,7 @@ def reference_cache(
 
 def _prompt_sampler(config, materials, prompts: data.PromptSet, key) -> Callable:
     """indices -> Samples [b, M, G], in batches of one shape; a prompt's samples are its own."""
-    width = prompt_width(prompts)
+    width = prompt_width(config, materials, prompts.token_ids)
     size = config.references.batch_prompts
 
     def sample(indices: list[int]):
@@ -128,14 +131,19 @@ def used(config: ConfigDict, method: Method, cache: references.References) -> in
     if budget and not asked:
         tokens_m = cache.lengths_pm.sum(axis=0, dtype=np.int64).cumsum()
         count = int((tokens_m <= (budget / 2 if method.on_policy else budget)).sum())
-    least = max(2, int(config.n) if method.reads == "responses" else 2)
+    least = max(2, int(config.n) if method.draws_best else 2)
     spent = int(cache.lengths_pm[:, :count].sum(dtype=np.int64))
-    if count < min(least, m) or (budget and spent > budget):
+    if not budget and count < least:
+        raise InputError(
+            f"references.used={asked}: {config.method} at n={config.n:g} needs {least} cached "
+            "responses to each prompt; give at least that"
+        )
+    if budget and (count < least or spent > budget):
         raise InputError(
             f"budget.sampled_tokens={budget}: {config.method} at n={config.n:g} needs {least} "
-            f"cached responses to each of {len(cache.rewards_pm)} prompts, and reads "
-            f"{max(count, asked)}; give a larger budget, fewer prompts (data.train_limit) or a "
-            "smaller references.used"
+            f"cached responses to each of {len(cache.rewards_pm)} prompts, and reads {count}, "
+            f"{spent} tokens; give a larger budget, fewer prompts (data.train_limit) or a smaller "
+            "references.used"
         )
     if budget and method.on_policy and spent >= budget:
         raise InputError(
@@ -159,12 +167,14 @@ def first(cache: references.References, count: int) -> references.References:
 def share(
     config: ConfigDict, cache: references.References, steps: int, *, of_samples: int, seconds: float
 ) -> dict[str, float]:
-    """What a run of `steps` used of a cache: of its prompts, those that it drew.
+    """What a run of `steps` used of a cache: of its prompts those that it drew, under a budget all.
 
     `of_samples` is how many a prompt the cache was built with, in `seconds`.
     """
     prompts, count = cache.rewards_pm.shape
     drawn = min(1.0, steps * config.train.batch_size / prompts)
+    if config.budget.sampled_tokens or config.budget.train_flops:
+        drawn = 1.0
     return {
         "sampled_tokens": round(drawn * cache.sampled_tokens),
         "reward_calls": round(drawn * cache.rewards_pm.size),

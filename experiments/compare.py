@@ -7,7 +7,7 @@ the folder. The same command goes on where it stopped.
 import pathlib
 import sys
 
-from experiments import caches, cli, evaluate, gather, pipeline, report, results, workspace
+from experiments import caches, cells, cli, evaluate, gather, pipeline, report, results, workspace
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         run=results.REFERENCE,
     )
     pipeline.check_budgets(config, workdir, materials)
-    for cell in pipeline.cells(config):
+    for cell in cells.every(config):
         pipeline.run_cell(config, workdir, cell, materials)
         evaluate.run_rows(config, workdir, cell, materials, cache)
     for row in report.write(workdir):

@@ -82,6 +82,7 @@ def _supervised(config: ConfigDict, method: str, steps: int) -> ConfigDict:
     settings = config.embedded
     changed.update(method=method, seed=settings.seed)
     changed.data.update(field="text", label_field="label")
+    changed.budget.update(sampled_tokens=0, train_flops=0.0)
     changed.train.update(
         steps=steps,
         text_tokens=settings.max_positions,

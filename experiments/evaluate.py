@@ -15,7 +15,7 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import caches, cli, gather, pipeline, results, train, workspace
+from experiments import caches, cells, cli, gather, pipeline, results, train, workspace
 from vbon_jax import evaluate as measures
 from vbon_jax.rollout import references
 from vbon_jax.types import Params
@@ -108,8 +108,8 @@ def run_rows(
     cache: references.References,
 ) -> list[dict]:
     """The rows of a trained cell, with what it cost; its share of the cache is counted in."""
-    config = pipeline.cell_config(config, cell)
-    folder = workdir / "runs" / pipeline.run_name(cell)
+    config = cells.config_of(config, cell)
+    folder = workdir / "runs" / cells.run_name(cell)
 
     def load_params() -> Params:
         task = pipeline.make_task(config, materials, None)
@@ -139,7 +139,7 @@ def main() -> None:
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
     materials = pipeline.prepare(config, workdir)
     cache = caches.reference_cache(config, materials, workdir, "eval")
-    for cell in pipeline.cells(config) if ALL.value else [pipeline.single_cell(config)]:
+    for cell in cells.every(config) if ALL.value else [cells.single(config)]:
         pipeline.run_cell(config, workdir, cell, materials)
         for row in run_rows(config, workdir, cell, materials, cache):
             print(json.dumps({key: value for key, value in row.items() if value is not None}))

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import caches, embedded, train
+from experiments import caches, cells, embedded, train
 from vbon_jax import data
 from vbon_jax import evaluate as measures
 from vbon_jax.models import hub
@@ -28,6 +28,7 @@ class Materials(NamedTuple):
     """What every stage of one working directory shares."""
 
     policy_path: str
+    policy_fingerprint: str
     checkpoint: hub.Checkpoint  # the reference policy
     tokenizer: Any
     reward: rewards.Reward
@@ -42,112 +43,9 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def check(config: ConfigDict) -> None:
-    """Refuse, before anything is computed, what can be seen to be wrong in the config alone."""
-    choices = {
-        "data.over_long": ("error", "truncate", "drop"),
-        "reward.output": ("logit", "log_prob", "prob"),
-        "reward.text": ("full", "response"),
-        "reward.over_long": ("error", "truncate"),
-        "bound": ("l1", "exact"),
-        "cdf.estimator": ("harmonic", "add_one", "exponential_fit"),
-        "evaluation.checkpoint": ("last", "best"),
-        "policy.dtype": ("float32", "bfloat16"),
-        "train.schedule": ("constant", "linear", "cosine"),
-    }
-    for key, allowed in choices.items():
-        value = _get(config, key)
-        if value not in allowed:
-            raise InputError(f"{key}={value!r} is not known; choose one of {', '.join(allowed)}")
-    for cell in [*cells(config), single_cell(config)]:
-        methods.method(cell["method"])
-        if not cell["n"] >= 1:
-            raise InputError(f"n={cell['n']} (n_values): N of Best-of-N is a real number from 1")
-        methods.method(cell["method"]).settings(cell_config(config, cell))
-    for key, least in {
-        "train.steps": 1,
-        "train.batch_size": 1,
-        "train.samples_per_prompt": 1,
-        "train.epochs": 1,
-        "train.minibatches": 1,
-        "train.checkpoint_every": 1,
-        "sampling.max_new_tokens": 1,
-        "references.samples_per_prompt": 1,
-        "references.prompts_per_shard": 1,
-        "references.batch_prompts": 1,
-        "references.used": 0,
-        "references.refresh_every": 0,
-        "budget.sampled_tokens": 0,
-        "budget.train_flops": 0,
-        "evaluation.samples_per_prompt": 1,
-        "evaluation.batch_prompts": 1,
-    }.items():
-        if _get(config, key) < least:
-            raise InputError(f"{key}={_get(config, key)}; give a whole number from {least}")
-    schedule = config.train
-    if schedule.best_metric.startswith("eval/") and (
-        not schedule.eval_every or schedule.checkpoint_every % schedule.eval_every
-    ):
-        raise InputError(
-            f"train.best_metric={schedule.best_metric!r} needs an evaluation at every "
-            f"checkpoint: train.checkpoint_every={schedule.checkpoint_every} must be a "
-            f"multiple of train.eval_every={schedule.eval_every}"
-        )
-    if config.budget.sampled_tokens and config.budget.train_flops:
-        raise InputError(
-            "budget.sampled_tokens and budget.train_flops are both set; a comparison has one budget"
-        )
-    if not config.sampling.temperature > 0:
-        raise InputError(
-            f"sampling.temperature={config.sampling.temperature}: a policy to be trained and its "
-            "references are sampled at a temperature above 0"
-        )
-
-
-def _get(config: ConfigDict, key: str):
-    return functools.reduce(lambda node, name: node[name], key.split("."), config)
-
-
-def cells(config: ConfigDict) -> list[dict]:
-    """The runs of a comparison: `config.cells`, or methods x n_values x seeds."""
-    if config.cells:
-        derived = [
-            {"method": config.method, "n": config.n, "seed": config.seed} | dict(cell)
-            for cell in config.cells
-        ]
-    else:
-        derived = [
-            {"method": method, "n": n, "seed": seed}
-            for method in config.methods
-            for n in config.n_values
-            for seed in config.seeds
-        ]
-    return [cell | {"n": float(cell["n"]), "seed": int(cell["seed"])} for cell in derived]
-
-
-def single_cell(config: ConfigDict) -> dict:
-    """The one run that `method`, `n` and `seed` name."""
-    return {"method": config.method, "n": float(config.n), "seed": int(config.seed)}
-
-
-def cell_config(config: ConfigDict, cell: dict) -> ConfigDict:
-    """The configuration of one run: each key of the cell set, dotted ones too."""
-    changed = config.copy_and_resolve_references()
-    for key, value in cell.items():
-        try:
-            _get(changed, key)
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"config.cells: there is no key {key!r} (see configs/base.py)"
-            ) from error
-        with changed.ignore_type():
-            changed.update_from_flattened_dict({key: value})
-    return changed
-
-
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
     """Load, and where no path is given build, the policy, the reward and the prompts."""
-    check(config)
+    cells.check(config)
     paths = embedded.resolve(config, workdir)
     checkpoint = hub.load(paths.policy, kind="decoder")
     model = dataclasses.replace(checkpoint.config, dtype=config.policy.dtype)
@@ -165,7 +63,15 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
         )
 
     return Materials(
-        paths.policy, checkpoint, tokenizer, reward, train_prompts, eval_prompts, sampling, score
+        policy_path=paths.policy,
+        policy_fingerprint=hub.fingerprint(paths.policy),
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        reward=reward,
+        train_prompts=train_prompts,
+        eval_prompts=eval_prompts,
+        sampling=sampling,
+        score=score,
     )
 
 
@@ -244,15 +150,13 @@ def make_task(
 ) -> methods.Task:
     """What a run works on; the cache, its tokens and the pairs where its method reads them."""
     mesh = parallel.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-    width = caches.prompt_width(materials.train_prompts)
-    if pairs is not None:
-        width = data.bucket_length(max(len(ids) for ids in pairs.prompt_ids))
+    prompt_ids = materials.train_prompts.token_ids if pairs is None else pairs.prompt_ids
     return methods.Task(
         config=config,
         model=materials.checkpoint.config,
         mesh=mesh,
         prompts=materials.train_prompts,
-        prompt_width=width,
+        prompt_width=caches.prompt_width(config, materials, prompt_ids),
         reference_params=parallel.place(materials.checkpoint.params, mesh),
         cache=cache,
         cache_tokens_pmg=tokens_pmg,
@@ -271,7 +175,7 @@ def given_pairs(config: ConfigDict, materials: Materials) -> data.PairSet:
         raise InputError(
             f"{materials.policy_path}: no EOS token, which every given response ends with"
         )
-    return data.build_pairs(
+    pairs = data.build_pairs(
         data.read_jsonl(file, ("prompt", "chosen", "rejected")),
         materials.tokenizer,
         eos_token_id=eos[0],
@@ -280,50 +184,53 @@ def given_pairs(config: ConfigDict, materials: Materials) -> data.PairSet:
         over_long=config.data.over_long,
         source=str(file),
     )
-
-
-def run_name(cell: dict) -> str:
-    """The folder of a cell's run: its method, N and seed, and whatever else it sets."""
-    rest = {key: value for key, value in cell.items() if key not in ("method", "n", "seed")}
-    words = [cell["method"], f"n{cell['n']:g}", f"s{cell['seed']}"]
-    return "-".join(words + [f"{key}={value}" for key, value in sorted(rest.items())])
+    say(
+        f"{len(pairs.prompt_ids)} pairs in {file} ({pairs.tied} with equal responses left out, "
+        f"{pairs.truncated} truncated, {pairs.dropped} dropped)"
+    )
+    return pairs
 
 
 def check_budgets(config: ConfigDict, workdir: pathlib.Path, materials: Materials) -> None:
     """Refuse, before a cell is trained, any whose part of the reference cache has no meaning."""
-    for cell in cells(config):
-        changed = cell_config(config, cell)
-        method = methods.method(changed.method)
-        if _reads_cache(changed, method):
-            cache = caches.reference_cache(changed, materials, workdir, "train")
-            caches.used(changed, method, cache)
-
-
-def _reads_cache(config: ConfigDict, method: methods.Method) -> bool:
-    """Whether a run needs the cache: not for fresh references, nor for pairs that are given."""
-    if method.source == "references" and (config.pairs.path or config.references.refresh_every):
-        return False
-    return method.uses_references
+    reading = [
+        (changed, method)
+        for changed in (cells.config_of(config, cell) for cell in cells.every(config))
+        if (method := methods.method(changed.method)).needs_cache(changed)
+    ]
+    if not reading:
+        return
+    cache = caches.reference_cache(config, materials, workdir, "train")
+    for changed, method in reading:
+        count, budget = caches.used(changed, method, cache), changed.budget.sampled_tokens
+        spent = caches.first(cache, count).sampled_tokens
+        if spent < 0.9 * budget and not method.on_policy:
+            say(
+                f"{changed.method} at n={changed.n:g} spends {spent} of budget.sampled_tokens="
+                f"{budget}: the cache holds no more; raise references.samples_per_prompt"
+            )
 
 
 def run_cell(
     config: ConfigDict, workdir: pathlib.Path, cell: dict, materials: Materials
 ) -> pathlib.Path:
     """Train one cell of a comparison, or go on with it; returns the folder of its run."""
-    config = cell_config(config, cell)
+    config = cells.config_of(config, cell)
     config.policy.path = _absolute(materials.policy_path)  # export finds it there
-    folder = workdir / "runs" / run_name(cell)
+    folder = workdir / "runs" / cells.run_name(cell)
     method = methods.method(config.method)
     inputs = {
-        "policy fingerprint": hub.fingerprint(materials.policy_path),
+        "policy fingerprint": materials.policy_fingerprint,
         "reward fingerprint": materials.reward.fingerprint,
         "prompts fingerprint": data.fingerprint(materials.train_prompts),
     }
     cache = tokens_pmg = pairs = share = None
-    if config.pairs.path and method.source == "references":
+    if config.pairs.path and method.takes_pairs:
         pairs = given_pairs(config, materials)
         inputs["pairs fingerprint"] = hashlib.sha256(repr(pairs).encode()).hexdigest()
-    elif _reads_cache(config, method):
+    elif method.refreshes(config):
+        inputs["references samples_per_prompt"] = config.references.samples_per_prompt
+    elif method.needs_cache(config):
         whole = caches.reference_cache(config, materials, workdir, "train")
         inputs |= {f"references {k}": v for k, v in whole.provenance._asdict().items()}
         count = caches.used(config, method, whole)
@@ -343,7 +250,7 @@ def run_cell(
 
 def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """Train a text method (`sft`, `reward_model`) from the folder that the configuration names."""
-    check(config)
+    cells.check(config)
     method = methods.method(config.method)
     paths = embedded.resolve(config, workdir)
     path = paths.policy if method.kind == "decoder" else paths.reward
@@ -364,8 +271,9 @@ def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         mesh=parallel.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp),
         rows=embedded.text_rows(config, str(file), tokenizer, eos_token_id=eos),
     )
-    changed = cell_config(config, {"policy.path": _absolute(path)})
-    folder = workdir / "runs" / run_name(single_cell(config))
+    changed = config.copy_and_resolve_references()
+    changed.policy.path = _absolute(path)
+    folder = workdir / "runs" / cells.run_name(cells.single(config))
     digest = hashlib.sha256()
     for array in task.rows:
         digest.update(np.ascontiguousarray(array).tobytes())

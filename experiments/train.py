@@ -62,7 +62,7 @@ def minibatches(batch, config: ConfigDict, at: int, mesh):
     """Shuffled parts of a step's rows, `epochs` times over, in an order of (seed, step)."""
     batch = jax.tree.map(np.asarray, batch)
     for epoch in range(config.train.epochs):
-        order = np.random.default_rng([config.seed, at, epoch]).permutation(
+        order = np.random.default_rng([config.seed, at, epoch, 1]).permutation(
             len(jax.tree.leaves(batch)[0])
         )
         for part in np.split(order, config.train.minibatches):
@@ -117,17 +117,18 @@ def run_inputs(config: ConfigDict) -> dict:
     }
 
 
-def progress(config: ConfigDict, steps: int, spent: dict) -> float:
-    """How much of a run is behind after `steps` that cost `spent`: 1 is all of it.
+def progress(config: ConfigDict, steps: int, ledger: dict, cached: float) -> float:
+    """How much of a run is behind after `steps` that cost `ledger`: 1 is all of it.
 
-    Of `config.budget` where one is set; of `train.steps` where none is, and for a method that
-    samples nothing under a budget of sampled tokens, all of which went into its cache.
+    Of `config.budget` where one is set, less the `cached` tokens that the run's share of the
+    reference cache takes of it; of `train.steps` where none is, and for a method that samples
+    nothing under a budget of sampled tokens, all of which went into its cache.
     """
     budget, method = config.budget, methods.method(config.method)
     if budget.train_flops:
-        return spent["train_flops"] / budget.train_flops
-    if budget.sampled_tokens and (method.on_policy or config.references.refresh_every):
-        return spent["sampled_tokens"] / budget.sampled_tokens
+        return ledger["train_flops"] / budget.train_flops
+    if budget.sampled_tokens and (method.on_policy or method.refreshes(config)):
+        return ledger["sampled_tokens"] / (budget.sampled_tokens - cached)
     return steps / config.train.steps
 
 
@@ -157,7 +158,8 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
     written = log.RunLog(folder, first_step=first, name="/".join(folder.parts[-2:]))
     compilations = log.Compilations()
     run_key = jax.random.key(config.seed)
-    done = progress(config, first, _spent(ledger, share, first))
+    cached = share(0)["sampled_tokens"] if share else 0  # under a budget: all of the share
+    done = progress(config, first, ledger, cached)
 
     try:
         for at in itertools.count(first):
@@ -190,11 +192,11 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
             # ---------------------------------------------------------- budget
             if at == first:
                 program = step.update.lower(state, part, rate, learner=learner).compile()
-                flops = program.cost_analysis()["flops"]
+                flops = program.cost_analysis()["flops"] * task.mesh.size  # it is one device's
             ledger["sampled_tokens"] += row.get("budget/sampled_tokens", 0)
             ledger["reward_calls"] += row.get("budget/reward_calls", 0)
             ledger["train_flops"] += flops * len(rows)
-            done = progress(config, at + 1, _spent(ledger, share, at + 1))
+            done = progress(config, at + 1, ledger, cached)
 
             # ---------------------------------------------------------- evaluation
             if evaluate and ((at + 1) % train.eval_every == 0 or done >= 1):
@@ -211,14 +213,10 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
         saved.close()
         written.close()
         compilations.close()
-    workspace.write_json(folder / "ledger.json", _spent(ledger, share, int(state.step)))
+    part = share(int(state.step)) if share else {}
+    spent = {name: value + part.get(name, 0) for name, value in ledger.items()}
+    workspace.write_json(folder / "ledger.json", spent)
     workspace.finish(folder)
-
-
-def _spent(ledger: dict, share, steps: int) -> dict:
-    """The ledger, the run's share of the reference cache counted in."""
-    part = share(steps) if share else {}
-    return {name: value + part.get(name, 0) for name, value in ledger.items()}
 
 
 def restore(folder: pathlib.Path, *, which: str, task: methods.Task, network: Params) -> Params:
@@ -243,12 +241,12 @@ def restore(folder: pathlib.Path, *, which: str, task: methods.Task, network: Pa
 def main() -> None:
     """One method at one N, on what the configuration names or on the embedded default."""
     # Late: the pipeline builds the embedded models by the loop above.
-    from experiments import pipeline
+    from experiments import cells, pipeline
 
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
     if methods.method(config.method).source != "text":
         materials = pipeline.prepare(config, workdir)
-        folder = pipeline.run_cell(config, workdir, pipeline.single_cell(config), materials)
+        folder = pipeline.run_cell(config, workdir, cells.single(config), materials)
     else:
         folder = pipeline.run_text_method(config, workdir)
     pipeline.say(f"trained: {folder}")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs import base
-from experiments import pipeline, results, workspace
+from experiments import cells, results, workspace
 from vbon_jax import evaluate
 from vbon_jax.rollout import references
 
@@ -89,7 +89,7 @@ def write_run(
     evaluated: bool = True,
 ) -> pathlib.Path:
     """A run of a cell; `logged` steps of it, all unless given, evaluated if it is finished."""
-    run = folder / "runs" / pipeline.run_name(cell)
+    run = folder / "runs" / cells.run_name(cell)
     config = json.loads(json.dumps(config | {k: v for k, v in cell.items() if "." not in k}))
     steps = config["train"]["steps"]
     logged = steps if logged is None else logged
@@ -112,9 +112,9 @@ def write_run(
     write_json(run / "ledger.json", budget | {"seconds": 75.0})
     if evaluated:
         cache = references.load(folder / "references" / "eval")
-        cells = {"method": cell["method"], "n": cell["n"], "seed": cell["seed"], "run": run.name}
-        cells["bound"] = config["bound"] if cell["method"] == "vbon" else None
-        write_evaluation(run / "evaluation", cache, config, strength, cells, text)
+        labels = {"method": cell["method"], "n": cell["n"], "seed": cell["seed"], "run": run.name}
+        labels["bound"] = config["bound"] if cell["method"] == "vbon" else None
+        write_evaluation(run / "evaluation", cache, config, strength, labels, text)
     return run
 
 
@@ -162,7 +162,7 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
 
 def copy_run(run: pathlib.Path, cell: dict) -> pathlib.Path:
     """The same run under another cell's name: many runs in no time."""
-    copy = run.parent / pipeline.run_name(cell)
+    copy = run.parent / cells.run_name(cell)
     shutil.copytree(run, copy)
     write_json(copy / "config.json", json.loads((run / "config.json").read_text()) | cell)
     rows = json.loads((run / "evaluation" / "evaluation.json").read_text())

@@ -29,23 +29,32 @@ def cache() -> references.References:
     return references.References(blank, lengths, blank > 1, blank, None, (), 1)
 
 
-def spent(**amounts) -> dict:
-    return {"sampled_tokens": 0, "train_flops": 0.0} | amounts
+def behind(config, steps: int, *, cached: int = 0, **ledger) -> float:
+    spent = {"sampled_tokens": 0, "train_flops": 0.0} | ledger
+    return train.progress(config, steps, spent, cached)
 
 
 def test_how_much_of_a_run_is_behind():
     steps = configuration("vbon")
-    assert train.progress(steps, 5, spent(sampled_tokens=99)) == 0.5
+    assert behind(steps, 5, sampled_tokens=99) == 0.5
     tokens = configuration("vbon", budget__sampled_tokens=200)
-    assert train.progress(tokens, 5, spent(sampled_tokens=50)) == 0.25
+    assert behind(tokens, 5, sampled_tokens=50) == 0.25
+    assert behind(tokens, 5, sampled_tokens=50, cached=100) == 0.5
     # what samples nothing has spent its tokens before it begins: its steps count
     offline = configuration("dpo", budget__sampled_tokens=200)
-    assert train.progress(offline, 5, spent(sampled_tokens=200)) == 0.5
+    assert behind(offline, 5, cached=200) == 0.5
     fresh = configuration("bon_sft", budget__sampled_tokens=200, references__refresh_every=2)
-    assert train.progress(fresh, 5, spent(sampled_tokens=150)) == 0.75
+    assert behind(fresh, 5, sampled_tokens=150) == 0.75
+    given = configuration(
+        "dpo", budget__sampled_tokens=200, references__refresh_every=2, pairs__path="x"
+    )
+    assert behind(given, 5) == 0.5
+    for method in ("sft", "reward_model"):
+        text = configuration(method, budget__sampled_tokens=200, references__refresh_every=2)
+        assert behind(text, 5) == 0.5
     for method in ("vbon", "dpo"):
         flops = configuration(method, budget__train_flops=1e6)
-        assert train.progress(flops, 5, spent(train_flops=1e5, sampled_tokens=9)) == 0.1
+        assert behind(flops, 5, train_flops=1e5, sampled_tokens=9) == 0.1
 
 
 def used(cache, method: str, **changes) -> int:
@@ -64,12 +73,15 @@ def test_how_many_references_a_budget_pays_for(cache):
     assert used(cache, "vbon", budget__sampled_tokens=79) == 3
     assert used(cache, "vbon", budget__sampled_tokens=61, references__used=5) == 5
     assert used(cache, "vbon", budget__sampled_tokens=39, references__used=2) == 2
+    # any response will do for a regression, whatever N is
+    assert used(cache, "vbon_regression", budget__sampled_tokens=12, n=16.0) == 2
 
 
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
         ("vbon", {"references__used": 6}, r"references\.used=6.*samples_per_prompt=5"),
+        ("vbon", {"references__used": 1}, r"references\.used=1: vbon at n=2 needs 2 cached"),
         ("dpo", {"budget__sampled_tokens": 11}, r"sampled_tokens=11: dpo at n=2 needs 2"),
         ("dpo", {"budget__sampled_tokens": 30, "n": 4.0}, r"dpo at n=4 needs 4"),
         ("dpo", {"budget__sampled_tokens": 30, "references__used": 5}, r"sampled_tokens=30"),
@@ -93,6 +105,11 @@ def test_the_share_of_a_cache_by_hand(cache):
     half = caches.share(config, read, 1, of_samples=5, seconds=100.0)
     assert half == {"sampled_tokens": 12, "reward_calls": 6, "seconds": 30.0}
     whole = caches.share(config, read, 99, of_samples=5, seconds=100.0)
+    for key in ("budget__sampled_tokens", "budget__train_flops"):  # then all of it is charged
+        assert (
+            caches.share(configuration("dpo", **{key: 9}), read, 0, of_samples=5, seconds=100.0)
+            == whole
+        )
     assert whole == {"sampled_tokens": 24, "reward_calls": 12, "seconds": 60.0}
 
 

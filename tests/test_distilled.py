@@ -196,6 +196,20 @@ def test_fresh_references_last_a_block_and_are_counted_once():
     np.testing.assert_allclose(said, again.log_probs_bm.reshape(-1), rtol=1e-4, atol=1e-4)
 
 
+def test_fresh_references_of_a_repeated_prompt_are_not_the_same():
+    task = make_task("bon_sft", references__refresh_every=1, train__batch_size=12)
+    pool, _ = pools.of_references(task, 0)  # 12 rows of 6 prompts
+    assert len(np.unique(pool.log_probs_bm, axis=0)) == 12
+
+
+def test_ties_are_broken_anew_every_step():
+    task = make_task("bon_sft", n=8.0)  # the best of all, and all are the best
+    task = task._replace(cache=task.cache._replace(rewards_pm=np.zeros_like(task.cache.rewards_pm)))
+    pool = pools.of_cache(task, 0)
+    drawn = [pools.best_ranks(task, pool, at, 1, 8).ravel() for at in range(60)]
+    assert set(np.concatenate(drawn).tolist()) == set(range(M))
+
+
 def test_the_best_is_drawn_where_that_is_asked_for():
     task = make_task("bon_sft", bon_sft__select="best", n=8.0)  # N = M: nothing else is left
     _, batch, _ = methods.method("bon_sft").make_batch(task, None, 0, None)
@@ -209,14 +223,19 @@ def test_given_pairs_take_the_place_of_the_cache(tiny):
     task = make_task("ipo", pairs__path="x")._replace(pairs=pairs, cache=None)
     learner, state = start(task)
     _, batch, _ = methods.method("ipo").make_batch(task, state, 0, None)
-    assert set(zip(responses(batch.best), responses(batch.worst), strict=True)) == set(
-        zip(pairs.chosen_ids, pairs.rejected_ids, strict=True)
-    )
+    prompts = [
+        tuple(row[:length].tolist())
+        for row, length in zip(batch.best.tokens_st, batch.best.prompt_lengths_s, strict=True)
+    ]
+    drawn = zip(prompts, responses(batch.best), responses(batch.worst), strict=True)
+    assert set(drawn) == set(zip(*pairs[:3], strict=True))
     np.testing.assert_allclose(
         batch.reference_best_s, rollouts.log_probs(task, task.reference_params, batch.best)
     )
     assert learner.settings.beta == bon.bonbon_beta(3)
-    averaged = methods.method("ipo").settings(make_task("ipo", pairs__average=True).config)
+    averaged = methods.method("ipo").settings(
+        make_task("ipo", pairs__average=True, pairs__beta=0.2).config
+    )
     assert averaged.average
     assert not methods.method("dpo").settings(make_task("dpo", pairs__average=True).config).average
     terms, metrics = learner.objective(MODEL, averaged, state.params, batch)
@@ -245,8 +264,19 @@ def test_given_pairs_are_read_with_their_end(tiny):
     pairs = data.build_pairs([row], tokenizer, **options)
     assert pairs.chosen_ids[0][-1] == 0
     assert tokenizer.decode(pairs.chosen_ids[0][:-1]) == " was good"
-    with pytest.raises(InputError, match=r"p\.jsonl: line 1: chosen and rejected are the same"):
-        data.build_pairs([row | {"rejected": row["chosen"]}], tokenizer, **options)
+    # its own end in the text is the one end; one before it is no response
+    word = tokenizer.convert_ids_to_tokens(0)
+    ended = row | {"chosen": f" was good{word}"}
+    assert data.build_pairs([ended], tokenizer, **options)[:3] == pairs[:3]
+    with pytest.raises(InputError, match=r"p\.jsonl: line 2: field 'chosen' has an end-of-text"):
+        data.build_pairs([row, row | {"chosen": f" was{word} good"}], tokenizer, **options)
+    # equal responses, and such as are equal once they are cut, are left out and counted
+    same = row | {"rejected": row["chosen"]}
+    ends = row | {"chosen": " was good" * 9, "rejected": " was good" * 8}
+    kept = data.build_pairs([same, row, ends], tokenizer, over_long="truncate", **options)
+    assert (len(kept.prompt_ids), kept.tied, kept.truncated, kept.dropped) == (1, 2, 1, 0)
+    with pytest.raises(InputError, match=r"none of 1 pairs is left \(1 with equal responses"):
+        data.build_pairs([same], tokenizer, **options)
     long = row | {"chosen": " was good" * 9}
     with pytest.raises(InputError, match=r"p\.jsonl: line 2: .*data\.over_long"):
         data.build_pairs([row, long], tokenizer, **options)

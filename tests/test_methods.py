@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import pipeline, workspace
+from experiments import workspace
 from vbon_jax.models import decoder
 from vbon_jax.train import log, methods, online, step
 from vbon_jax.types import InputError, Sequences
@@ -204,19 +204,3 @@ def test_stages(tmp_path):
     assert not workspace.begin(folder, {"a": 2, "b": (1, 2)})
     with pytest.raises(InputError, match=r"b was \[1, 2\] and is None"):
         workspace.begin(folder, {"a": 2})
-
-
-def test_cells_are_derived_unless_given():
-    config = base.get_config()
-    with config.unlocked():
-        config.methods, config.n_values, config.seeds = ("vbon", "kl_rl"), (2, 4.5), (0, 1)
-    derived = pipeline.cells(config)
-    assert len(derived) == 8
-    assert derived[3] == {"method": "vbon", "n": 4.5, "seed": 1}
-    assert pipeline.run_name(derived[3]) == "vbon-n4.5-s1"
-    with config.unlocked():
-        config.cells = ({"n": 8, "bound": "exact"},)
-    assert pipeline.cells(config) == [{"method": "vbon", "n": 8.0, "seed": 0, "bound": "exact"}]
-    assert pipeline.cell_config(config, {"train.steps": 7}).train.steps == 7
-    with pytest.raises(InputError, match=r"no key 'train\.stps'"):
-        pipeline.cell_config(config, {"train.stps": 7})

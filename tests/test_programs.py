@@ -168,6 +168,27 @@ def test_supervised_training_of_a_given_folder(tiny, tmp_path):
     assert losses[-1] < losses[0]
 
 
+def test_given_pairs_beside_a_method_that_takes_none(tiny, tmp_path):
+    """And no cached response reaches the last new token, and prompts fill the policy's places."""
+    pairs = tmp_path / "pairs.jsonl"
+    row = {"prompt": "the film", "chosen": " was good", "rejected": " was bad"}
+    rows = [row, row | {"chosen": " was fine"}, row | {"rejected": row["chosen"]}]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {
+        "methods": "dpo,bon_sft,bond", "pairs__path": pairs, "train__steps": 2,
+        "data__max_tokens": 0, "data__over_long": "truncate", "sampling__max_new_tokens": 21,
+    }  # fmt: skip
+    done = program("compare", "--workdir", tmp_path / "work", *overrides(tiny, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 pairs in" in done.stderr
+    assert "1 with equal responses left out" in done.stderr
+    inputs = json.loads((tmp_path / "work/runs/dpo-n2-s0/stage.json").read_text())["inputs"]
+    assert "pairs fingerprint" in inputs
+    assert "references seed" not in inputs
+    ledger = json.loads((tmp_path / "work/runs/dpo-n2-s0/ledger.json").read_text())
+    assert ledger["sampled_tokens"] == 0
+
+
 def test_cells_may_set_any_key(tiny, tmp_path):
     config = tmp_path / "exact.py"
     config.write_text(

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import base, sweep
-from experiments import pipeline
+from experiments import cells
 
 
 def test_grid_zip_and_chain_by_hand():
@@ -39,6 +39,6 @@ def test_what_makes_no_cells_is_refused():
 def test_cells_of_a_sweep_are_runs():
     config = base.get_config()
     config.cells = tuple(sweep.grid({"method": ["vbon"], "n": [4], "train.learning_rate": [1e-4]}))
-    cells = pipeline.cells(config)
-    assert pipeline.run_name(cells[0]) == "vbon-n4-s0-train.learning_rate=0.0001"
-    assert pipeline.cell_config(config, cells[0]).train.learning_rate == 1e-4
+    runs = cells.every(config)
+    assert cells.run_name(runs[0]) == "vbon-n4-s0-train.learning_rate=0.0001"
+    assert cells.config_of(config, runs[0]).train.learning_rate == 1e-4

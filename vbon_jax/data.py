@@ -217,11 +217,14 @@ def _nothing_left(source: str, rows: int, over: int, distinct: int) -> str:
 
 
 class PairSet(NamedTuple):
-    """Preferences that were given: a prompt, the response that was chosen, the one rejected."""
+    """Preferences that were given, and what was left out on the way."""
 
     prompt_ids: list[tuple[int, ...]]
     chosen_ids: list[tuple[int, ...]]  # the EOS is the last one, unless it was cut off
     rejected_ids: list[tuple[int, ...]]
+    tied: int = 0  # chosen and rejected are the same, and left out
+    dropped: int = 0  # longer than there is room for, and left out
+    truncated: int = 0  # longer than there is room for, and cut
 
 
 def build_pairs(
@@ -236,42 +239,55 @@ def build_pairs(
 ) -> PairSet:
     """Pairs from the fields `prompt`, `chosen` and `rejected` of a file's rows.
 
-    Prompt and response are tokenised apart and the response ends with an EOS. A prompt of more than
-    `longest` tokens, or a response of more than `new_tokens`, is an `"error"`, is cut (a prompt to
-    its last tokens, a response to its first, without EOS: `"truncate"`), or leaves its row out
-    (`"drop"`). Raises InputError for what is over-long, for an empty prompt without a BOS, and for
-    a row whose two responses are the same.
+    Prompt and response are tokenised apart and the response ends with one EOS, its own or ours. A
+    prompt of more than `longest` tokens, or a response of more than `new_tokens`, is an `"error"`,
+    is cut (a prompt to its last tokens, a response to its first, without EOS: `"truncate"`), or
+    leaves its row out (`"drop"`). A row whose responses are then the same says nothing: it is left
+    out and counted. Raises InputError for what is over-long, an EOS inside a response, an empty
+    prompt without a BOS, and where no pair is left.
     """
     ids = {
         field: tokenizer([row[field] for row in rows], add_special_tokens=False, verbose=False)
         for field in ("prompt", "chosen", "rejected")
     }
-    prompts = [
-        tuple(of_row) or _beginning(tokenizer, source, row)
-        for row, of_row in enumerate(ids["prompt"]["input_ids"])
-    ]
-    sides = [[(*of_row, eos_token_id) for of_row in ids[field]["input_ids"]]
-             for field in ("chosen", "rejected")]  # fmt: skip
-    kept: list[tuple] = []
-    for row, (prompt, chosen, rejected) in enumerate(zip(prompts, *sides, strict=True)):
-        if chosen == rejected:
-            raise InputError(
-                f"{source}: line {row + 1}: chosen and rejected are the same; take the row out"
-            )
+    kept, tied, over = [], 0, 0
+    for row in range(len(rows)):
+        where = f"{source}: line {row + 1}"
+        prompt = tuple(ids["prompt"]["input_ids"][row]) or _beginning(tokenizer, source, row)
+        chosen, rejected = (
+            _ended(ids[field]["input_ids"][row], eos_token_id, f"{where}: field {field!r}")
+            for field in ("chosen", "rejected")
+        )
         if len(prompt) > longest or max(len(chosen), len(rejected)) > new_tokens:
+            over += 1
             if over_long == "error":
                 raise InputError(
-                    f"{source}: line {row + 1}: a prompt of {len(prompt)} tokens (room for "
-                    f"{longest}) and responses of {len(chosen)} and {len(rejected)} (room for "
-                    f"{new_tokens}); set data.over_long to truncate or drop, or change "
-                    "sampling.max_new_tokens"
+                    f"{where}: a prompt of {len(prompt)} tokens (room for {longest}) and responses "
+                    f"of {len(chosen)} and {len(rejected)} (room for {new_tokens}); set "
+                    "data.over_long to truncate or drop, or change sampling.max_new_tokens"
                 )
             if over_long == "drop":
                 continue
-        kept.append((prompt[-longest:], chosen[:new_tokens], rejected[:new_tokens]))
+        pair = prompt[-longest:], chosen[:new_tokens], rejected[:new_tokens]
+        if pair[1] == pair[2]:
+            tied += 1
+        else:
+            kept.append(pair)
     if not kept:
-        raise InputError(f"{source}: none of {len(rows)} pairs is left; give shorter ones")
-    return PairSet(*(list(column) for column in zip(*kept, strict=True)))
+        raise InputError(
+            f"{source}: none of {len(rows)} pairs is left ({tied} with equal responses, {over} too "
+            "long); give others"
+        )
+    counts = {"drop": {"dropped": over}, "truncate": {"truncated": over}}.get(over_long, {})
+    return PairSet(*(list(column) for column in zip(*kept, strict=True)), tied=tied, **counts)
+
+
+def _ended(ids: Sequence[int], eos_token_id: int, where: str) -> tuple[int, ...]:
+    """A response's tokens with one EOS behind them."""
+    words = ids[:-1] if ids and ids[-1] == eos_token_id else ids
+    if eos_token_id in words:
+        raise InputError(f"{where} has an end-of-text token before its end; take it out")
+    return (*words, eos_token_id)
 
 
 # Batches ------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ TIES = ("half", "exclude")
 _COARSE_RATES = np.geomspace(1e-2, 1e3, 56)
 _FINE_RATES = np.geomspace(_COARSE_RATES[0] / _COARSE_RATES[1], _COARSE_RATES[1] / 1e-2, 25)
 _LARGEST_EXPONENT = 30.0
+_LOWEST = -30.0  # nats: far below its references the curve would fall to -1e11, and F to nothing
 
 
 def log_cdf(rewards_b, reference_bm, *, estimator: str = "harmonic", ties: str = "half") -> Array:
@@ -152,7 +153,7 @@ def _exponential_fit(rewards_bn: Array, reference_bm: Array) -> Array:
     The points fitted are `add_one` at the references' own midranks. For a given rate b the best a
     and c have a closed form, so b alone is searched: over a fixed geometric grid, then over a fine
     one around the best. Nothing can diverge, whatever the references are. Without a range (all
-    equal) the law is −a·e^{−(r − reference)}. The exponent stops at 30 far below the references.
+    equal) the law is −a·e^{−(r − reference)}. Far below the references the value stops at −30.
     """
     lowest_b1 = jnp.min(reference_bm, axis=1, keepdims=True)
     range_b1 = jnp.max(reference_bm, axis=1, keepdims=True) - lowest_b1
@@ -169,7 +170,8 @@ def _exponential_fit(rewards_bn: Array, reference_bm: Array) -> Array:
     rate_b = jnp.where(constant_b1[:, 0], 1.0, _best_rate(fine_kb, t_bm, target_bm))
     a_b, c_b, _ = _fit_at_rate(rate_b, t_bm, target_bm)
     exponent_bn = -rate_b[:, None] * ((rewards_bn - lowest_b1) / scale_b1)
-    return -a_b[:, None] * jnp.exp(jnp.minimum(exponent_bn, _LARGEST_EXPONENT)) - c_b[:, None]
+    fitted_bn = -a_b[:, None] * jnp.exp(jnp.minimum(exponent_bn, _LARGEST_EXPONENT)) - c_b[:, None]
+    return jnp.maximum(fitted_bn, _LOWEST)
 
 
 def _best_rate(rate_kb: Array, t_bm: Array, target_bm: Array) -> Array:

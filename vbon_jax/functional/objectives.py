@@ -284,9 +284,11 @@ def kl_to_reference(log_probs_b, reference_b, *, weight_b=None) -> tuple[Mean, d
 
 
 def policy_gradient(
-    log_probs_b, old_log_probs_b, advantage_b, *, weight_b=None
+    log_probs_b, old_log_probs_b, advantage_b, *, clip=math.inf, weight_b=None
 ) -> tuple[Mean, dict[str, Mean]]:
-    """−ρ·A of whole responses, ρ = π/π_old: its gradient at π = π_old is the policy gradient.
+    """−min(ρ·A, clip(ρ, 1−ε, 1+ε)·A) of whole responses, ρ = π/π_old.
+
+    Its gradient at π = π_old is the policy gradient; an infinite clip is −ρ·A.
 
     The backward half of BOND (arXiv 2407.14622, section 4), whose A is (N−1)·log F − log π/π_ref
     minus a baseline; the forward half is `bon_sft`.
@@ -294,7 +296,7 @@ def policy_gradient(
     Args:
         log_probs_b, old_log_probs_b: [B] floating, log π of the policy's own draws, now and when
             they were drawn, nats.
-        advantage_b: [B] floating. weight_b: see `vbon_regression`.
+        advantage_b: [B] floating. clip: ε > 0. weight_b: see `vbon_regression`.
 
     Returns:
         The loss, a Mean over responses, and the metric `ratio` (ρ).
@@ -310,7 +312,9 @@ def policy_gradient(
     ratio_b = jnp.exp(jnp.clip(change_b, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO))
     advantage_b = jnp.where(weight_b > 0, _like("advantage_b", advantage_b, shape), 0.0)
     metrics = {"ratio": jax.lax.stop_gradient(_weighted(ratio_b, weight_b))}
-    return _weighted(-ratio_b * advantage_b, weight_b), metrics
+    clipped_b = jnp.clip(ratio_b, 1.0 - clip, 1.0 + clip)
+    loss_b = -jnp.minimum(ratio_b * advantage_b, clipped_b * advantage_b)
+    return _weighted(loss_b, weight_b), metrics
 
 
 def _regression(log_probs_b, reference_b, target_b, weight_b) -> tuple[Mean, dict[str, Mean]]:

@@ -327,8 +327,8 @@ def read(
 
 
 def tokens(references: References) -> np.ndarray:
-    """All response tokens [prompts, M, G] int32, 0 behind a response's end; G is the longest."""
-    longest = int(references.lengths_pm.max())
+    """All response tokens [prompts, M, G] int32, 0 behind a response's end; G = max_new_tokens."""
+    longest = references.provenance.max_new_tokens
     tokens_pmg = np.zeros((*references.lengths_pm.shape, longest), np.int32)
     inside_pmg = np.arange(longest) < references.lengths_pm[..., None]
     columns = [

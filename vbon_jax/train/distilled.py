@@ -26,6 +26,7 @@ class Bond:
     new_tokens: int
     temperature: float
     backward: float
+    clip: float  # of the ratio to the policy that drew
 
 
 class BondBatch(NamedTuple):
@@ -41,7 +42,7 @@ def bond_settings(config, *, anchored: bool) -> Bond:
     """The constants from `config.bond`; InputError for what has no meaning, naming the key."""
     settings, train = config.bond, config.train
     if anchored:
-        offline.check_n(config, least=2, most=None, source="")
+        offline.check_n(config, least=2)
     else:
         offline.check_references(config, least=1, whole=True)
     if train.batch_size * train.samples_per_prompt < 2:
@@ -55,7 +56,12 @@ def bond_settings(config, *, anchored: bool) -> Bond:
         raise InputError(f"bond.anchor_rate={settings.anchor_rate}; give a number in (0, 1]")
     if not settings.anchor_kl >= 0:
         raise InputError(f"bond.anchor_kl={settings.anchor_kl}; give a number from 0")
-    return Bond(config.sampling.max_new_tokens, config.sampling.temperature, settings.backward)
+    return Bond(
+        new_tokens=config.sampling.max_new_tokens,
+        temperature=config.sampling.temperature,
+        backward=settings.backward,
+        clip=config.ppo.clip,
+    )
 
 
 def bond_batch(task: Task, state: TrainState, step: int, key: Array):
@@ -91,7 +97,10 @@ def j_bond_batch(task: Task, state: TrainState, step: int, key: Array):
     best_bs = (best_s + n * np.tile(np.arange(count), len(index_b))).reshape(-1, count)
     old_s = log_probs(task, params, fresh.sequences)
     log_ratio_s = old_s - log_probs(task, anchor, fresh.sequences)
-    log_cdf_s = np.asarray(cdf.log_cdf(fresh.rewards_bn.reshape(-1), groups_sn))
+    estimator = config.cdf.estimator
+    log_cdf_s = np.asarray(
+        cdf.log_cdf(fresh.rewards_bn.reshape(-1), groups_sn, estimator=estimator)
+    )
     backward, kl = config.bond.backward, config.bond.anchor_kl
     score_s = backward * ((n - 1) * log_cdf_s - log_ratio_s) - kl * log_ratio_s
     batch = BondBatch(
@@ -132,7 +141,7 @@ def bond_objective(model, settings: Bond, params: Params, batch: BondBatch):
     )
     forward, _ = objectives.bon_sft(best_s)
     backward, metrics = objectives.policy_gradient(
-        sampled_s, batch.old_log_probs_s, batch.advantage_s
+        sampled_s, batch.old_log_probs_s, batch.advantage_s, clip=settings.clip
     )
     terms = {"forward": (1.0 - settings.backward, forward), "backward": (1.0, backward)}
     return terms, {f"response/{name}": mean for name, mean in metrics.items()}
@@ -149,7 +158,7 @@ class BestBatch(NamedTuple):
 
 def fresh_settings(config, *, least: int) -> offline.Offline:
     """The constants of an offline objective for draws of the policy: N is what is sampled."""
-    offline.check_n(config, least=least, most=None, source="")
+    offline.check_n(config, least=least)
     return offline.constants(config)
 
 
@@ -198,6 +207,7 @@ ROWS = {
         settings=functools.partial(bond_settings, anchored=False),
         source="rollouts",
         reads="responses",
+        draws_best=True,
     ),
     "j_bond": Method(
         make_batch=j_bond_batch,

@@ -64,14 +64,15 @@ class RunLog:
     def write(self, step: int, metrics: dict, timing: dict, *, progress: float) -> None:
         """One row in each file; `metrics` must not depend on a clock.
 
-        `progress` in (0, 1] is how much of the run is behind, from which the steps to come are
+        `progress` in [0, 1] is how much of the run is behind, from which the steps to come are
         told.
         """
         for stem, values in (("metrics", metrics), ("timing", timing)):
             self.files[stem].write(json.dumps({"step": step, **values}) + "\n")
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
-        self.bar.total = max(step + 1, round((step + 1) / progress))
+        if progress > 0:
+            self.bar.total = max(step + 1, round((step + 1) / progress))
         self.bar.update()
 
     def close(self) -> None:

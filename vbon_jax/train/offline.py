@@ -31,19 +31,24 @@ class Offline:
     average: bool  # IPO's log-probabilities are means over tokens
 
 
-def settings(config, *, least: int = 2, whole: bool = True, beta=None) -> Offline:
+def settings(
+    config, *, least: int = 2, whole: bool = True, beta=None, pairs: bool = False
+) -> Offline:
     """The constants from `config.n`, `config.pairs`, `config.bon_sft` and `config.sampling`.
 
-    N is from `least`, and whole or not; `beta(n)` is what `pairs.beta` = 0 stands for. Raises
+    N is from `least`, and whole or not; `beta(n)` is what `pairs.beta` = 0 stands for; `pairs`:
+    the method takes given pairs. Raises
     InputError, naming the key, for an N or a constant that a method has no meaning for.
     """
-    if not config.pairs.path:
-        check_references(config, least=least, whole=whole)
-    elif config.method == "bonbon_calibrated":
+    if config.pairs.path and config.method == "bonbon_calibrated":
         raise InputError(
             "pairs.path: bonbon_calibrated takes each pair's target from its reference rewards, "
             "which given pairs do not have; use bonbon, dpo or ipo"
         )
+    if config.pairs.path and pairs:
+        check_n(config, least=least)
+    else:
+        check_references(config, least=least, whole=whole)
     return constants(config, beta=beta)
 
 
@@ -56,6 +61,11 @@ def constants(config, *, beta=None) -> Offline:
         raise InputError(f"pairs.beta={pairs.beta}; give a positive number, or 0 for the one of N")
     if not bon_sft.kl_weight >= 0:
         raise InputError(f"bon_sft.kl_weight={bon_sft.kl_weight}; give a number from 0")
+    if config.method == "ipo" and pairs.average and not pairs.beta:
+        raise InputError(
+            "pairs.average: beta*_n is of log-probabilities that are summed, so means over tokens "
+            "have none; give pairs.beta"
+        )
     if bon_sft.select not in ("weighted", "best"):
         raise InputError(
             f"bon_sft.select={bon_sft.select!r} is not known; choose one of weighted, best"
@@ -73,8 +83,14 @@ def constants(config, *, beta=None) -> Offline:
 
 def check_references(config, *, least: int, whole: bool) -> None:
     """Refuse an N, or a number of references, that the best of N of M cannot be taken with."""
-    key = "references.used" if config.references.used else "references.samples_per_prompt"
-    m = config.references.used or config.references.samples_per_prompt
+    used, every = config.references.used, config.references.refresh_every
+    if used and every:
+        raise InputError(
+            f"references.used={used} is of the cache, and references.refresh_every={every} does "
+            "without it; set one of them to 0"
+        )
+    key = "references.used" if used else "references.samples_per_prompt"
+    m = used or config.references.samples_per_prompt
     if m < 2:
         raise InputError(
             f"{key}={m}: {config.method} ranks a response among the prompt's others; "
@@ -83,7 +99,9 @@ def check_references(config, *, least: int, whole: bool) -> None:
     check_n(config, least=least, most=m if whole else None, source=key, whole=whole)
 
 
-def check_n(config, *, least: int, most: int | None, source: str, whole: bool = True) -> None:
+def check_n(
+    config, *, least: int, most: int | None = None, source: str = "", whole: bool = True
+) -> None:
     """InputError for an N that is below `least`, above `most`, or not whole where it must be."""
     n = float(config.n)
     if n < least or (whole and n != int(n)) or (most is not None and n > most):
@@ -125,7 +143,7 @@ def best_and_any_batch(task: Task, state, step: int, key):
     """S responses drawn from Best-of-N, and S of the reference, to each prompt: (batch, batch)."""
     pool, cost = pools.of_references(task, step)
     chosen_bs = _best(task, pool, step)
-    noise = np.random.default_rng([task.config.seed, step, 1])
+    noise = pools.generator(task, step, draw=1)
     any_bs = noise.integers(0, pool.rewards_bm.shape[1], chosen_bs.shape)
     batch = tuple(pools.response_batch(task, pool, which) for which in (chosen_bs, any_bs))
     return state, batch, _row(pool, chosen_bs) | cost
@@ -280,10 +298,13 @@ def _row_of(make_batch, objective, **limits) -> Method:
         settings=functools.partial(settings, **limits),
         source="references",
         reads="responses",
+        draws_best=limits.get("whole", True),
+        takes_pairs=limits.get("pairs", False),
     )
 
 
 def _pairs(loss, **limits) -> Method:
+    limits = {"pairs": True} | limits
     return _row_of(pair_batch, functools.partial(pair_objective, loss), **limits)
 
 
@@ -294,7 +315,7 @@ ROWS = {
     "bon_sft_kl": _row_of(best_and_any_batch, bon_sft_kl_objective, least=1),
     "bonbon": _pairs(_bonbon),
     "bonbon_released": _pairs(_bonbon_released),
-    "bonbon_calibrated": _pairs(_bonbon_calibrated),
+    "bonbon_calibrated": _pairs(_bonbon_calibrated, pairs=False),
     "dpo": _pairs(_dpo, beta=_whole_beta),
     "ipo": _pairs(_ipo, beta=_whole_beta),
 }

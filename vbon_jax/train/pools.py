@@ -16,6 +16,8 @@ from vbon_jax.train.rollouts import Rollout, prompts_of
 from vbon_jax.train.task import Task
 from vbon_jax.types import Samples, Sequences
 
+_FRESH = 0x66726573  # keeps the keys of fresh references apart from those of steps
+
 
 class Pool(NamedTuple):
     """M responses to each of B prompts."""
@@ -47,9 +49,12 @@ class PairBatch(NamedTuple):
     weight_s: np.ndarray  # float32, 0 where both have the same reward
 
 
-def generator(task: Task, step: int) -> np.random.Generator:
-    """What a step draws from its pool with: a function of (seed, step)."""
-    return np.random.default_rng([task.config.seed, step])
+def generator(task: Task, step: int, *, draw: int = 0) -> np.random.Generator:
+    """What a step draws from its pool with: a function of (seed, step, draw), and of nothing else.
+
+    The last number keeps these streams apart from those of prompts and minibatches.
+    """
+    return np.random.default_rng([task.config.seed, step, draw, 2])
 
 
 # ---------------------------------------------------------------------------- pools
@@ -83,7 +88,8 @@ def _fresh(task: Task, step: int) -> tuple[Pool, dict]:
     settings = task.config.references
     block = step // settings.refresh_every
     if task.memo.get("block") != block:
-        key = jax.random.fold_in(jax.random.key(task.config.seed), block)
+        key = jax.random.fold_in(jax.random.key(task.config.seed), _FRESH)
+        key = jax.random.fold_in(key, block)
         index_b = prompts_of(task, block)
         size = -(-settings.batch_prompts // task.mesh.size) * task.mesh.size
         parts = []
@@ -92,7 +98,7 @@ def _fresh(task: Task, step: int) -> tuple[Pool, dict]:
             filled_b = np.concatenate([part_b, np.repeat(part_b[-1:], size - len(part_b))])
             fresh = rollouts.rollout(
                 task, task.reference_params, filled_b, key,
-                num_samples=settings.samples_per_prompt, rows=filled_b,
+                num_samples=settings.samples_per_prompt, rows=start + np.arange(size),
             )  # fmt: skip
             parts.append(Pool(*(array[: len(part_b)] for array in of_rollout(fresh))))
         pool = Pool(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
@@ -144,15 +150,13 @@ def log_cdf(task: Task, pool: Pool) -> np.ndarray:
 def best_ranks(task: Task, pool: Pool, step: int, count: int, n: int) -> np.ndarray:
     """S responses to each prompt, each drawn as the best of N of the M would be, [B, S].
 
-    The sorted response j of M is the best of N with a chance of C(j-1, N-1) / C(M, N), ties by
-    position: no subset is drawn, and no response is out of reach.
+    The sorted response j of M is the best of N with a chance of C(j-1, N-1) / C(M, N), ties in an
+    order drawn anew: no subset is drawn.
     """
-    m = pool.rewards_bm.shape[1]
+    m, noise = pool.rewards_bm.shape[1], generator(task, step)
     weights_m = bon.order_statistic_weights(m, n)
-    ranks_bs = generator(task, step).choice(
-        m, (len(pool.rewards_bm), count), p=weights_m / weights_m.sum()
-    )
-    order_bm = np.argsort(pool.rewards_bm, axis=1, kind="stable")
+    ranks_bs = noise.choice(m, (len(pool.rewards_bm), count), p=weights_m / weights_m.sum())
+    order_bm = np.lexsort((noise.random(pool.rewards_bm.shape), pool.rewards_bm), axis=1)
     return np.take_along_axis(order_bm, ranks_bs, axis=1)
 
 

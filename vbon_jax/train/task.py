@@ -39,6 +39,8 @@ class Method(NamedTuple):
     kind: str = "decoder"  # which network it trains
     source: str = "text"  # of its batches: text | rollouts (it samples) | references (the cache)
     reads: str = ""  # of the reference cache: "" nothing | rewards | responses
+    draws_best: bool = False  # the best of N of the cached responses, so it needs N of them
+    takes_pairs: bool = False  # trains on given pairs where `pairs.path` names some
     rows_per_prompt: int | None = None  # of a step's batch; None = train.samples_per_prompt
     by_gradient: bool = False  # optimised as `config.gradient` says: ppo | rloo | grpo
     anchor: bool = False  # keeps a moving average of the network in the state
@@ -48,10 +50,15 @@ class Method(NamedTuple):
         """Whether it samples the policy, so that it needs prompts and a reward in the loop."""
         return self.source == "rollouts"
 
-    @property
-    def uses_references(self) -> bool:
-        """Whether it needs the reference cache."""
-        return bool(self.reads)
+    def needs_cache(self, config) -> bool:
+        """Whether a run reads it: not with fresh references, nor with pairs that are given."""
+        given = self.takes_pairs and config.pairs.path
+        return bool(self.reads) and not (given or self.refreshes(config))
+
+    def refreshes(self, config) -> bool:
+        """Whether a run samples fresh references in place of the cache's."""
+        given = self.takes_pairs and config.pairs.path
+        return bool(self.source == "references" and config.references.refresh_every and not given)
 
     def prompt_rows(self, config) -> int:
         """Rows of a batch for each of its prompts (1 for a text method)."""

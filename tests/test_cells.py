@@ -1,0 +1,85 @@
+"""The runs of a comparison: what they are, what they are called, and which are refused."""
+
+import pytest
+
+from configs import base
+from experiments import cells
+from vbon_jax.types import InputError
+
+
+def configuration(*given, **changes):
+    config = base.get_config()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    config.cells = given
+    return config
+
+
+def test_cells_are_derived_unless_given():
+    config = configuration(methods=("vbon", "kl_rl"), n_values=(2, 4.5), seeds=(0, 1))
+    derived = cells.every(config)
+    assert len(derived) == 8
+    assert derived[3] == {"method": "vbon", "n": 4.5, "seed": 1}
+    assert cells.run_name(derived[3]) == "vbon-n4.5-s1"
+    config = configuration({"n": 8, "bound": "exact"})
+    assert cells.every(config) == [{"method": "vbon", "n": 8.0, "seed": 0, "bound": "exact"}]
+    assert cells.config_of(config, {"train.steps": 7}).train.steps == 7
+    assert cells.config_of(config, {"train.learning_rate": 1}).train.learning_rate == 1.0
+
+
+def test_a_name_is_a_folder_whatever_a_cell_sets():
+    cell = {"method": "dpo", "n": 4.0, "seed": 0}
+    plain = cells.run_name(cell | {"pairs.beta": 0.1})
+    assert plain == "dpo-n4-s0-pairs.beta=0.1"
+    names = {
+        cells.run_name(cell | {"train.trainable": pattern})
+        for pattern in ("decoder/(a|b)/.*", "decoder/(a/b)/.*", "x" * 300, "x" * 301)
+    }
+    assert len(names) == 4
+    assert all("/" not in name and len(name) < 120 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ({"train.stps": 7}, r"no key 'train\.stps'"),
+        ({"train.steps.more": 7}, r"no key 'train\.steps\.more'"),
+        ({"train": 3}, r"train is a group of keys"),
+        ("vbon", r"'vbon' is no dictionary"),
+        ({"n": "x"}, r"n='x'.*give numbers"),
+        ({"n": float("inf")}, r"n=inf"),
+        ({"n": 0.5}, r"n=0\.5"),
+        ({"method": "ppo"}, r"method='ppo'"),
+        ({"bound": "l2"}, r"bound='l2' is not known; choose one of l1, exact"),
+        ({"train.schedule": "none"}, r"train\.schedule='none'"),
+        ({"train.steps": 0}, r"train\.steps=0; give a whole number from 1"),
+        ({"train.steps": "abc"}, r"train\.steps='abc' is str, not int"),
+        ({"references.refresh_every": -1}, r"references\.refresh_every=-1"),
+        ({"references.refresh_every": 2.5}, r"references\.refresh_every=2\.5 is float, not int"),
+        ({"budget.sampled_tokens": 9, "budget.train_flops": 9.0}, r"a comparison has one budget"),
+        ({"train.minibatches": 3}, r"rows a step, which train\.minibatches=3"),
+        ({"sampling.temperature": 0.5}, r"sampling\.temperature is the same for all runs"),
+        ({"data.train_limit": 8}, r"data\.train_limit is the same for all runs"),
+        ({"references.samples_per_prompt": 8}, r"samples_per_prompt is the same for all runs"),
+        ({}, None),
+    ],
+)
+def test_a_cell_without_a_meaning_is_refused_before_anything_is_made(cell, message):
+    config = configuration(cell)
+    if message is None:
+        return cells.check(config)
+    with pytest.raises(InputError, match=message):
+        cells.check(config)
+    return None
+
+
+def test_a_cell_that_stands_twice_is_refused():
+    with pytest.raises(InputError, match=r"vbon-n4-s0 stands there twice"):
+        cells.check(configuration({"n": 4}, {"n": 4.0}))
+
+
+def test_rows_that_do_not_divide_are_found_for_every_method():
+    # 2 prompts x 4 responses are 8 rows for vbon, but raft trains on the best of each alone
+    changes = {"train__batch_size": 2, "train__minibatches": 4, "train__samples_per_prompt": 4}
+    cells.check(configuration({"method": "vbon"}, **changes))
+    with pytest.raises(InputError, match=r"2 rows a step"):
+        cells.check(configuration({"method": "vbon"}, {"method": "raft"}, **changes))
