@@ -128,13 +128,15 @@ def _run(folder: pathlib.Path, cache) -> Run:
         config = json.loads((folder / "config.json").read_text())
         finished = json.loads((folder / workspace.STAGE_FILE).read_text())["finished"]
         metrics = log.read_rows(folder / "metrics.jsonl")
-        step, steps = (metrics[-1]["step"] + 1 if metrics else 0), int(config["train"]["steps"])
+        step = metrics[-1]["step"] + 1 if metrics else 0
+        budget = any(config.get("budget", {}).values())  # then it is as long as that lasts
+        steps = None if budget else int(config["train"]["steps"])
         labels(config)  # an unknown method, a setting that is not there
     except UNREADABLE as error:
         why = " ".join(str(error).split())
         return Run(folder.name, folder, {}, f"cannot be read ({why})", 0, None, [], [])
     rows: list[dict[str, Any]] = []
-    state = "training" if step < steps else "being finished"
+    state = "training" if steps is None or step < steps else "being finished"
     if finished:
         rows, state = _evaluated(folder, config, cache)
     return Run(folder.name, folder, config, state, step, steps, rows, metrics)

@@ -343,8 +343,8 @@ def warnings(work: gather.Work) -> list[str]:
 
 def state(run: gather.Run) -> str:
     """How far a run is, in words."""
-    if run.steps is None:
-        return run.state
+    if run.steps is None:  # cannot be read, or as long as its budget lasts
+        return f"{run.state}; step {run.step}" if run.config else run.state
     return f"{run.state}; step {run.step} of {run.steps}"
 
 

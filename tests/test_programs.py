@@ -239,8 +239,22 @@ def test_the_documented_commands_are_those_that_are_tested():
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+ELSEWHERE = {"exact": "test_exact.py", "cdf_study": "test_cdf_study.py"}  # with settings of theirs
+
+
 def experiment_commands() -> list[str]:
-    return sorted({line for line in documented() if line.startswith("python -m experiments.")})
+    commands = {line for line in documented() if line.startswith("python -m experiments.")}
+    return sorted(line for line in commands if program_of(line) not in ELSEWHERE)
+
+
+def program_of(command: str) -> str:
+    return command.split()[2].removeprefix("experiments.")
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_commands_that_are_run_elsewhere(name):
+    assert name in {program_of(line) for line in documented() if " -m experiments." in line}
+    assert f'program("{name}"' in (ROOT / "tests" / ELSEWHERE[name]).read_text()
 
 
 @pytest.mark.parametrize("command", experiment_commands())

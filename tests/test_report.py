@@ -302,6 +302,17 @@ def test_a_folder_whose_first_run_has_just_begun(tmp_path):
     assert (tmp_path / "figures" / "training.svg").is_file()
 
 
+def test_a_run_of_a_budget_has_no_number_of_steps_to_come(tmp_path):
+    config = fake.base.get_config()
+    config.budget.sampled_tokens = 1000
+    cell = {"method": "vbon", "n": 4.0, "seed": 0}
+    fake.write_run(tmp_path, cell, config.to_dict(), logged=3)
+    report.write(tmp_path)
+    said = shown(tmp_path)
+    assert "vbon-n4-s0 : training; step 3" in said
+    assert "step 3 of" not in said
+
+
 def test_a_cache_alone_shows_best_of_n(tmp_path):
     fake.write_cache(tmp_path / "references" / "eval", prompts=4)
     rows = report.write(tmp_path)
