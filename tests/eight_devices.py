@@ -38,6 +38,9 @@ def make_task(config, mesh) -> methods.Task:
     rng = np.random.default_rng(0)
     ids = [tuple(rng.integers(1, 40, rng.integers(1, 7)).tolist()) for _ in range(20)]
     params = decoder.init(MODEL, jax.random.key(1))
+    lengths = rng.integers(1, 9, (20, 16)).astype(np.int32)
+    rewards, log_probs = rng.normal(size=(2, 20, 16)).astype(np.float32)
+    cache = references.References(rewards, lengths, lengths < 8, 3 * log_probs - 20, None, (), 1)
     return methods.Task(
         config=config,
         model=MODEL,
@@ -45,9 +48,8 @@ def make_task(config, mesh) -> methods.Task:
         prompts=data.PromptSet(ids, [""] * len(ids)),
         prompt_width=8,
         reference_params=parallel.place(params, mesh),
-        cache=references.References(
-            rng.normal(size=(20, 16)).astype(np.float32), None, None, None, None, (), 1
-        ),
+        cache=cache,
+        cache_tokens_pmg=rng.integers(1, 40, (20, 16, 8)).astype(np.int32),
         score=lambda prompts, responses: np.asarray(
             [np.mean([t % 7 for t in r]) - 3.0 for r in responses], np.float32
         ),
@@ -64,7 +66,8 @@ def one_step(method: str, layout: str) -> dict:
     task = make_task(config, mesh)
     learner = train.make_learner(config, task)
     network = decoder.init(MODEL, jax.random.key(2))  # not the reference: the KL is not zero
-    state = step.init_state(learner, train.initial_params(config, task, network))
+    anchor = methods.method(method).anchor
+    state = step.init_state(learner, train.initial_params(config, task, network), anchor=anchor)
     state, batch, row = methods.method(method).make_batch(task, state, 0, jax.random.key(3))
     updates = []
     if layout == "pmap":
@@ -79,7 +82,8 @@ def one_step(method: str, layout: str) -> dict:
             state, metrics = step.update(state, part, np.float32(1.0), learner=learner)
             updates.append({name: float(value) for name, value in metrics.items()})
         params = state.params
-    lengths = batch.sequences.lengths_s - batch.sequences.prompt_lengths_s
+    sequences = [part for part in batch if hasattr(part, "prompt_lengths_s")]
+    lengths = np.concatenate([part.lengths_s - part.prompt_lengths_s for part in sequences])
     return {
         "row": row,
         "updates": updates,
@@ -105,6 +109,6 @@ if __name__ == "__main__":
     assert len(jax.devices()) == 8, jnp.zeros(()).devices()
     results = {
         method: {layout: one_step(method, layout) for layout in (*LAYOUTS, "pmap")}
-        for method in ("vbon", "kl_rl")
+        for method in ("vbon", "kl_rl", "j_bond", "bonbon_calibrated")
     }
     json.dump(results, sys.stdout)
