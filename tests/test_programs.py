@@ -56,13 +56,15 @@ def test_compare_writes_every_row_and_column(compared):
         "seconds",
     ]
     assert header[: len(promised)] == promised
-    assert [row["method"] for row in rows] == ["reference", *["best_of_n"] * 3, "vbon", "kl_rl"]
+    soft = ["soft_best_of_n"] * 2
+    names = ["reference", *["best_of_n"] * 3, *soft, "vbon", "kl_rl"]
+    assert [row["method"] for row in rows] == names
     reference, first, second = rows[0], rows[1], rows[2]
     assert abs(reference["kl"]) <= 1e-6
     assert reference["win_rate_lo"] <= 0.5 <= reference["win_rate_hi"]
     assert first["kl"] == pytest.approx(0.0, abs=1e-9)
     assert second["win_rate"] == pytest.approx(2 / 3, abs=0.02)  # few ties
-    vbon, kl_rl = rows[4], rows[5]
+    vbon, kl_rl = rows[6], rows[7]
     # 6 steps x 16 responses each; vBoN's share of the cache: every prompt was drawn once
     assert kl_rl["reward_calls"] == 96
     assert vbon["reward_calls"] == 96 + 24 * 8

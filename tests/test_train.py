@@ -118,7 +118,7 @@ def test_an_infinite_loss_stops_with_the_batch_on_disk(tiny, tmp_path):
     ("changes", "words"),
     [
         ({"n": 0.5}, "n=0.5"),
-        ({"method": "ppo"}, "vbon, kl_rl, vbon_regression, bon_sft"),
+        ({"method": "ppo"}, "vbon, kl_rl, bond, j_bond"),
         ({"reward__function": "tests.reward_functions:not_a_number"}, "finite"),
         ({"reward__function": "tests.reward_functions:absent"}, "absent"),
         ({"train__minibatches": 3}, "train.minibatches"),
