@@ -56,15 +56,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _compare(config: ConfigDict) -> None:
-    """Eleven methods at the tokens of about 32 reference responses to each of 256 prompts."""
+    """Eleven methods at the tokens of about 35 reference responses to each of 256 prompts."""
     config.methods = (
         *("vbon", "kl_rl", "bond", "vbon_regression", "bon_sft", "bon_sft_kl"),
         *("bonbon", "bonbon_released", "bonbon_calibrated", "dpo", "ipo"),
     )
     config.n_values, config.seeds = (4, 16), (0, 1)
     config.data.train_limit = 256
-    config.budget.sampled_tokens = 310_000
-    config.train.steps = 64  # of a method that samples nothing: one pass over what it reads
+    config.budget.sampled_tokens = 340_000
+    config.train.steps = 70  # of a method that samples nothing: one pass over what it reads
     config.train.batch_size, config.train.samples_per_prompt = 64, 2
     config.train.learning_rate, config.train.schedule = 4e-5, "linear"
     config.train.warmup_updates = 0
