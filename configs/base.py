@@ -53,7 +53,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.policy = ConfigDict()
     config.policy.path = ""  # a Hugging Face folder (or hub name) of a causal language model
     config.policy.dtype = "float32"  # of activations; parameters are float32
-    config.policy.lora = ConfigDict()  # low-rank adapters, which are then all that is trained
+    config.policy.lora = ConfigDict()  # low-rank adapters, which are then all that is trained (a
+    # reward model's new head is, too)
     config.policy.lora.pattern = (
         ""  # over names of dense layers, "layer_\\d+/attention/.*"; "" = none
     )
@@ -109,7 +110,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.pairs.split = "train"
     config.pairs.columns = ConfigDict()  # as data.columns, and the filter as data.filter
     config.pairs.filter = ConfigDict()
-    config.pairs.on_tie = "drop"  # a row with equal responses, or equal rewards: drop | error
+    config.pairs.on_tie = "error"  # a row with equal responses, or equal rewards: drop | error
     config.pairs.on_empty = "error"  # a row with an empty response: drop | error
     config.bon_sft = ConfigDict()
     config.bon_sft.select = "weighted"  # best of N from all M, by its chance: weighted | best, of N
@@ -139,7 +140,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         256  # sft, reward_model: tokens of a row; a longer text of sft is cut,
     )
     # any other treated as data.over_long says
-    config.train.packed = False  # sft: texts as one stream, cut into full rows
+    config.train.packed = False  # sft: several texts in a row, none of which sees another
     config.train.epochs = 4  # passes over a step's samples
     config.train.minibatches = 4  # updates a pass
     config.train.learning_rate = 1e-4

@@ -67,11 +67,13 @@ def _small(config: ConfigDict) -> None:
     network |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 176}
     network |= {"max_position_embeddings": 256}
     dialogues = {"train": "", "eval": "", "label_field": "", "over_long": "drop"}
+    pairs = {"on_tie": "error", "on_empty": "error"}  # "drop" leaves such rows out
     config.stages.sft = {
         "network": network,
         "vocab_size": 1024,
         "method": "sft",
         "data": dialogues | {"field": "prompt", "completion_field": "chosen"},
+        "pairs": pairs,
         "train": {"steps": 400, "batch_size": 32, "text_tokens": 224, "learning_rate": 3e-3},
     }
     same = config.stages.sft.data
@@ -80,6 +82,7 @@ def _small(config: ConfigDict) -> None:
         "base": "stage:sft",
         "method": "reward_model",
         "data": preferences,
+        "pairs": pairs,
         "train": {"steps": 150, "batch_size": 32, "text_tokens": 224, "learning_rate": 1e-3},
         "reward_model": {"centring": 0.01},
     }
@@ -90,6 +93,7 @@ def _small(config: ConfigDict) -> None:
         "method": "reward_model",
         "seed": 1,
         "data": preferences,
+        "pairs": pairs,
         "train": {"steps": 200, "batch_size": 32, "text_tokens": 224, "learning_rate": 2e-3},
         "reward_model": {"centring": 0.01},
     }

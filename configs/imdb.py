@@ -37,7 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base.get_config()
     with config.unlocked():
         config.data.min_tokens, config.data.max_tokens = 2, 8
-        config.data.train_limit, config.data.eval_limit = 512, 256
+        config.data.train_limit, config.data.eval_limit = 5000, 512
         config.reward.label, config.reward.output = "POSITIVE", "logit"
         config.sampling.max_new_tokens = 40
         config.references.samples_per_prompt = 128
@@ -64,7 +64,7 @@ def _compare(config: ConfigDict) -> None:
     """Eleven methods at the tokens of about 35 reference responses to each of 256 prompts."""
     config.methods = (*ON_POLICY, "vbon_regression", "bon_sft", "bon_sft_kl", *PAIRS)
     config.n_values, config.seeds = (4, 16), (0, 1)
-    config.data.train_limit = 256
+    config.data.train_limit, config.data.eval_limit = 256, 256
     config.budget.sampled_tokens = 340_000
     config.train.steps = 70  # of a method that samples nothing: one pass over what it reads
     config.train.batch_size, config.train.samples_per_prompt = 64, 2

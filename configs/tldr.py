@@ -83,10 +83,12 @@ def _small(config: ConfigDict) -> None:
         "train": {"steps": 400, "batch_size": 32, "text_tokens": 160, "learning_rate": 3e-3},
     }
     preferences = {"train": "", "eval": "", "label_field": "", "over_long": "drop"}
+    pairs = {"on_tie": "error", "on_empty": "error"}  # "drop" leaves such rows out
     config.stages.reward_model = {
         "base": "stage:sft",
         "method": "reward_model",
         "data": preferences,
+        "pairs": pairs,
         "train": {"steps": 150, "batch_size": 32, "text_tokens": 160, "learning_rate": 1e-3},
         "reward_model": {"centring": 0.01},
     }
@@ -98,6 +100,7 @@ def _small(config: ConfigDict) -> None:
         "method": "reward_model",
         "seed": 1,
         "data": preferences | {name: same.get_oneway_ref(name) for name in ("train", "eval")},
+        "pairs": pairs,
         "train": {"steps": 200, "batch_size": 32, "text_tokens": 160, "learning_rate": 2e-3},
         "reward_model": {"centring": 0.01},
     }

@@ -1,4 +1,4 @@
-"""A run's policy as a Hugging Face folder that transformers loads.
+"""The network of a run, a policy or a classifier, as a Hugging Face folder for transformers.
 
 `python -m experiments.export --run DIR/runs/NAME --output FOLDER`
 
@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, pipeline, train
+from experiments import cli, train
 from vbon_jax.models import adapters, hub
 from vbon_jax.train import methods, parallel
 from vbon_jax.types import InputError
@@ -23,28 +23,30 @@ CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which ch
 
 
 def main() -> None:
-    """Restore the checkpoint and save it beside the reference policy's tokenizer and settings."""
+    """Restore the checkpoint and save it with the tokenizer and settings that it began with."""
     run = pathlib.Path(RUN.value)
     if not (run / "config.json").is_file():
         raise InputError(f"--run={run}: there is no config.json; give the folder of a run")
     config = ConfigDict(json.loads((run / "config.json").read_text()))
-    source = pipeline.with_adapters(config, hub.load(config.policy.path, kind="decoder"))
-    if ADAPTERS.value and source.config.lora is None:
-        raise InputError(f"--adapters: {run} was trained without policy.lora; leave the flag out")
+    kind = methods.method(config.method).kind
+    if ADAPTERS.value and (kind != "decoder" or not config.policy.lora.pattern):
+        raise InputError(f"--adapters: {run} has no policy with policy.lora; leave the flag out")
+    source = hub.load(config.policy.path, kind=kind)
+    model, params = train.with_adapters(config, source.config, source.params, config.policy.path)
     mesh = parallel.make_mesh(data=-1, fsdp=1)
-    task = methods.Task(config=config, model=source.config, mesh=mesh)
-    params = train.restore(run, which=CHECKPOINT.value, task=task, network=source.params)
+    task = methods.Task(config=config, model=model, mesh=mesh)
+    params = train.restore(run, which=CHECKPOINT.value, task=task, network=params)
     if ADAPTERS.value:
         adapters.save(
             OUTPUT.value,
-            source.config,
+            model,
             params,
             settings=source.settings,
             base=config.policy.path,
         )
         return
     tokenizer = hub.load_tokenizer(config.policy.path)
-    model, params = adapters.merge(source.config, params)
+    model, params = adapters.merge(model, params)
     hub.save(
         OUTPUT.value,
         model,

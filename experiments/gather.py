@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from configs import base
 from experiments import results, rouge, stored, workspace
 from vbon_jax import evaluate as measures
+from vbon_jax.functional.bootstrap import Estimate
 from vbon_jax.rollout import references
 from vbon_jax.train import log, methods
 from vbon_jax.types import InputError
@@ -193,6 +194,22 @@ def labels(config: Mapping[str, Any]) -> dict[str, Any]:
         "seed": config["seed"],
         "gradient": config["gradient"] if methods.method(name).by_gradient else None,
     }
+
+
+def stages(work: Work) -> list[dict[str, Any]]:
+    """What each model that was made on the way is worth on held-out rows, where it was measured."""
+    rows = []
+    for path in sorted(work.path.glob("stages/*/evaluation.json")):
+        try:
+            found = json.loads(path.read_text())
+            row = {name: found.pop(name) for name in ("stage", "method", "rows")}
+            for name, value in found.items():
+                row |= stored.columns(name, Estimate(**value))
+        except UNREADABLE as error:
+            work.problems.append(f"{path} cannot be read: {error}.")
+            continue
+        rows.append(row)
+    return rows
 
 
 # ------------------------------------------------------------------------------- the reference

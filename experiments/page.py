@@ -218,6 +218,34 @@ def language_model_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
     )
 
 
+def stages_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    """How good each model is that was made on the way; None where there is none."""
+    if not rows:
+        return None
+    measured = {
+        "perplexity": "perplexity",
+        "accuracy": "accuracy",
+        "margin": "margin",
+        "brier": "Brier score",
+        "calibration_error": "calibration error",
+    }
+    return Table(
+        "Models made on the way",
+        "On held-out rows, with 95 % bootstrap intervals over them. Perplexity is that of the "
+        "tokens that are to be said. On preferences accuracy is the share of pairs whose chosen "
+        "response has the higher reward (a tie counts one half), margin the mean difference.",
+        ["stage", "method", "held-out rows", *measured.values()],
+        [
+            [
+                _word(row["stage"]),
+                _word(row["method"]),
+                *(_cell(row, name) for name in ("rows", *measured)),
+            ]
+            for row in rows
+        ],
+    )
+
+
 def pareto_table(shares: Sequence[Mapping[str, Any]]) -> Table | None:
     """Each method's share of points on the front, for both qualities."""
     if not shares:

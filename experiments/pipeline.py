@@ -14,11 +14,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import caches, cells, embedded, results, sources, stages, supervision, train
+from experiments import (
+    caches,
+    cells,
+    embedded,
+    preflight,
+    results,
+    sources,
+    stages,
+    supervision,
+    train,
+)
 from experiments.saying import say
-from vbon_jax import data, rows, shapes
+from vbon_jax import data, shapes
 from vbon_jax import evaluate as measures
-from vbon_jax.models import adapters, decoder, hub
+from vbon_jax.models import hub
 from vbon_jax.rollout import references, rewards, sampler
 from vbon_jax.train import methods, parallel
 from vbon_jax.types import InputError, Params
@@ -44,11 +54,13 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
     Where the configuration names a stage, the folder of its model takes the name's place.
     """
     cells.check(config)
+    preflight.check(config)
     stages.resolve(config, workdir)
     paths = embedded.resolve(config, workdir)
     checkpoint = hub.load(paths.policy, kind="decoder")
     model = dataclasses.replace(checkpoint.config, dtype=config.policy.dtype)
-    checkpoint = with_adapters(config, checkpoint._replace(config=model))
+    model, params = train.with_adapters(config, model, checkpoint.params, paths.policy)
+    checkpoint = checkpoint._replace(config=model, params=params)
     tokenizer = hub.load_tokenizer(paths.policy)
     hub.check_vocabulary(tokenizer, model, paths.policy)
     sampling = make_sampling(config, checkpoint, tokenizer)
@@ -66,18 +78,6 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
         sampling=sampling,
         score=scorer(reward, tokenizer, config.reward.text),
     )
-
-
-def with_adapters(config: ConfigDict, checkpoint: hub.Checkpoint) -> hub.Checkpoint:
-    """The policy with fresh low-rank adapters where `policy.lora` asks for them."""
-    settings = config.policy.lora
-    if not settings.pattern:
-        return checkpoint
-    lora = decoder.Lora(settings.pattern, settings.rank, float(settings.alpha))
-    model, params = adapters.add(
-        checkpoint.config, checkpoint.params, lora, jax.random.key(config.references.seed)
-    )
-    return checkpoint._replace(config=model, params=params)
 
 
 def make_sampling(config: ConfigDict, checkpoint: hub.Checkpoint, tokenizer) -> sampler.Sampling:
@@ -183,13 +183,7 @@ def make_task(
 
 def given_pairs(config: ConfigDict, materials: Materials) -> data.PairSet:
     """The preference pairs of `pairs.path`."""
-    settings = config.pairs
-    table = rows.read(
-        settings.path, split=settings.split, columns=settings.columns, keep=settings.filter
-    )
-    given = shapes.preferences(
-        table, tokenizer=materials.tokenizer, on_tie=settings.on_tie, on_empty=settings.on_empty
-    )
+    table, given = sources.read_pairs(config, materials.tokenizer)
     eos = materials.sampling.eos_token_ids
     if not eos:
         raise InputError(
@@ -277,6 +271,7 @@ def run_cell(
 def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """Train a text method (`sft`, `reward_model`) from the folder that the configuration names."""
     cells.check(config)
+    preflight.check_stages(config)
     stages.resolve(config, workdir)
     config = cells.config_of(config, cells.single(config))
     method = methods.method(config.method)
@@ -292,10 +287,11 @@ def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     eos = None
     if method.kind == "decoder":
         eos = (make_sampling(config, checkpoint, tokenizer).eos_token_ids or (None,))[0]
+    model, params = train.with_adapters(config, checkpoint.config, checkpoint.params, path)
     table = sources.read(config, paths.train_data, "train")
     task = methods.Task(
         config=config,
-        model=checkpoint.config,
+        model=model,
         mesh=parallel.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp),
         rows=supervision.make_rows(config, table, tokenizer, eos),
     )
@@ -305,7 +301,7 @@ def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     for array in task.rows:
         digest.update(np.ascontiguousarray(array).tobytes())
     inputs = {"fingerprint": hub.fingerprint(path), "rows fingerprint": digest.hexdigest()}
-    train.run(config, folder, task, checkpoint.params, inputs)
+    train.run(config, folder, task, params, inputs)
     return folder
 
 

@@ -387,7 +387,13 @@ def tables(work: gather.Work, rows, over_seeds) -> list[page.Table]:
     except gather.UNREADABLE as error:
         work.problems.append(f"{path.name} cannot be read: {error}.")
         made = None
-    found = [page.means_table(over_seeds), page.result_table(rows), made, page.budget_table(rows)]
+    found = [
+        page.means_table(over_seeds),
+        page.result_table(rows),
+        made,
+        page.stages_table(gather.stages(work)),
+        page.budget_table(rows),
+    ]
     return [table for table in found if table]
 
 

@@ -40,7 +40,7 @@ def references(config: ConfigDict, tokenizer, prompts: list[tuple[int, ...]]) ->
     longest = max(map(len, found))
     for row, tokens in enumerate(ids):
         for prompt in _beginnings(tuple(tokens), longest, settings, tokenizer) & found.keys():
-            held = _texts(table, row, settings.reference_field)
+            held = row_texts(table, row, settings.reference_field)
             found[prompt] += [text for text in held if text not in found[prompt]]
     missing = [at for at, prompt in enumerate(prompts) if not found[tuple(prompt)]]
     if missing:
@@ -61,8 +61,8 @@ def _beginnings(tokens: tuple, longest: int, settings: ConfigDict, tokenizer) ->
     return {tokens, tokens[-longest:]}
 
 
-def _texts(table: rows.Rows, row: int, name: str) -> list[str]:
-    """The reference or references of one row."""
+def row_texts(table: rows.Rows, row: int, name: str) -> list[str]:
+    """The reference or references of one row; InputError for one without words."""
     value = shapes.field(table, row, name)
     values = value if isinstance(value, list) else [value]
     for text in values:

@@ -1,8 +1,8 @@
-"""The rows of a configuration's data: where `config.data` says they are, and which of them."""
+"""The rows that a configuration names: those of `config.data`, and of `config.pairs`."""
 
 from ml_collections import ConfigDict
 
-from vbon_jax import rows
+from vbon_jax import rows, shapes
 
 
 def read(config: ConfigDict, path: str, split: str) -> rows.Rows:
@@ -24,4 +24,21 @@ def read(config: ConfigDict, path: str, split: str) -> rows.Rows:
         keep=keep,
         limit=settings.stream_rows,
         streaming=settings.stream_rows > 0,
+    )
+
+
+def read_pairs(config: ConfigDict, tokenizer) -> tuple[rows.Rows, shapes.Preferences]:
+    """The rows of `pairs.path`, and the preferences that they are; the tokenizer may be None."""
+    settings = config.pairs
+    table = rows.read(
+        settings.path, split=settings.split, columns=settings.columns, keep=settings.filter
+    )
+    return table, preferences(config, table, tokenizer)
+
+
+def preferences(config: ConfigDict, table: rows.Rows, tokenizer) -> shapes.Preferences:
+    """Rows as preferences, with ties and empty responses treated as `config.pairs` says."""
+    settings = config.pairs
+    return shapes.preferences(
+        table, tokenizer=tokenizer, on_tie=settings.on_tie, on_empty=settings.on_empty
     )

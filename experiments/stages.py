@@ -13,6 +13,7 @@ trained on its own texts. Every other key is one of configs/base.py. What stands
 """
 
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +22,8 @@ from ml_collections import ConfigDict
 from configs import base
 from experiments import cells, sources, supervision, train, workspace
 from experiments.saying import say
-from vbon_jax import reviews, rows, shapes
-from vbon_jax.models import classifier, decoder, hub
+from vbon_jax import reviews, rows
+from vbon_jax.models import adapters, classifier, decoder, hub
 from vbon_jax.models.encoder import EncoderConfig
 from vbon_jax.train import methods, parallel
 from vbon_jax.types import InputError, Params
@@ -105,6 +106,10 @@ def _check(own: ConfigDict, run: ConfigDict, where: str) -> None:
         raise InputError(f"{where}.method={run.method!r}: a stage is one of {', '.join(METHODS)}")
     if bool(own.base) == bool(own.network):
         raise InputError(f"{where}: give base (a model's folder) or network, one of them")
+    if own.network and run.policy.lora.pattern:
+        raise InputError(
+            f"{where}: policy.lora adapts a model that is there; give base, or no lora"
+        )
     if not run.data.train:
         raise InputError(f"{where}.data.train is empty; name the rows that the stage learns from")
     cells.check_run(run)
@@ -112,7 +117,7 @@ def _check(own: ConfigDict, run: ConfigDict, where: str) -> None:
 
 
 def check(config: ConfigDict) -> None:
-    """Every stage's settings, and that no stage begins with itself by a detour."""
+    """Every stage's settings, that no stage begins with itself, and what stages are asked for."""
     for name in config.stages:
         settings(config, name)
         seen, at = [name], name
@@ -124,6 +129,22 @@ def check(config: ConfigDict) -> None:
             if at in seen:
                 raise InputError(f"config.stages.{name} begins with itself: {' -> '.join(seen)}")
             seen.append(at)
+    for where, method, holder in _holders(config):
+        made = settings(config, _name(config, holder.path))[1].method
+        if made != method:
+            raise InputError(
+                f"{where}.path={holder.path!r} is a stage of method {made}; name one of {method}"
+            )
+
+
+def _holders(config: ConfigDict) -> Iterator[tuple[str, str, ConfigDict]]:
+    """The groups of keys whose `path` is a stage, each with the method that it takes."""
+    rewards = {f"config.judges.{name}": judge for name, judge in config.judges.items()}
+    rewards["config.reward"] = config.reward
+    groups = [("config.policy", "sft", config.policy)]
+    for where, method, holder in groups + [(w, "reward_model", h) for w, h in rewards.items()]:
+        if hasattr(holder, "get") and str(holder.get("path", "")).startswith(PREFIX):
+            yield where, method, holder
 
 
 def _name(config: ConfigDict, path: str) -> str:
@@ -139,35 +160,15 @@ def _name(config: ConfigDict, path: str) -> str:
 
 def resolve(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Put the folder of each model where the configuration names a stage; make what is missing."""
-    check(config)
-    holders = [
-        holder
-        for holder in (config.policy, config.reward, *config.judges.values())
-        if hasattr(holder, "get") and str(holder.get("path", "")).startswith(PREFIX)
-    ]
-    if not holders:
-        return
-    for holder in holders:
-        _name(config, holder.path)
-    _read_all(config)
-    for holder in holders:
+    for _, _, holder in list(_holders(config)):
         holder.path = make(config, workdir, _name(config, holder.path))
 
 
-def _read_all(config: ConfigDict) -> None:
-    """Look at every row that a stage or the prompts come from, before the first is trained on."""
-    for name in config.stages:
-        own, run = settings(config, name)
-        there = own.base and not own.base.startswith(PREFIX)
-        tokenizer = hub.load_tokenizer(own.base) if there else None
-        for split in ("train", "eval"):
-            if run.data[split]:
-                table = sources.read(run, run.data[split], split)
-                supervision.all_texts(run, table, tokenizer)
-    for split in ("train", "eval"):
-        if config.data[split]:
-            table = sources.read(config, config.data[split], split)
-            shapes.prompts(table, name=config.data.field)
+def beginning(config: ConfigDict, path: str) -> str:
+    """The folder that a path's model begins with by way of stages; "" for a fresh network."""
+    while path.startswith(PREFIX):
+        path = settings(config, _name(config, path))[0].base
+    return path
 
 
 def make(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
@@ -192,11 +193,12 @@ def make(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
         task = methods.Task(config=run, model=start.model, mesh=mesh, rows=batch)
         train.run(run, folder / "run", task, start.params, inputs={})
         params = train.restore(folder / "run", which="last", task=task, network=start.params)
+        model, params = adapters.merge(start.model, params)
         hub.save(
-            folder / "model", start.model, params, settings=start.settings,
+            folder / "model", model, params, settings=start.settings,
             tokenizer=start.tokenizer, eos_token_ids=() if start.eos is None else (start.eos,),
         )  # fmt: skip
-        _report(folder, run, start.model, params, held_out, name)
+        _report(folder, run, model, params, held_out, name)
         workspace.finish(folder)
     return str(folder / "model")
 
@@ -206,7 +208,13 @@ def _held_out(run: ConfigDict, start: Start) -> supervision.Batch | None:
     if not run.data.eval:
         return None
     table = sources.read(run, run.data.eval, "eval")
-    return supervision.make_rows(run, table, start.tokenizer, start.eos)
+    held_out = supervision.make_rows(run, table, start.tokenizer, start.eos)
+    if len(held_out[0]) < 2:
+        raise InputError(
+            f"{table.source}: one held-out row is left, which has no interval; give more, or none "
+            "(data.eval)"
+        )
+    return held_out
 
 
 def _report(folder, run: ConfigDict, model, params: Params, held_out, name: str) -> None:
@@ -219,7 +227,8 @@ def _report(folder, run: ConfigDict, model, params: Params, held_out, name: str)
     )
     workspace.write_json(
         folder / "evaluation.json",
-        {"rows": len(held_out[0])} | {key: value._asdict() for key, value in found.items()},
+        {"stage": name, "method": run.method, "rows": len(held_out[0])}
+        | {key: value._asdict() for key, value in found.items()},
     )
     numbers = ", ".join(
         f"{key} {value.value:.3f} [{value.lo:.3f}, {value.hi:.3f}]" for key, value in found.items()
@@ -236,7 +245,7 @@ def _start(own: ConfigDict, run: ConfigDict, table: rows.Rows, where: str) -> St
     return _fresh(own, run, table, where)
 
 
-def _labels(run: ConfigDict, table: rows.Rows) -> tuple[str, ...]:
+def labels(run: ConfigDict, table: rows.Rows) -> tuple[str, ...]:
     """Of a new head: one score for preferences, a logit for each class that the rows have."""
     if not run.data.label_field:
         return ("LABEL_0",)
@@ -253,8 +262,9 @@ def _from_base(own: ConfigDict, run: ConfigDict, table: rows.Rows) -> Start:
         raise InputError(f"{own.base}: a classifier, where sft takes a language model")
     if run.method == "reward_model" and not model.labels:
         key = jax.random.key(run.seed)
-        model, params = decoder.with_score(model, params, _labels(run, table), key)
+        model, params = decoder.with_score(model, params, labels(run, table), key)
     _check_positions(run, model, own.base)
+    model, params = train.with_adapters(run, model, params, own.base)
     eos = checkpoint.eos_token_ids
     if not eos and tokenizer.eos_token_id is not None:
         eos = (tokenizer.eos_token_id,)
@@ -276,9 +286,9 @@ def _fresh(own: ConfigDict, run: ConfigDict, table: rows.Rows, where: str) -> St
         "bos_token_id": eos,
         "eos_token_id": eos,
     }
-    labels = _labels(run, table) if run.method == "reward_model" else ()
+    named = labels(run, table) if run.method == "reward_model" else ()
     settings = network | ids
-    model = hub.config_of(settings, labels=labels, source=f"{where}.network")
+    model = hub.config_of(settings, labels=named, source=f"{where}.network")
     _check_positions(run, model, where)
     params = classifier.init(model, jax.random.key(run.seed))
     return Start(model, params, tokenizer, settings, eos)

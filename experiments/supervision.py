@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments import sources
 from experiments.saying import say
 from vbon_jax import data, rows, shapes, supervised
 from vbon_jax.functional import calibration
@@ -46,9 +47,7 @@ def all_texts(config: ConfigDict, table: rows.Rows, tokenizer: Any) -> list[str]
         return [*both.prompts, *both.completions]
     if config.method == "sft" or fields.label_field:
         return shapes.texts(table, name=fields.field, tokenizer=tokenizer)
-    given = shapes.preferences(
-        table, tokenizer=tokenizer, on_tie=config.pairs.on_tie, on_empty=config.pairs.on_empty
-    )
+    given = sources.preferences(config, table, tokenizer)
     return [*given.prompts, *given.chosen, *given.rejected]
 
 
@@ -58,12 +57,10 @@ def _sft_rows(config: ConfigDict, table: rows.Rows, tokenizer, eos: int | None) 
         raise InputError("sft: the policy's folder names no EOS token, which every text ends with")
     if not fields.completion_field:
         texts = shapes.texts(table, name=fields.field, tokenizer=tokenizer)
-        tokens_rt, lengths_r = supervised.text_rows(
+        made = supervised.text_rows(
             texts, tokenizer, block=block, eos_token_id=eos, packed=config.train.packed
         )
-        return text.TextBatch(tokens_rt, lengths_r, np.ones_like(lengths_r))
-    if config.train.packed:
-        raise InputError("train.packed is for whole texts; prompts with completions have own rows")
+        return text.TextBatch(*made[:3])
     both = _completions(config, table, tokenizer)
     made = supervised.completion_rows(
         both.prompts,
@@ -71,12 +68,14 @@ def _sft_rows(config: ConfigDict, table: rows.Rows, tokenizer, eos: int | None) 
         tokenizer,
         block=block,
         eos_token_id=eos,
+        packed=config.train.packed,
         over_long=fields.over_long,
         source=table.source,
         places=both.places,
     )
-    _tell(table, len(made.lengths_r), dropped=made.dropped, truncated=made.truncated)
-    return text.TextBatch(made.tokens_rt, made.lengths_r, made.starts_r)
+    kept = len(both.prompts) - made.dropped
+    _tell(table, kept, dropped=made.dropped, truncated=made.truncated)
+    return text.TextBatch(*made[:3])
 
 
 class _Completions(NamedTuple):
@@ -87,11 +86,9 @@ class _Completions(NamedTuple):
 
 def _completions(config: ConfigDict, table: rows.Rows, tokenizer) -> _Completions:
     """Prompts and what follows them; the preferred responses of preferences where that is asked."""
-    fields, settings = config.data, config.pairs
+    fields = config.data
     if fields.completion_field == "chosen":
-        given = shapes.preferences(
-            table, tokenizer=tokenizer, on_tie=settings.on_tie, on_empty=settings.on_empty
-        )
+        given = sources.preferences(config, table, tokenizer)
         return _Completions(given.prompts, given.chosen, given.places)
     both = shapes.completions(
         table, prompt=fields.field, completion=fields.completion_field, tokenizer=tokenizer
@@ -121,10 +118,7 @@ def _label_rows(config: ConfigDict, table: rows.Rows, tokenizer) -> text.LabelBa
 
 def _preference_rows(config: ConfigDict, table: rows.Rows, tokenizer) -> text.PreferenceBatch:
     """Each prompt with its better and with its worse response, as one text each."""
-    settings = config.pairs
-    given = shapes.preferences(
-        table, tokenizer=tokenizer, on_tie=settings.on_tie, on_empty=settings.on_empty
-    )
+    given = sources.preferences(config, table, tokenizer)
     sides, fits_r = [], np.ones(len(given.prompts), bool)
     for responses in (given.chosen, given.rejected):
         texts = [asked + said for asked, said in zip(given.prompts, responses, strict=True)]

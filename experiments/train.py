@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, workspace
 from experiments.saying import say
-from vbon_jax.models import adapters, decoder
+from vbon_jax.models import adapters, classifier, decoder
 from vbon_jax.train import checkpoint, log, methods, parallel, step
 from vbon_jax.types import InputError, Params
 
@@ -28,6 +28,25 @@ NOT_INPUTS = (
     *("data.eval_limit", "references.samples_per_prompt", "references.seed", "pairs.path"),
     *("data.reference_field", "judges", "llm_judge", "stages"),
 )
+
+
+def with_adapters(
+    config: ConfigDict, model: classifier.Config, params: Params, source: str
+) -> tuple[classifier.Config, Params]:
+    """The network with fresh low-rank adapters where `policy.lora` asks for them.
+
+    Raises InputError where the network, that of the folder `source`, is an encoder.
+    """
+    settings = config.policy.lora
+    if not settings.pattern:
+        return model, params
+    if not isinstance(model, decoder.DecoderConfig):
+        raise InputError(
+            f"policy.lora.pattern={settings.pattern!r}: {source} is an encoder, which takes no "
+            "adapters; leave the pattern empty"
+        )
+    lora = decoder.Lora(settings.pattern, settings.rank, float(settings.alpha))
+    return adapters.add(model, params, lora, jax.random.key(config.references.seed))
 
 
 def make_learner(config: ConfigDict, task: methods.Task) -> step.Learner:

@@ -65,3 +65,28 @@ def make_hh(folder: pathlib.Path, *, dialogues: int = 400, seed: int = 5) -> pat
         _write(folder / name / "train.jsonl", made[: dialogues * 3 // 4])
         _write(folder / name / "test.jsonl", made[dialogues * 3 // 4 :])
     return folder
+
+
+def make_hh_of(prompts: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Preferences from dialogues that were held: `dialogues/{train,test}.jsonl`.
+
+    A prompt of several turns holds answers. Each was preferred to the answer of another dialogue.
+    """
+    turn = "Assistant:"
+    held = []
+    for line in prompts.read_text().splitlines():
+        *turns, _ = json.loads(line)["prompt"].split(turn)
+        for number in range(1, len(turns)):
+            answer = turns[number].partition("\n\nHuman:")[0]
+            if answer.strip():
+                held.append((turn.join(turns[:number]) + turn, answer))
+    others = [held[(row + len(held) // 2) % len(held)][1] for row in range(len(held))]
+    pairs = [
+        {"prompt": asked, "chosen": answer, "rejected": other}
+        for (asked, answer), other in zip(held, others, strict=True)
+        if answer != other
+    ]
+    part = len(pairs) * 9 // 10
+    _write(folder / "dialogues" / "train.jsonl", pairs[:part])
+    _write(folder / "dialogues" / "test.jsonl", pairs[part:])
+    return folder

@@ -6,6 +6,7 @@ import pathlib
 import re
 import shlex
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ import transformers
 
 from experiments import results
 from tests.tiny import ROOT, overrides, program
+from vbon_jax.models import decoder, hub
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"^(?:python|make)\b.*?(?<!\\)$", re.MULTILINE | re.DOTALL)
@@ -170,6 +172,36 @@ def test_supervised_training_of_a_given_folder(tiny, tmp_path):
     assert losses[-1] < losses[0]
 
 
+def test_a_trained_reward_model_is_exported(tiny, tmp_path):
+    """A language model as a classifier, trained with adapters, merged."""
+    base = hub.load(tiny / "policy", kind="decoder")
+    labels = ("NEGATIVE", "POSITIVE")
+    config, params = decoder.with_score(base.config, base.params, labels, jax.random.key(0))
+    hub.save(
+        tmp_path / "reward", config, params,
+        tokenizer=hub.load_tokenizer(tiny / "policy"),
+    )  # fmt: skip
+    changes = {
+        "method": "reward_model", "train__minibatches": 1, "train__text_tokens": 48,
+        "data__over_long": "truncate", "reward__path": tmp_path / "reward",
+        "reward__function": "", "policy__lora__pattern": "layer_1/.*",
+    }  # fmt: skip
+    done = program("train", "--workdir", tmp_path, *overrides(tiny, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    arguments = ["--run", tmp_path / "runs" / "reward_model-n4-s0", "--output", tmp_path / "made"]
+    done = program("export", *arguments, "--adapters")
+    assert done.returncode == 2
+    assert "has no policy with policy.lora" in done.stderr
+    assert program("export", *arguments).returncode == 0
+    made = hub.load(tmp_path / "made", kind="classifier")
+    assert made.config == config
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()),
+                         made.params, params)  # fmt: skip
+    assert moved["score"]["kernel"]
+    assert moved["layer_1"]["attention"]["query"]["kernel"]
+    assert not any(jax.tree.leaves((moved["layer_0"], moved["tokens"])))
+
+
 def test_given_pairs_beside_a_method_that_takes_none(tiny, tmp_path):
     """And no cached response reaches the last new token, and prompts fill the policy's places."""
     pairs = tmp_path / "pairs.jsonl"
@@ -178,6 +210,7 @@ def test_given_pairs_beside_a_method_that_takes_none(tiny, tmp_path):
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = {
         "methods": "dpo,bon_sft,bond", "pairs__path": pairs, "train__steps": 2,
+        "pairs__on_tie": "drop",
         "data__max_tokens": 0, "data__over_long": "truncate", "sampling__max_new_tokens": 21,
     }  # fmt: skip
     done = program("compare", "--workdir", tmp_path / "work", *overrides(tiny, **changes))

@@ -383,6 +383,21 @@ def test_a_damaged_cache_leaves_the_training_curves(tmp_path):
     assert "Training curves" in said
 
 
+def test_models_made_on_the_way_have_a_table(tmp_path):
+    small(tmp_path)
+    for name in ("sft", "broken"):
+        (tmp_path / "stages" / name).mkdir(parents=True)
+    number = {"value": 0.75, "se": 0.02, "lo": 0.71, "hi": 0.79}
+    found = {"stage": "sft", "method": "reward_model", "rows": 41, "accuracy": number}
+    (tmp_path / "stages" / "sft" / "evaluation.json").write_text(json.dumps(found))
+    (tmp_path / "stages" / "broken" / "evaluation.json").write_text("{}")
+    report.write(tmp_path)
+    said = shown(tmp_path)
+    assert "Models made on the way" in said
+    assert re.search(r"sft reward_model 41 – 0\.750 \[0\.710, 0\.790\] –", said)
+    assert "broken/evaluation.json cannot be read" in said
+
+
 def test_a_number_that_is_not_finite_is_said_aloud(tmp_path):
     small(tmp_path)
     path = tmp_path / "runs" / "kl_rl-n4-s0" / "evaluation" / "evaluation.json"

@@ -208,12 +208,14 @@ def test_ties_and_empty_responses_are_a_choice(tokenizer):
     tie, empty = row | {"rejected": "a"}, row | {"rejected": " "}
     rewards = row | {"chosen_reward": 1.0, "rejected_reward": 1}
     talk = {"chosen": say("hi", "yes"), "rejected": say("hi", "yes")}
-    given = shapes.preferences(table(row, tie, row, rewards, talk), tokenizer=tokenizer)
+    given = shapes.preferences(
+        table(row, tie, row, rewards, talk), tokenizer=tokenizer, on_tie="drop"
+    )
     assert (len(given.prompts), given.tied, given.places) == (2, 3, ["line 1", "line 3"])
     with pytest.raises(
         InputError, match=r"f\.jsonl: line 2: chosen and rejected are equal.*on_tie"
     ):
-        shapes.preferences(table(row, tie), on_tie="error")
+        shapes.preferences(table(row, tie))
     with pytest.raises(InputError, match=r"f\.jsonl: line 2: the rejected response is empty; give"):
         shapes.preferences(table(row, empty))
     with pytest.raises(InputError, match=r"line 1: the chosen response is empty"):
@@ -223,7 +225,7 @@ def test_ties_and_empty_responses_are_a_choice(tokenizer):
     with pytest.raises(
         InputError, match=r"none of 2 pairs is left \(1 with equal responses, 1 with"
     ):
-        shapes.preferences(table(tie, empty), on_empty="drop")
+        shapes.preferences(table(tie, empty), on_tie="drop", on_empty="drop")
     with pytest.raises(InputError, match=r"on_tie is 'keep'; choose drop or error"):
         shapes.preferences(table(row), on_tie="keep")
 

@@ -101,8 +101,8 @@ def test_pairs_of_dialogues_filtered_and_renamed(tmp_path, capsys):
     (tmp_path / "train.json").write_text(json.dumps(made))
     changes = {"columns": {"chosen": "better", "rejected": "worse"}, "filter": {"kind": "good"}}
     with pytest.raises(InputError, match=r"train\.json: row 4: the rejected response is empty"):
-        given_pairs(tmp_path, **changes)
-    pairs, tokenizer = given_pairs(tmp_path, on_empty="drop", **changes)
+        given_pairs(tmp_path, on_tie="drop", **changes)
+    pairs, tokenizer = given_pairs(tmp_path, on_tie="drop", on_empty="drop", **changes)
     assert [tokenizer.decode(ids) for ids in pairs.prompt_ids] == [start]
     assert [tokenizer.decode(ids[:-1]) for ids in pairs.chosen_ids] == [" yes"]
     assert [tokenizer.decode(ids[:-1]) for ids in pairs.rejected_ids] == [" no"]
@@ -110,7 +110,7 @@ def test_pairs_of_dialogues_filtered_and_renamed(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "1 pairs in" in said and "1 with equal responses left out, 1 with an empty one" in said
     with pytest.raises(InputError, match=r"row 2: chosen and rejected are equal"):
-        given_pairs(tmp_path, on_tie="error", **changes)
+        given_pairs(tmp_path, **changes)
 
 
 def test_an_over_long_pair_is_named_by_its_place(tmp_path):
@@ -118,4 +118,4 @@ def test_an_over_long_pair_is_named_by_its_place(tmp_path):
             "rejected": "c"}]  # fmt: skip
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match=r"train\.jsonl: line 2: a prompt of 1 tokens"):
-        given_pairs(tmp_path)
+        given_pairs(tmp_path, on_tie="drop")

@@ -3,6 +3,8 @@
 import json
 import re
 
+import jax
+import numpy as np
 import pytest
 
 from configs import base, hh, tldr
@@ -72,7 +74,8 @@ def check_comparison(workdir, family: str, methods: set[str]) -> None:
     assert trained == methods
     judged = (workdir / "judges.csv").read_text()
     assert all(method in judged for method in trained)
-    assert (workdir / "report.html").is_file()
+    page = (workdir / "report.html").read_text()
+    assert "Models made on the way" in page
     for name in STAGES:
         found = json.loads((workdir / "stages" / name / "evaluation.json").read_text())
         measure = "perplexity" if name == "sft" else "accuracy"
@@ -159,6 +162,37 @@ def test_settings_that_cannot_be():
     refused(lambda c: None, "train.steps='many' is str, not int", config=_with(strings))
 
 
+def test_a_stage_in_the_wrong_place():
+    refused(
+        lambda c: c.policy.update(path="stage:judge"),
+        "config.policy.path='stage:judge'", "method reward_model", "sft",
+    )  # fmt: skip
+    refused(lambda c: c.judges.judge.update(path="stage:sft"), "judges.judge.path", "method sft")
+    refused(
+        lambda c: c.stages.judge.update(policy={"lora": {"pattern": ".*"}}),
+        "stages.judge", "policy.lora", "base",
+    )  # fmt: skip
+
+
+def test_a_stage_of_adapters_is_merged(posts, tmp_path):
+    """Only what the pattern names has moved, and the new head."""
+    config = tldr.get_config("small")
+    config.data.train = str(posts / "posts")
+    config.stages.reward_model.data.train = str(posts / "preferences")
+    with config.unlocked():
+        for name, steps in STAGES.items():
+            config.stages[name].train.steps = steps
+        config.stages.reward_model.policy = {"lora": {"pattern": r"layer_1/attention/query"}}
+    folder = stages.make(config, tmp_path, "reward_model")
+    made = hub.load(folder, kind="classifier").params
+    base = hub.load(tmp_path / "stages" / "sft" / "model", kind="decoder").params
+    assert made.pop("score")["kernel"].shape == (64, 1)
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), made,
+                         {name: base[name] for name in made})  # fmt: skip
+    assert moved["layer_1"]["attention"]["query"].pop("kernel")
+    assert not any(jax.tree.leaves(moved))
+
+
 def test_a_stage_that_begins_with_itself():
     def circle(config):
         del config.stages.sft.network
@@ -207,11 +241,16 @@ def test_rows_longer_than_the_network(posts, tmp_path):
         (
             "stages.reward_model.data.train",
             {"prompt": "a", "chosen": "b", "rejected": "b"},
-            ["pairs"],
+            ["line 1", "chosen and rejected are equal", "pairs.on_tie=drop"],
         ),
         ("data.train", {"prompt": "a", "completion": " ", "subreddit": "relationships"}, ["empty"]),
         ("data.eval", {"text": "a", "subreddit": "relationships"}, ["line 1", "'completion'"]),
         ("data.eval", {"prompt": "a", "completion": "b"}, ["'subreddit'"]),
+        (
+            "data.eval",
+            {"prompt": "a", "completion": "!", "subreddit": "relationships"},
+            ["line 1", "'completion'", "a text with words"],
+        ),
     ],
 )
 def test_bad_rows_of_any_stage_are_found_before_the_first(posts, tmp_path, key, row, words):

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from tests.test_models import SMALL, noisy, tokens_of
 from vbon_jax import supervised
@@ -30,11 +32,11 @@ class Words:
         return {"input_ids": rows}
 
 
-def of_completions(prompts, completions, block=5, over_long="error"):
+def of_completions(prompts, completions, block=5, **options):
     places = [f"line {row + 1}" for row in range(len(prompts))]
     return supervised.completion_rows(
-        prompts, completions, Words(), block=block, eos_token_id=EOS, over_long=over_long,
-        source="file", places=places,
+        prompts, completions, Words(), block=block, eos_token_id=EOS, source="file", places=places,
+        **options,
     )  # fmt: skip
 
 
@@ -43,20 +45,75 @@ def of_completions(prompts, completions, block=5, over_long="error"):
 
 def test_texts_one_a_row_and_packed():
     one = supervised.text_rows(["12", "3456"], Words(), block=4, eos_token_id=EOS)
-    assert one[0].tolist() == [[1, 2, EOS, 0], [3, 4, 5, 6]]
-    assert one[1].tolist() == [3, 4]
+    assert one.tokens_rt.tolist() == [[1, 2, EOS, 0], [3, 4, 5, 6]]
+    assert one.segments_rt.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert one.said_rt.tolist() == [[False, True, True, False], [False, True, True, True]]
+    packed = supervised.text_rows(["12", "3456"], Words(), block=4, eos_token_id=EOS, packed=True)
+    assert packed.tokens_rt.tolist() == [[1, 2, EOS, 3], [4, 5, 6, EOS]]
+    assert packed.segments_rt.tolist() == [[1, 1, 1, 2], [1, 1, 1, 1]]
+    assert packed.said_rt.tolist() == [[False, True, True, False], [False, True, True, True]]
     packed = supervised.text_rows(["12", "3456"], Words(), block=3, eos_token_id=EOS, packed=True)
-    assert packed[0].tolist() == [[1, 2, EOS], [3, 4, 5]]  # 6 and its EOS fill no row
+    assert packed.tokens_rt.tolist() == [[1, 2, EOS], [3, 4, 5]]  # 6 and its EOS fill no row
     short = supervised.text_rows(["1"], Words(), block=3, eos_token_id=EOS, packed=True)
-    assert short[0].tolist() == [[1, EOS, 0]]
-    assert short[1].tolist() == [2]
+    assert short.tokens_rt.tolist() == [[1, EOS, 0]]
+    assert short.segments_rt.tolist() == [[1, 1, 0]]
+
+
+@hypothesis.given(st.lists(st.integers(1, 9), max_size=40))
+def test_packing_loses_nothing_and_fills_rows(lengths):
+    rows = supervised.pack(lengths, 9)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    filled = [sum(lengths[index] for index in row) for row in rows]
+    assert all(total <= 9 for total in filled)
+    assert sum(2 * total <= 9 for total in filled) <= 1  # two half-empty rows would be one
+
+
+def test_completions_share_a_row():
+    """Longest first: 6 tokens, then 4 with 3 beside them."""
+    made = of_completions(["1", "12", "123"], ["2", "3", "45"], block=7, packed=True)
+    assert made.tokens_rt.tolist() == [[1, 2, 3, 4, 5, EOS, 0], [1, 2, 3, EOS, 1, 2, EOS]]
+    assert made.segments_rt.tolist() == [[1] * 6 + [0], [1] * 4 + [2] * 3]
+    assert [np.flatnonzero(said).tolist() for said in made.said_rt] == [[3, 4, 5], [2, 3, 5, 6]]
+
+
+ROTARY = dataclasses.replace(SMALL, rope=decoder.Rope(100.0), window=3, windowed=(True, False))
+
+
+@pytest.mark.parametrize("model", [SMALL, ROTARY], ids=["learned", "rotary, windowed"])
+def test_a_packed_row_has_the_loss_of_its_texts(model):
+    """No text sees its neighbour, wherever it stands: the same sum, and the same gradient."""
+    params = {"decoder": noisy(model)}
+    rng = np.random.default_rng(2)
+    asked, said = (
+        ["".join(map(str, rng.integers(1, 8, size))) for size in sizes]
+        for sizes in ([2, 3, 1, 4], [3, 2, 1, 2])
+    )
+
+    @jax.jit
+    def loss_and_slope(params, batch):
+        def loss(params):
+            terms, _ = text.sft_objective(model, text.NoSettings(), params, batch)
+            return terms["nll"][1].total, terms["nll"][1].weight
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    found = {}
+    for packed in (False, True):
+        made = of_completions(asked, said, block=12, packed=packed)
+        found[packed] = loss_and_slope(params, text.TextBatch(*made[:3]))
+        assert len(made.tokens_rt) == (2 if packed else 4)
+    (apart, apart_weight), apart_slope = found[False]
+    (together, weight), slope = found[True]
+    assert weight == apart_weight == 3 + 2 + 1 + 2 + 4
+    assert together == pytest.approx(float(apart), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), slope, apart_slope)
 
 
 def test_completions_begin_behind_their_prompts():
     made = of_completions(["12", "3"], ["34", "5"])
     assert made.tokens_rt.tolist() == [[1, 2, 3, 4, EOS], [3, 5, EOS, 0, 0]]
-    assert made.lengths_r.tolist() == [5, 3]
-    assert made.starts_r.tolist() == [2, 1]
+    assert made.segments_rt.tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+    assert [np.flatnonzero(said).tolist() for said in made.said_rt] == [[2, 3, 4], [1, 2]]
     assert (made.dropped, made.truncated) == (0, 0)
 
 
@@ -67,10 +124,10 @@ def test_completions_that_do_not_fit():
     assert (len(dropped.tokens_rt), dropped.dropped) == (1, 1)
     cut = of_completions(["1", "123"], ["2", "45"], over_long="truncate")
     assert cut.tokens_rt[1].tolist() == [2, 3, 4, 5, EOS]  # the prompt's beginning is lost
-    assert (cut.starts_r[1], cut.truncated) == (2, 1)
+    assert (np.flatnonzero(cut.said_rt[1]).tolist(), cut.truncated) == ([2, 3, 4], 1)
     cut = of_completions(["12"], ["3456789"[:6]], over_long="truncate")
     assert cut.tokens_rt[0].tolist() == [2, 3, 4, 5, 6]  # and then the end with its EOS
-    assert cut.starts_r[0] == 1
+    assert np.flatnonzero(cut.said_rt[0]).tolist() == [1, 2, 3, 4]
     with pytest.raises(InputError, match="none of 1 rows fits"):
         of_completions(["123"], ["456"], over_long="drop")
     with pytest.raises(InputError, match=r"line 1 has an empty prompt"):
@@ -92,10 +149,11 @@ def test_whole_texts_for_a_classifier():
 
 
 def test_only_the_completion_is_learned():
-    """Tokens before `starts_r` and behind the end change nothing; those between do."""
+    """Tokens before the completion and behind the end change nothing; those between do."""
     params = {"decoder": noisy(SMALL)}
     tokens = tokens_of(SMALL, (1, 8))
-    batch = text.TextBatch(tokens, np.array([6]), np.array([3]))
+    index = np.arange(8)
+    batch = text.TextBatch(tokens, np.int32([index < 6]), np.array([(index >= 3) & (index < 6)]))
 
     @jax.jit
     def loss(batch):

@@ -150,7 +150,7 @@ def completions(
 
 
 def preferences(
-    rows: Rows, *, tokenizer: Any = None, on_tie: str = "drop", on_empty: str = "error"
+    rows: Rows, *, tokenizer: Any = None, on_tie: str = "error", on_empty: str = "error"
 ) -> Preferences:
     """A prompt with a better and a worse response, each row, in one of these forms:
 
@@ -165,8 +165,8 @@ def preferences(
 
     With rewards (`chosen_reward` and `rejected_reward`, or `best_reward` and `worst_reward`) the
     better must not have the lower. A row whose responses or rewards are equal says nothing: it is
-    left out and counted, or with `on_tie="error"` refused; so is, with `on_empty="drop"`, one with
-    an empty response. Raises InputError for any other row, and where none is left.
+    refused, or with `on_tie="drop"` left out and counted; so is one with an empty response, by
+    `on_empty`. Raises InputError for any other row that is not in order, and where none is left.
     """
     _choose("on_tie", on_tie)
     _choose("on_empty", on_empty)
@@ -179,7 +179,7 @@ def preferences(
             if on_tie == "error":
                 raise InputError(
                     f"{rows.where(row)}: chosen and rejected are equal, or their rewards are; "
-                    "correct the row, or leave such rows out (on_tie=drop)"
+                    "correct the row, or leave such rows out (pairs.on_tie=drop)"
                 )
         elif not better.strip() or not worse.strip():
             empty += 1
@@ -187,7 +187,7 @@ def preferences(
                 which = "rejected" if better.strip() else "chosen"
                 raise InputError(
                     f"{rows.where(row)}: the {which} response is empty; give it a text, or leave "
-                    "such rows out (on_empty=drop)"
+                    "such rows out (pairs.on_empty=drop)"
                 )
         else:
             kept.append((asked, better, worse, place))

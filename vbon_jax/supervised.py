@@ -1,6 +1,7 @@
 """Rows of tokens for supervised training: of texts, of completions, of classes, of preferences."""
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,35 +10,71 @@ from vbon_jax import data
 from vbon_jax.types import InputError
 
 
+class TextRows(NamedTuple):
+    """Texts as rows, one each or several, and what was left out on the way."""
+
+    tokens_rt: np.ndarray  # [R, block] int32, padded with 0 on the right
+    segments_rt: np.ndarray  # [R, block] int32, the number of a token's text in its row, from 1
+    said_rt: np.ndarray  # [R, block] bool, what is to be said; never a text's first token
+    dropped: int = 0
+    truncated: int = 0
+
+
+class _Piece(NamedTuple):
+    """A text in a row; what begins at `start` is to be said."""
+
+    ids: Sequence[int]
+    start: int = 1
+
+
 def text_rows(
     texts: Sequence[str], tokenizer: Any, *, block: int, eos_token_id: int, packed: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Texts for supervised training: `(tokens_rt [R, block], lengths_r [R])`, int32.
+) -> TextRows:
+    """Texts for supervised training, all of each to be said.
 
-    Each text ends with an EOS. One text a row, padded on the right; a text of `block` tokens or
-    more is cut to its first `block` and carries no EOS: its end was not seen. Or `packed`: all
-    texts in order as one stream, cut into full rows (its remainder, less than a row, is left out,
-    unless it is all there is).
+    Each text ends with an EOS. One text a row; a text of `block` tokens or more is cut to its first
+    `block` and carries no EOS: its end was not seen. Or `packed`: all texts in order as one stream,
+    cut into full rows (its remainder, less than a row, is left out, unless it is all there is); a
+    text that is cut goes on in the next row as one of its own.
     """
     rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     rows = [[*ids, eos_token_id] for ids in rows]
-    if packed:
-        stream = [token for ids in rows for token in ids]
-        count = max(1, len(stream) // block)
-        rows = [stream[block * row : block * (row + 1)] for row in range(count)]
-    rows = [ids[:block] for ids in rows]
-    lengths_r = np.asarray([len(ids) for ids in rows], np.int32)
-    return data.pad_rows(rows, lengths_r, block), lengths_r
+    if not packed:
+        return _laid_out([[_Piece(ids[:block])] for ids in rows], block)
+    cut = list(_cut(rows, block))
+    full = [pieces for pieces in cut if sum(len(piece.ids) for piece in pieces) == block]
+    return _laid_out(full or cut, block)
 
 
-class CompletionRows(NamedTuple):
-    """Prompts with their completions as rows, and what was left out on the way."""
+def _cut(rows: Sequence[Sequence[int]], block: int) -> Iterator[list[_Piece]]:
+    """The stream of all rows in parts of `block` tokens; the last may be shorter."""
+    held: list[_Piece] = []
+    room = block
+    for ids in rows:
+        while ids:
+            held.append(_Piece(ids[:room]))
+            ids, room = ids[room:], room - len(held[-1].ids)
+            if not room:
+                yield held
+                held, room = [], block
+    if held:
+        yield held
 
-    tokens_rt: np.ndarray  # [R, block] int32, padded with 0 on the right
-    lengths_r: np.ndarray  # [R] int32
-    starts_r: np.ndarray  # [R] int32, where the completion begins
-    dropped: int
-    truncated: int
+
+def _laid_out(rows: Sequence[Sequence[_Piece]], block: int, **left_out: int) -> TextRows:
+    """Rows of pieces as arrays."""
+    shape = len(rows), block
+    tokens_rt, segments_rt = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    said_rt = np.zeros(shape, bool)
+    for row, pieces in enumerate(rows):
+        first = 0
+        for number, piece in enumerate(pieces, start=1):
+            end = first + len(piece.ids)
+            tokens_rt[row, first:end] = piece.ids
+            segments_rt[row, first:end] = number
+            said_rt[row, first + piece.start : end] = True
+            first = end
+    return TextRows(tokens_rt, segments_rt, said_rt, **left_out)
 
 
 def completion_rows(
@@ -47,22 +84,24 @@ def completion_rows(
     *,
     block: int,
     eos_token_id: int,
+    packed: bool = False,
     over_long: str = "error",
     source: str,
     places: Sequence[str],
-) -> CompletionRows:
-    """Rows of `block` tokens: a prompt, its completion and an EOS, one each.
+) -> TextRows:
+    """Prompts with their completions and an EOS; the completion and the EOS are to be said.
 
-    The two are tokenised apart, as a policy that is asked for the completion sees them. A row
-    that is longer is an `"error"`, is left out (`"drop"`), or loses the beginning of its prompt
-    and, where that is not enough, the end of its completion with the EOS (`"truncate"`). Raises
-    InputError for a row that is over-long, an empty prompt without a BOS, and where no row is left.
+    The two are tokenised apart, as a policy that is asked for the completion sees them. One pair a
+    row, or `packed`: as many as fit, none of them cut. A pair of more than `block` tokens is an
+    `"error"`, is left out (`"drop"`), or loses the beginning of its prompt and, where that is not
+    enough, the end of its completion with the EOS (`"truncate"`). Raises InputError for a pair that
+    is over-long, an empty prompt without a BOS, and where no row is left.
     """
     asked, said = (
         tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         for texts in (prompts, completions)
     )
-    rows, starts, over = [], [], 0
+    pieces, over = [], 0
     for row, (before, after) in enumerate(zip(asked, said, strict=True)):
         before = tuple(before) or data.beginning(tokenizer, f"{source}: {places[row]}")
         after = data.ended(after, eos_token_id, f"{source}: {places[row]}: the completion")
@@ -78,18 +117,45 @@ def completion_rows(
                 continue
         after = after[: block - 1]
         before = before[-(block - len(after)) :]
-        rows.append((*before, *after))
-        starts.append(len(before))
-    if not rows:
+        pieces.append(_Piece((*before, *after), len(before)))
+    if not pieces:
         raise InputError(f"{source}: none of {len(asked)} rows fits {block} tokens; give others")
-    lengths_r = np.asarray([len(ids) for ids in rows], np.int32)
-    return CompletionRows(
-        data.pad_rows(rows, lengths_r, block),
-        lengths_r,
-        np.asarray(starts, np.int32),
+    together = [[piece] for piece in pieces]
+    if packed:
+        shared = pack([len(piece.ids) for piece in pieces], block)
+        together = [[pieces[index] for index in indices] for indices in shared]
+    return _laid_out(
+        together,
+        block,
         dropped=over if over_long == "drop" else 0,
         truncated=over if over_long == "truncate" else 0,
     )
+
+
+def pack(lengths: Sequence[int], block: int) -> list[list[int]]:
+    """Which texts share a row of `block` tokens, by index: best-fit decreasing.
+
+    `lengths` are from 1 to `block`. The longest first, each where the least room is left behind it.
+    """
+    rows: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}  # rows with so much room left
+    rooms: list[int] = []  # its keys in order
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        at = bisect.bisect_left(rooms, lengths[index])
+        if at == len(rooms):
+            room, row = block, len(rows)
+            rows.append([])
+        else:
+            room = rooms[at]
+            row = by_room[room].pop()
+            if not by_room[room]:
+                del by_room[room], rooms[at]
+        rows[row].append(index)
+        if left := room - lengths[index]:
+            if left not in by_room:
+                bisect.insort(rooms, left)
+            by_room.setdefault(left, []).append(row)
+    return rows
 
 
 def scored_rows(

@@ -20,7 +20,8 @@ from vbon_jax.models.families import Tensor
 from vbon_jax.types import Array, InputError, Params
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-TRAINED = r".*/lora/lora_[ab]|value/.*"  # what a run with adapters trains, by name
+# What a run with adapters trains, by name: them, and heads that no language model comes with.
+TRAINED = r".*/lora/lora_[ab]|value/.*|classifier/score/.*"
 
 
 def add(
@@ -98,7 +99,7 @@ def save(
     settings: dict[str, Any],
     base: str,
 ) -> None:
-    """Write the adapters alone in the format of `peft`, whole or not at all.
+    """Write the adapters of a language model in the format of `peft`, whole or not at all.
 
     `settings` is the raw config.json of the model that they adapt, `base` its folder or hub name.
     A dense layer that is several of ours (GPT-2's and GPT-NeoX's query, key and value) has their
@@ -106,6 +107,8 @@ def save(
     """
     if config.lora is None:
         raise ValueError("this model has no adapters")
+    if config.labels:
+        raise InputError("adapters of a classifier are not saved alone; merge them")
     flat = {
         name: np.asarray(value)
         for name, value in traverse_util.flatten_dict(params, sep="/").items()

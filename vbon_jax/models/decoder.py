@@ -270,7 +270,8 @@ class Decoder(nnx.Module):
         if config.lora is not None:
             for path, module in list(nnx.iter_modules(self)):
                 name = "/".join(map(str, path))
-                if isinstance(module, layers.Linear) and re.fullmatch(config.lora.pattern, name):
+                dense = isinstance(module, layers.Linear) and name != "score"
+                if dense and re.fullmatch(config.lora.pattern, name):
                     module.adapt(rank=config.lora.rank, alpha=config.lora.alpha, rngs=rngs)
 
     def blocks(self) -> list[Block]:
@@ -294,21 +295,33 @@ class Decoder(nnx.Module):
 
         return _by_layer(self.config, view)
 
-    def __call__(self, tokens_bt: Array, mask_bt: Array | None, *, last_b: Array | None = None):
+    def __call__(
+        self,
+        tokens_bt: Array,
+        mask_bt: Array | None,
+        *,
+        last_b: Array | None = None,
+        segments_bt: Array | None = None,
+    ):
         """Hidden states after the final norm [B, T, D], and every layer's keys and values.
 
         With `last_b` [B] those of that one token of each row alone, [B, 1, D]: in the last layer
         nothing but keys and values is needed of the others.
         """
         batch, width = tokens_bt.shape
-        if mask_bt is None:
-            positions = jnp.broadcast_to(jnp.arange(width), (batch, width))
-            mask = jnp.ones((1, width), bool)
+        index = jnp.arange(width)
+        earlier = jnp.tril(jnp.ones((width, width), bool))
+        if segments_bt is not None:
+            begins = jnp.diff(segments_bt, axis=1, prepend=-1) != 0
+            positions = index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+            sees = earlier & (segments_bt[:, :, None] == segments_bt[:, None])
+        elif mask_bt is None:
+            positions = jnp.broadcast_to(index, (batch, width))
+            sees = earlier
         else:
             positions = jnp.maximum(jnp.cumsum(mask_bt, axis=1) - 1, 0)
-            mask = mask_bt
-        # A row of padding sees itself, so that no softmax is over nothing.
-        sees = jnp.tril(jnp.ones((width, width), bool)) & mask[:, None] | jnp.eye(width, dtype=bool)
+            # A row of padding sees itself, so that no softmax is over nothing.
+            sees = earlier & mask_bt[:, None] | jnp.eye(width, dtype=bool)
         views = self.views(positions, jnp.broadcast_to(sees, (batch, width, width)))
         x, keys, values = self.embed(tokens_bt, positions), [], []
         for index, (block, view) in enumerate(zip(self.blocks(), views, strict=True)):
@@ -341,14 +354,21 @@ def init(config: DecoderConfig, key: Array) -> Params:
 
 
 def hidden(
-    config: DecoderConfig, params: Params, tokens_bt: Array, *, mask_bt: Array | None = None
+    config: DecoderConfig,
+    params: Params,
+    tokens_bt: Array,
+    *,
+    mask_bt: Array | None = None,
+    segments_bt: Array | None = None,
 ) -> Array:
     """Hidden states after the final norm, [B, T, D].
 
     Without a mask every token is real (or padding on the right, which no real token sees); with
-    one, `mask_bt` [B, T] bool marks the real tokens and positions are counted along it.
+    one, `mask_bt` [B, T] bool marks the real tokens and positions are counted along it. Or rows
+    hold several texts each: `segments_bt` [B, T] int32, equal numbers side by side, are one text,
+    which sees nothing of its neighbours and whose positions begin at 0.
     """
-    return _network(config, params)(tokens_bt, mask_bt)[0]
+    return _network(config, params)(tokens_bt, mask_bt, segments_bt=segments_bt)[0]
 
 
 def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:

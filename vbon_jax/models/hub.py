@@ -86,14 +86,24 @@ def load(path: Path, *, kind: str | None = None) -> Checkpoint:
     field or tensor, for everything that cannot be read faithfully.
     """
     folder = folders.find(path)
+    config, family, settings = _read_config(folder, kind)
+    params = _read_params(folder, family, config)
+    return Checkpoint(config, params, settings, _eos_token_ids(folder, settings))
+
+
+def read_config(path: Path, *, kind: str | None = None) -> Config:
+    """The network that a folder holds, by its config.json alone; raises InputError as `load`."""
+    return _read_config(folders.find(path), kind)[0]
+
+
+def _read_config(folder: pathlib.Path, kind: str | None) -> tuple[Config, Family, dict[str, Any]]:
     file = folder / CONFIG_FILE
     fields = Fields(file, folders.read_json(file, "give the folder of a Hugging Face model"))
     family, kind = _family(fields, kind)
     config = family.read_config(fields)
     if kind == "classifier":
         config = dataclasses.replace(config, labels=_labels(fields))
-    params = _read_params(folder, family, config)
-    return Checkpoint(config, params, fields.settings, _eos_token_ids(folder, fields.settings))
+    return config, family, fields.settings
 
 
 def config_of(settings: Mapping[str, Any], *, labels: tuple[str, ...] = (), source: str) -> Config:

@@ -91,7 +91,7 @@ def classifier(
         raise InputError(f"{path}: max_tokens is {longest}; give 3 to {positions}, its positions")
     if batch_size < 1:
         raise InputError(f"the reward's batch_size is {batch_size}; give at least 1")
-    index = _label_index(path, label, checkpoint.config.labels)
+    index = label_index(path, label, checkpoint.config.labels)
     independent = checkpoint.settings.get("problem_type") == "multi_label_classification"
 
     def score(texts: list[str]) -> np.ndarray:
@@ -105,8 +105,8 @@ def classifier(
     return Reward(_checked(f"{path} ({label})", score), _sha256(*map(str, marks)))
 
 
-def _label_index(path: str, label: str | int, labels: tuple[str, ...]) -> int:
-    """The number of a label that is given by name or by number."""
+def label_index(path: str, label: str | int, labels: tuple[str, ...]) -> int:
+    """The number of a label that is given by name or by number; InputError where there is none."""
     if label in labels:
         return labels.index(label)
     if str(label).isdecimal() and int(label) < len(labels):

@@ -14,11 +14,11 @@ from vbon_jax.types import Array, InputError, Mean, Params
 
 
 class TextBatch(NamedTuple):
-    """Rows of text, of which what begins at `starts_r` is to be said."""
+    """Rows of one text or several; see `supervised.TextRows`."""
 
     tokens_rt: Array  # [R, T] int32
-    lengths_r: Array  # [R] int32
-    starts_r: Array  # [R] int32, from 1: the first token of a row is never predicted
+    segments_rt: Array  # [R, T] int32, the number of a token's text; 0 is padding
+    said_rt: Array  # [R, T] bool, what is to be said; never the first token of a text
 
 
 class LabelBatch(NamedTuple):
@@ -72,11 +72,12 @@ def _reward_model_settings(config) -> RewardModel:
 
 def token_log_probs(model, params: Params, batch: TextBatch) -> tuple[Array, Array]:
     """log pi of the tokens [R, T - 1] behind each row's first, and which of them are to be said."""
-    hidden = decoder.hidden(model, params["decoder"], batch.tokens_rt[:, :-1])
-    targets = batch.tokens_rt[:, 1:]
-    index = 1 + jnp.arange(targets.shape[1])
-    mask = (index >= batch.starts_r[:, None]) & (index < batch.lengths_r[:, None])
-    return responses.token_log_probs(model, params["decoder"], hidden, targets), mask
+    network, before = params["decoder"], slice(None, -1)
+    hidden = decoder.hidden(
+        model, network, batch.tokens_rt[:, before], segments_bt=batch.segments_rt[:, before]
+    )
+    said_rt = responses.token_log_probs(model, network, hidden, batch.tokens_rt[:, 1:])
+    return said_rt, batch.said_rt[:, 1:]
 
 
 def sft_objective(model, settings: NoSettings, params: Params, batch: TextBatch):
