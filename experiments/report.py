@@ -355,9 +355,8 @@ def write(workdir: pathlib.Path) -> list[dict[str, Any]]:
     if said.rows:
         across.write(said.rows, judges.COLUMNS, workdir / "judges.csv")
     for figure in shown:
-        for suffix in ("svg", "pdf"):
-            path = workdir / "figures" / f"{figure.name}.{suffix}"
-            plot.save(figure.drawing.chart, path, figure.drawing.data)
+        files = [workdir / "figures" / f"{figure.name}.{suffix}" for suffix in ("svg", "pdf")]
+        plot.save(figure.drawing.chart, *files, data=figure.drawing.data)
     names = [gather.run_name(run) for run in work.runs if run.config]
     page.write(
         workdir / "report.html",

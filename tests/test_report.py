@@ -90,10 +90,10 @@ def test_no_two_methods_look_alike_and_none_changes_its_look():
 def test_a_chart_is_saved_by_suffix(tmp_path, suffix, magic):
     chart = plot.alt.Chart(plot.alt.NamedData(name="own")).mark_point().encode(x="a:Q")
     path = tmp_path / "new" / f"figure.{suffix}"
-    plot.save(chart, path, {"own": [{"a": 1.0}]})
+    plot.save(chart, path, data={"own": [{"a": 1.0}]})
     assert path.read_bytes().lstrip().startswith(magic)
     first = path.read_bytes()
-    plot.save(chart, path, {"own": [{"a": 1.0}]})
+    plot.save(chart, path, data={"own": [{"a": 1.0}]})
     assert suffix == "pdf" or path.read_bytes() == first  # a PDF may carry its date
 
 
@@ -138,7 +138,7 @@ def test_names_from_anywhere_are_drawn(tmp_path):
         ]
     ):
         path = tmp_path / f"{index}.svg"
-        plot.save(drawing.chart, path, drawing.data)
+        plot.save(drawing.chart, path, data=drawing.data)
         assert path.stat().st_size > 1000
 
 
@@ -213,6 +213,21 @@ def test_every_figure_is_there_for_a_paper(work):
     for stem in stems:
         assert (work / "figures" / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
         assert (work / "figures" / f"{stem}.svg").read_text().startswith("<svg")
+
+
+def test_every_figure_is_valid(work, monkeypatch):
+    """By Vega-Lite's own schema, which a report does without."""
+    seen = []
+
+    def save(chart, *paths, data):
+        chart.to_dict(validate=True)
+        seen.append(paths)
+
+    monkeypatch.setattr(plot, "save", save)
+    report.write(work)
+    assert len(seen) == 14
+    with pytest.raises(plot.alt.utils.schemapi.SchemaValidationError):
+        plot.alt.Chart().mark_point(size="no size").to_dict(validate=True)
 
 
 # ------------------------------------------------------------------------------- the page's text

@@ -154,7 +154,7 @@ def test_dialogues_share_their_prompt():
         },
         {"chosen": f"{start} a", "rejected": f"{start} a"},
     )
-    given = shapes.preferences(rows)
+    given = shapes.preferences(rows, on_tie="drop")
     assert given.prompts == [start, "\n\nHuman: a\n\nAssistant:"]
     assert given.chosen == [" because", " b\n\nHuman: c\n\nAssistant: d"]
     assert given.rejected == [" be it so", " e\n\nHuman: c\n\nAssistant: d"]
@@ -285,7 +285,7 @@ def test_the_released_best_and_worst(tmp_path, form):
         "list": json.dumps(rows),
     }
     file.write_text(text[form])
-    given = shapes.preferences(read(file))
+    given = shapes.preferences(read(file), on_tie="drop")
     assert given.prompts == list(RELEASED)
     assert given.chosen == [" best", " good"]
     assert given.rejected == [" worst", " bad"]

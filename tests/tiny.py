@@ -71,9 +71,12 @@ def overrides(folder: pathlib.Path, **changes) -> list[str]:
 
 
 def program(name: str, *arguments, **options) -> subprocess.CompletedProcess:
-    """Run `python -m experiments.NAME` in the repository; output is captured as text."""
+    """Run `python -m experiments.NAME` in the repository, on a machine without torch as it were.
+
+    Output is captured as text.
+    """
     return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
+        [sys.executable, "-m", "tests.without_torch", f"experiments.{name}", *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
