@@ -45,9 +45,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # the rows are preferences
     config.data.min_tokens = 2  # tokens of a prompt, at least
     config.data.max_tokens = 8  # and at most; 0 = the whole text is the prompt
+    config.data.longest_prompt = 0  # tokens of a prompt at most, as where a reward reads fewer than
+    # the policy; 0 = what the policy's positions leave beside its new tokens
     config.data.train_limit = 1024  # distinct prompts; 0 = all
     config.data.eval_limit = 256
-    config.data.over_long = "error"  # a prompt without room for its response: error|truncate|drop
+    config.data.over_long = "error"  # a prompt that is longer: error|truncate|drop
 
     # The policy, its reference (the same folder) and the reward.
     config.policy = ConfigDict()

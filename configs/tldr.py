@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base.get_config()
     with config.unlocked():
         config.data.field, config.data.reference_field = "prompt", "completion"
-        config.data.max_tokens = 0
+        config.data.max_tokens, config.data.longest_prompt = 0, 512
         config.data.over_long = "drop"
         config.data.train_limit, config.data.eval_limit = 2048, 256
         config.data.filter.subreddit = RELATIONSHIPS
@@ -61,6 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def _small(config: ConfigDict) -> None:
     """A policy of two layers and two rewards of its family, all made from the rows."""
     config.data.train_limit, config.data.eval_limit = 128, 64
+    config.data.longest_prompt = 112  # and room for what a response may become in a reward
     config.sampling.max_new_tokens = 24
     config.references.samples_per_prompt = 24
     config.references.batch_prompts = 16

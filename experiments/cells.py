@@ -27,6 +27,7 @@ CHOICES = {
 }
 LEAST = {
     "data.stream_rows": 0,
+    "data.longest_prompt": 0,
     "train.steps": 1,
     "train.batch_size": 1,
     "train.samples_per_prompt": 1,

@@ -66,7 +66,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
     sampling = make_sampling(config, checkpoint, tokenizer)
     train_prompts, eval_prompts = _prompts(config, paths, tokenizer, model)
     reward = make_reward(config.reward, paths.reward)
-    reward.score(train_prompts.texts[:2])  # a broken reward is found before anything is sampled
+    # A reward that is broken, or too short for a prompt alone, is found before anything is sampled.
+    texts = sorted(train_prompts.texts + eval_prompts.texts, key=len)
+    reward.score(texts[-2:] if config.reward.text == "full" else texts[:2])
     return Materials(
         policy_path=paths.policy,
         policy_fingerprint=hub.fingerprint(paths.policy),
@@ -104,6 +106,7 @@ def _prompts(config, paths, tokenizer, model) -> tuple[data.PromptSet, data.Prom
             f"sampling.max_new_tokens={config.sampling.max_new_tokens} leaves no room for a prompt "
             f"in the policy's {model.max_positions} positions; give fewer new tokens"
         )
+    longest = min(longest, settings.longest_prompt or longest)
     sets: list[data.PromptSet] = []
     for split, path, limit in (
         ("train", paths.train_data, settings.train_limit),

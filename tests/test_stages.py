@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from configs import base, hh, tldr
 from experiments import results, stages
 from tests import made
+from tests.documents import documented
 from tests.tiny import program
 from vbon_jax.models import hub
 from vbon_jax.types import InputError
@@ -31,12 +33,17 @@ SIZES = {
 STAGES = {"sft": 4, "reward_model": 3, "judge": 3}
 
 
-def arguments(config: str, workdir, data: dict, **changes) -> list[str]:
-    """A run of seconds of a configuration that makes all its models."""
-    values = SIZES | {f"stages.{name}.train.steps": steps for name, steps in STAGES.items()}
-    values |= data | changes
+def arguments(config: str, workdir, folders: dict, **changes) -> list[str]:
+    """The README's command with a configuration, its folders filled in, as a run of seconds."""
+    (printed,) = (line for line in documented() if f"--config {config} " in line)
+    printed = printed.replace(f"runs/{printed.partition(' runs/')[2].split()[0]}", str(workdir))
+    for name, folder in folders.items():
+        printed = re.sub(rf"={name}\b", f"={folder}", printed)
+    values = SIZES | changes
+    if config.endswith("small"):
+        values |= {f"stages.{name}.train.steps": steps for name, steps in STAGES.items()} | changes
     sizes = [f"--config.{key}={value}" for key, value in values.items()]
-    return ["compare", "--config", config, "--workdir", workdir, *sizes]
+    return [*shlex.split(printed)[3:], *sizes]  # without python -m experiments.compare
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +56,10 @@ def dialogues(tmp_path_factory):
     return made.make_hh(tmp_path_factory.mktemp("hh"), dialogues=120)
 
 
-def tldr_data(folder) -> dict:
-    return {
-        "data.train": folder / "posts",
-        "data.eval": folder / "posts",
-        "stages.reward_model.data.train": folder / "preferences",
-        "stages.reward_model.data.eval": folder / "preferences",
-    }
-
-
-def hh_data(folder) -> dict:
-    return {
-        "data.train": folder / "prompts",
-        "data.eval": folder / "prompts",
-        "stages.sft.data.train": folder / "dialogues",
-        "stages.sft.data.eval": folder / "dialogues",
-    }
+def models(workdir) -> dict:
+    """What the stages of a working directory made, by the names of the README."""
+    names = {"POLICY": "sft", "REWARD": "reward_model", "JUDGE": "judge"}
+    return {name: workdir / "stages" / stage / "model" for name, stage in names.items()}
 
 
 def check_comparison(workdir, family: str, methods: set[str]) -> None:
@@ -91,30 +86,56 @@ def check_comparison(workdir, family: str, methods: set[str]) -> None:
 
 def test_summaries_from_nothing(posts, tmp_path):
     """From rows to the report, in and out of distribution; a second call makes nothing again."""
-    command = arguments("configs/tldr.py:small,ood", tmp_path, tldr_data(posts))
-    done = program(*command)
+    folders = {"POSTS": posts / "posts", "PREFERENCES": posts / "preferences"}
+    workdir = tmp_path / "small"
+    command = arguments("configs/tldr.py:small", workdir, folders)
+    command[command.index("configs/tldr.py:small")] += ",ood"
+    done = program("compare", *command)
     assert done.returncode == 0, done.stderr[-3000:]
-    check_comparison(tmp_path, "gpt_neox", {"vbon", "bonbon", "dpo", "kl_rl", "bon_sft"})
+    check_comparison(workdir, "gpt_neox", {"vbon", "bonbon", "dpo", "kl_rl", "bon_sft"})
     with (posts / "posts" / "train.jsonl").open() as file:
         named = {row["prompt"] for row in map(json.loads, file) if "relation" in row["subreddit"]}
     counted = int(re.search(r"train prompts: \d+ distinct of (\d+) rows", done.stderr)[1])
     assert counted == len(named)
-    stamps = {
-        path: path.stat().st_mtime_ns for path in (tmp_path / "stages").rglob("*.safetensors")
-    }
-    again = program(*command)
+    stamps = {path: path.stat().st_mtime_ns for path in workdir.rglob("stages/**/*.safetensors")}
+    assert len(stamps) >= 3
+    again = program("compare", *command)
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stdout == done.stdout
-    assert stamps == {
-        path: path.stat().st_mtime_ns for path in (tmp_path / "stages").rglob("*.safetensors")
-    }
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+    few = {"methods": "vbon", "evaluation.temperatures": "0.5,1.0"}
+    command = arguments("configs/tldr.py", tmp_path / "given", folders | models(workdir), **few)
+    done = program("compare", *command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = results.read_results(tmp_path / "given" / "results.csv")
+    assert {row["temperature"] for row in rows if row["method"] == "vbon"} == {0.5, 1.0}
+    assert all(0 <= row["rouge_l"] <= 1 for row in rows if row["method"] == "vbon")
 
 
 def test_dialogue_from_nothing(dialogues, tmp_path):
+    folders = {"PROMPTS": dialogues / "prompts", "DIALOGUES": dialogues / "dialogues"}
     few = {"methods": "bonbon"}  # the test above has all
-    done = program(*arguments("configs/hh.py:small", tmp_path, hh_data(dialogues), **few))
+    workdir = tmp_path / "small"
+    done = program("compare", *arguments("configs/hh.py:small", workdir, folders, **few))
     assert done.returncode == 0, done.stderr[-3000:]
-    check_comparison(tmp_path, "llama", {"bonbon"})
+    check_comparison(workdir, "llama", {"bonbon"})
+    command = arguments("configs/hh.py", tmp_path / "given", folders | models(workdir), **few)
+    done = program("compare", *command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "bonbon" in (tmp_path / "given" / "judges.csv").read_text()
+
+
+def test_dialogues_that_were_held(shared, tmp_path):
+    """Real dialogues: answers in their prompts become preferences, and the prompts are prompts."""
+    prompts = shared / "data" / "hh" / "prompts.jsonl"
+    made.make_hh_of(prompts, tmp_path)
+    folders = {"PROMPTS": prompts, "DIALOGUES": tmp_path / "dialogues"}
+    few = {"methods": "vbon"}
+    workdir = tmp_path / "small"
+    done = program("compare", *arguments("configs/hh.py:small", workdir, folders, **few))
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_comparison(workdir, "llama", {"vbon"})
 
 
 # ---------------------------------------------------------------------------------------- refusals
@@ -224,14 +245,14 @@ def test_what_a_stage_inherits_and_sets():
 
 def test_rows_longer_than_the_network(posts, tmp_path):
     """Refused by name before anything is trained."""
-    data = tldr_data(posts)
+    folders = {"POSTS": posts / "posts", "PREFERENCES": posts / "preferences"}
     long = {"stages.sft.train.text_tokens": 400}
-    done = program(*arguments("configs/tldr.py:small", tmp_path / "long", data, **long))
+    done = program("compare", *arguments("configs/tldr.py:small", tmp_path / "w", folders, **long))
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert "text_tokens=400" in last
     assert "192 positions" in last
-    assert not (tmp_path / "long" / "stages" / "sft" / "run").exists()
+    assert not (tmp_path / "w" / "stages" / "sft" / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -256,8 +277,9 @@ def test_rows_longer_than_the_network(posts, tmp_path):
 def test_bad_rows_of_any_stage_are_found_before_the_first(posts, tmp_path, key, row, words):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n")
-    data = tldr_data(posts) | {key: file}
-    done = program(*arguments("configs/tldr.py:small", tmp_path / "work", data))
+    folders = {"POSTS": posts / "posts", "PREFERENCES": posts / "preferences"}
+    command = arguments("configs/tldr.py:small", tmp_path / "work", folders, **{key: file})
+    done = program("compare", *command)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     for word in [*words, "rows.jsonl"]:

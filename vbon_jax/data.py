@@ -194,7 +194,7 @@ def _fit(
         raise InputError(
             f"{source}: {len(over)} of {len(rows)} prompts are longer than {longest} tokens (the "
             f"first on {first}, {len(rows[over[0]])} tokens); set over_long to truncate or drop, "
-            "or ask for fewer new tokens"
+            "ask for fewer new tokens, or raise longest_prompt where it is set"
         )
     if over_long == "drop":
         return [ids for ids in rows if len(ids) <= longest], len(over)
