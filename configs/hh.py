@@ -19,7 +19,7 @@ the same preferences, and a larger one judges:
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, small
 
 METHODS = ("vbon", "bonbon", "dpo", "kl_rl", "bon_sft")
 
@@ -51,50 +51,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _small(config: ConfigDict) -> None:
-    """A policy of two layers and two rewards of its family, all made from the dialogues."""
-    config.data.train_limit, config.data.eval_limit = 128, 64
+    """Small Llama networks; the rewards learn from the dialogues of the policy."""
     config.data.longest_prompt = 160  # and room for what a response may become in a reward
-    config.sampling.max_new_tokens = 24
-    config.references.samples_per_prompt = 24
-    config.references.batch_prompts = 16
-    config.budget.sampled_tokens = 60_000
-    config.train.steps = 24
-    config.train.batch_size = 32
-    config.train.learning_rate = 1e-3
-    config.train.trainable = "decoder/(tokens|head)/.*|value/.*"
-    config.policy.path, config.reward.path = "stage:sft", "stage:reward_model"
-    config.judges.judge.path = "stage:judge"
     network = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64}
     network |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 176}
     network |= {"max_position_embeddings": 256}
-    dialogues = {"train": "", "eval": "", "label_field": "", "over_long": "drop"}
-    pairs = {"on_tie": "error", "on_empty": "error"}  # "drop" leaves such rows out
-    config.stages.sft = {
-        "network": network,
-        "vocab_size": 1024,
-        "method": "sft",
-        "data": dialogues | {"field": "prompt", "completion_field": "chosen"},
-        "pairs": pairs,
-        "train": {"steps": 400, "batch_size": 32, "text_tokens": 224, "learning_rate": 3e-3},
-    }
-    same = config.stages.sft.data
-    preferences = dialogues | {name: same.get_oneway_ref(name) for name in ("train", "eval")}
-    config.stages.reward_model = {
-        "base": "stage:sft",
-        "method": "reward_model",
-        "data": preferences,
-        "pairs": pairs,
-        "train": {"steps": 150, "batch_size": 32, "text_tokens": 224, "learning_rate": 1e-3},
-        "reward_model": {"centring": 0.01},
-    }
-    larger = {"hidden_size": 96, "intermediate_size": 264, "num_hidden_layers": 3}
-    config.stages.judge = {
-        "network": network | larger,
-        "vocab_size": 1024,
-        "method": "reward_model",
-        "seed": 1,
-        "data": preferences,
-        "pairs": pairs,
-        "train": {"steps": 200, "batch_size": 32, "text_tokens": 224, "learning_rate": 2e-3},
-        "reward_model": {"centring": 0.01},
-    }
+    small.from_nothing(
+        config,
+        network=network,
+        larger={"hidden_size": 96, "intermediate_size": 264, "num_hidden_layers": 3},
+        text_tokens=224,
+        sft={"train": "", "eval": "", "field": "prompt", "completion_field": "chosen"},
+        preferences={"train": "", "eval": ""},
+    )
+    config.stages.sft.pairs = small.PAIRS
+    for name in ("train", "eval"):
+        same = config.stages.sft.data.get_oneway_ref(name)
+        config.stages.reward_model.data[name] = same

@@ -22,7 +22,7 @@ a reward model on preferences (`prompt`, `chosen` and `rejected`), and a larger 
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, small
 
 RELATIONSHIPS = ("relationships", "relationship_advice")
 
@@ -59,49 +59,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _small(config: ConfigDict) -> None:
-    """A policy of two layers and two rewards of its family, all made from the rows."""
-    config.data.train_limit, config.data.eval_limit = 128, 64
+    """Small GPT-NeoX networks."""
     config.data.longest_prompt = 112  # and room for what a response may become in a reward
-    config.sampling.max_new_tokens = 24
-    config.references.samples_per_prompt = 24
-    config.references.batch_prompts = 16
     config.evaluation.temperatures = (0.5, 1.0)
-    config.budget.sampled_tokens = 60_000
-    config.train.steps = 24
-    config.train.batch_size = 32
-    config.train.learning_rate = 1e-3
-    config.train.trainable = "decoder/(tokens|head)/.*|value/.*"
-    config.policy.path, config.reward.path = "stage:sft", "stage:reward_model"
-    config.judges.judge.path = "stage:judge"
     network = {"model_type": "gpt_neox", "num_hidden_layers": 2, "hidden_size": 64}
     network |= {"num_attention_heads": 4, "intermediate_size": 256, "max_position_embeddings": 192}
     posts = {name: config.data.get_oneway_ref(name) for name in ("train", "eval")}
-    config.stages.sft = {
-        "network": network,
-        "vocab_size": 1024,
-        "method": "sft",
-        "data": posts | {"field": "prompt", "completion_field": "completion", "over_long": "drop"},
-        "train": {"steps": 400, "batch_size": 32, "text_tokens": 160, "learning_rate": 3e-3},
-    }
-    preferences = {"train": "", "eval": "", "label_field": "", "over_long": "drop"}
-    pairs = {"on_tie": "error", "on_empty": "error"}  # "drop" leaves such rows out
-    config.stages.reward_model = {
-        "base": "stage:sft",
-        "method": "reward_model",
-        "data": preferences,
-        "pairs": pairs,
-        "train": {"steps": 150, "batch_size": 32, "text_tokens": 160, "learning_rate": 1e-3},
-        "reward_model": {"centring": 0.01},
-    }
-    same = config.stages.reward_model.data
-    larger = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3}
-    config.stages.judge = {
-        "network": network | larger,
-        "vocab_size": 1024,
-        "method": "reward_model",
-        "seed": 1,
-        "data": preferences | {name: same.get_oneway_ref(name) for name in ("train", "eval")},
-        "pairs": pairs,
-        "train": {"steps": 200, "batch_size": 32, "text_tokens": 160, "learning_rate": 2e-3},
-        "reward_model": {"centring": 0.01},
-    }
+    small.from_nothing(
+        config,
+        network=network,
+        larger={"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3},
+        text_tokens=160,
+        sft=posts | {"field": "prompt", "completion_field": "completion"},
+        preferences={"train": "", "eval": ""},
+    )

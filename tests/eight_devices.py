@@ -17,7 +17,7 @@ from vbon_jax.train import methods, parallel, step
 
 LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "mixed": (4, 2)}
 MODEL = decoder.DecoderConfig(
-    vocab_size=40, width=16, num_layers=2, num_heads=2, mlp_width=32, max_positions=24,
+    vocab_size=40, width=16, num_layers=1, num_heads=2, mlp_width=32, max_positions=24,
     initializer_std=0.4,
 )  # fmt: skip
 

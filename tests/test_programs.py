@@ -230,7 +230,7 @@ def test_given_pairs_beside_a_method_that_takes_none(tiny, tmp_path):
     rows = [row, row | {"chosen": " was fine"}, row | {"rejected": row["chosen"]}]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = {
-        "methods": "dpo,bon_sft,bond", "pairs__path": pairs, "train__steps": 2,
+        "methods": "dpo,bond", "pairs__path": pairs, "train__steps": 2,
         "pairs__on_tie": "drop",
         "data__max_tokens": 0, "data__over_long": "truncate", "sampling__max_new_tokens": 21,
     }  # fmt: skip
@@ -334,11 +334,11 @@ def test_documented_commands_run(command, compared, tiny, tmp_path):
         filled += ["--max_new_tokens=6", "--reward_function=tests.reward_functions:vowels"]
     elif name not in ("score", "export", "report"):
         filled += overrides(tiny, train__steps=2)
-    done = program(name, *filled)
+    done = program(name, *filled, environment={})
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-COMPARED = {"methods": "vbon,bond,online_bonbon,qrpo", "seeds": 0, "budget.sampled_tokens": 1500}
+COMPARED = {"methods": "vbon,qrpo", "seeds": 0, "budget.sampled_tokens": 1500}
 
 
 @pytest.mark.parametrize(

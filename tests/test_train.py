@@ -18,23 +18,20 @@ def metrics(workdir, run) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_here():
-    """Runs that are compared bit for bit compile their programs: one read from the tests' cache can
-    round otherwise."""
-    before = os.environ.get("JAX_ENABLE_COMPILATION_CACHE")
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    yield
-    del os.environ["JAX_ENABLE_COMPILATION_CACHE"]
-    if before is not None:
-        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = before
+# Runs that are compared bit for bit compile their programs: one that is read from the tests' cache
+# can round otherwise.
+COMPILED_HERE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+
+
+def train(workdir, overridden) -> subprocess.CompletedProcess:
+    return program("train", "--workdir", workdir, *overridden, environment=COMPILED_HERE)
 
 
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory):
     """The workdir of an uninterrupted vBoN run."""
     workdir = tmp_path_factory.mktemp("whole")
-    done = program("train", "--workdir", workdir, *overrides(tiny))
+    done = train(workdir, overrides(tiny))
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir
 
@@ -63,7 +60,7 @@ def test_nothing_is_compiled_after_the_second_step(whole):
 def test_a_finished_run_is_not_run_again(whole, tiny):
     before = (whole / "runs" / RUN / "metrics.jsonl").stat().st_mtime_ns
     started = time.monotonic()
-    done = program("train", "--workdir", whole, *overrides(tiny))
+    done = train(whole, overrides(tiny))
     assert done.returncode == 0, done.stderr[-2000:]
     assert (whole / "runs" / RUN / "metrics.jsonl").stat().st_mtime_ns == before
     assert time.monotonic() - started < 120
@@ -87,7 +84,11 @@ def test_killed_three_times_it_is_the_same_run(whole, tiny, tmp_path):
     generator = random.Random(seed)
     for target in sorted(generator.sample(range(1, 6), 3)):
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            cwd=ROOT,
+            env=os.environ | COMPILED_HERE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < deadline:
@@ -97,7 +98,7 @@ def test_killed_three_times_it_is_the_same_run(whole, tiny, tmp_path):
         time.sleep(generator.random() * 0.2)
         process.kill()
         process.wait()
-    done = program("train", "--workdir", tmp_path, *overrides(tiny))
+    done = train(tmp_path, overrides(tiny))
     assert done.returncode == 0, f"seed {seed}: {done.stderr[-3000:]}"
     ours = log.read_bytes()
     assert ours == (whole / "runs" / RUN / "metrics.jsonl").read_bytes(), f"seed {seed}"
@@ -106,7 +107,7 @@ def test_killed_three_times_it_is_the_same_run(whole, tiny, tmp_path):
 def test_an_increasing_map_of_the_reward_changes_nothing(whole, tiny, tmp_path):
     """vBoN reads ranks alone: bit for bit the same run, but for the raw reward in the log."""
     function = "tests.reward_functions:stretched_vowels"
-    done = program("train", "--workdir", tmp_path, *overrides(tiny, reward__function=function))
+    done = train(tmp_path, overrides(tiny, reward__function=function))
     assert done.returncode == 0, done.stderr[-3000:]
     plain, mapped = metrics(whole, RUN), metrics(tmp_path, RUN)
     assert plain[0]["rollout/reward"] != mapped[0]["rollout/reward"]

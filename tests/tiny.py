@@ -1,12 +1,14 @@
 """A tiny random policy and prompts as files, for tests that run whole programs on them."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
 
 import jax
 
+from tests import forked
 from vbon_jax import reviews
 from vbon_jax.models import decoder, hub
 
@@ -70,16 +72,22 @@ def overrides(folder: pathlib.Path, **changes) -> list[str]:
     return [f"--config.{key}={value}" for key, value in values.items()]
 
 
-def program(name: str, *arguments, **options) -> subprocess.CompletedProcess:
-    """Run `python -m experiments.NAME` in the repository, on a machine without torch as it were.
+def program(
+    name: str, *arguments, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """Run `python -m experiments.NAME` in the repository; output is captured as text.
 
-    Output is captured as text.
+    In a process that has imported most of what it needs; with an `environment`, these variables
+    beside ours, in one that starts from nothing, as a user's does.
     """
+    module, words = f"experiments.{name}", list(map(str, arguments))
+    if environment is None:
+        return forked.run(module, words, ROOT)
     return subprocess.run(
-        [sys.executable, "-m", "tests.without_torch", f"experiments.{name}", *map(str, arguments)],
+        [sys.executable, "-m", module, *words],
         cwd=ROOT,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
-        **options,
     )

@@ -1,0 +1,58 @@
+"""What configs/tldr.py:small and configs/hh.py:small share: three models that begin with text."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+PAIRS = {"on_tie": "error", "on_empty": "error"}  # "drop" leaves such rows out
+
+
+def from_nothing(
+    config: ConfigDict,
+    *,
+    network: dict[str, Any],
+    larger: dict[str, Any],
+    text_tokens: int,
+    sft: dict[str, Any],
+    preferences: dict[str, Any],
+) -> None:
+    """A policy of two layers, its reward model and a larger judge; sizes for minutes of two cores.
+
+    `network` is the policy's config.json, `larger` what the judge's has instead; `sft` and
+    `preferences` are the `data` of the policy and of both rewards, `text_tokens` long at most.
+    """
+    config.data.train_limit, config.data.eval_limit = 128, 64
+    config.sampling.max_new_tokens = 24
+    config.references.samples_per_prompt = 24
+    config.references.batch_prompts = 16
+    config.budget.sampled_tokens = 60_000
+    config.train.steps = 24
+    config.train.batch_size = 32
+    config.train.learning_rate = 1e-3
+    config.train.trainable = "decoder/(tokens|head)/.*|value/.*"
+    config.policy.path, config.reward.path = "stage:sft", "stage:reward_model"
+    config.judges.judge.path = "stage:judge"
+
+    def train(steps: int, learning_rate: float) -> dict[str, Any]:
+        sizes = {"batch_size": 32, "text_tokens": text_tokens}
+        return {"steps": steps, "learning_rate": learning_rate} | sizes
+
+    fresh = {"network": network, "vocab_size": 1024}
+    scored = {
+        "method": "reward_model",
+        "data": {"over_long": "drop", "label_field": ""} | preferences,
+        "pairs": PAIRS,
+        "reward_model": {"centring": 0.01},
+    }
+    config.stages.sft = fresh | {
+        "method": "sft",
+        "data": {"over_long": "drop"} | sft,
+        "train": train(400, 3e-3),
+    }
+    config.stages.reward_model = scored | {"base": "stage:sft", "train": train(150, 1e-3)}
+    config.stages.judge = (
+        fresh | scored | {"network": network | larger, "seed": 1, "train": train(200, 2e-3)}
+    )
+    for name in ("train", "eval"):  # the judge learns from what the reward model learns from
+        same = config.stages.reward_model.data.get_oneway_ref(name)
+        config.stages.judge.data[name] = same
