@@ -8,7 +8,7 @@ import re
 from ml_collections import ConfigDict
 
 from configs import base
-from experiments import train, workspace
+from experiments import loop, workspace
 from vbon_jax.train import methods, parallel
 from vbon_jax.types import InputError
 
@@ -191,7 +191,7 @@ def check(config: ConfigDict) -> None:
     for cell in every(config):
         changed = config_of(config, cell)
         check_run(changed)
-        train.check_rows(changed, mesh)
+        loop.check_rows(changed, mesh)
         if cell in names.values():
             raise InputError(f"config.cells: {run_name(cell)} stands there twice; take one out")
         names[run_name(cell)] = cell

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import stages, supervision, train, workspace
+from experiments import loop, stages, supervision, workspace
 from vbon_jax import reviews, shapes
 from vbon_jax import rows as tables
 from vbon_jax.models import decoder, encoder, hub
@@ -98,8 +98,8 @@ def _trained(run_config: ConfigDict, folder: pathlib.Path, model, network, token
     """Train a network in `folder/run` and save it, with its tokenizer, in `folder/model`."""
     mesh = parallel.make_mesh(data=run_config.mesh.data, fsdp=run_config.mesh.fsdp)
     task = methods.Task(config=run_config, model=model, mesh=mesh, rows=rows)
-    train.run(run_config, folder / "run", task, network, inputs={})
-    params = train.restore(folder / "run", which="last", task=task, network=network)
+    loop.run(run_config, folder / "run", task, network, inputs={})
+    params = loop.restore(folder / "run", which="last", task=task, network=network)
     hub.save(folder / "model", model, params, tokenizer=tokenizer)
     workspace.finish(folder)
 

@@ -24,11 +24,11 @@ from experiments import (
     cli,
     gather,
     judges,
+    loop,
     pipeline,
     results,
     rouge,
     stored,
-    train,
     workspace,
 )
 from vbon_jax import evaluate as measures
@@ -165,7 +165,7 @@ def run_rows(
 
     def load_params() -> Params:
         task = pipeline.make_task(config, materials, None)
-        return train.restore(
+        return loop.restore(
             folder,
             which=config.evaluation.checkpoint,
             task=task,

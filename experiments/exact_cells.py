@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from experiments import enumerated, exact_cdf, exact_gradients, exact_sampled, train, workspace
+from experiments import enumerated, exact_cdf, exact_gradients, exact_sampled, loop, workspace
 from experiments.enumerated import Law
 from experiments.exact_gradients import Setting
 from vbon_jax.types import InputError
@@ -85,7 +85,7 @@ def inputs(config: ConfigDict, cell: dict) -> dict:
     if cell["gradient"] == EXACT:
         keys |= {f"lab.{key}": config.lab[key] for key in SCHEDULE}
         return cell | keys | {"pairs.alpha": config.pairs.alpha}
-    own = train.run_inputs(exact_sampled.cell_config(config, cell["method"], cell["n"]))
+    own = loop.run_inputs(exact_sampled.cell_config(config, cell["method"], cell["n"]))
     cache = {key: config.references[key] for key in ("samples_per_prompt", "seed")}
     return (
         {key: value for key, value in own.items() if not key.startswith("lab.")}

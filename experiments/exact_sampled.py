@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import cells, enumerated, train
+from experiments import cells, enumerated, loop
 from experiments.enumerated import Law
 from experiments.exact_gradients import Setting
 from vbon_jax import data
@@ -114,17 +114,17 @@ def _look_up(setting: Setting, law: Law):
 
 
 def run(task: methods.Task, network: Params) -> Iterator[Params]:
-    """The network after each step of a run: batches, minibatches and updates as in `train.run`."""
+    """The network after each step of a run: batches, minibatches and updates as in `loop.run`."""
     config, settings = task.config, task.config.train
     method = methods.method(config.method)
-    train.check_rows(config, task.mesh)
-    learner = train.make_learner(config, task)
-    params = train.initial_params(config, task, network)
+    loop.check_rows(config, task.mesh)
+    learner = loop.make_learner(config, task)
+    params = loop.initial_params(config, task, network)
     state = step.init_state(learner, params, anchor=method.anchor)
     key = jax.random.key(config.seed)
     for at in range(settings.steps):
         state, batch, _ = method.make_batch(task, state, at, jax.random.fold_in(key, at))
-        for number, part in enumerate(train.minibatches(batch, config, at, task.mesh)):
+        for number, part in enumerate(loop.minibatches(batch, config, at, task.mesh)):
             rate = step.rate_factor(
                 settings.schedule,
                 at / settings.steps,

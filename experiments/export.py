@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, train
+from experiments import cli, loop
 from vbon_jax.models import adapters, hub
 from vbon_jax.train import methods, parallel
 from vbon_jax.types import InputError
@@ -32,10 +32,10 @@ def main() -> None:
     if ADAPTERS.value and (kind != "decoder" or not config.policy.lora.pattern):
         raise InputError(f"--adapters: {run} has no policy with policy.lora; leave the flag out")
     source = hub.load(config.policy.path, kind=kind)
-    model, params = train.with_adapters(config, source.config, source.params, config.policy.path)
+    model, params = loop.with_adapters(config, source.config, source.params, config.policy.path)
     mesh = parallel.make_mesh(data=-1, fsdp=1)
     task = methods.Task(config=config, model=model, mesh=mesh)
-    params = train.restore(run, which=CHECKPOINT.value, task=task, network=params)
+    params = loop.restore(run, which=CHECKPOINT.value, task=task, network=params)
     if ADAPTERS.value:
         adapters.save(
             OUTPUT.value,

@@ -154,21 +154,17 @@ def encode(
 ) -> list[Prompt]:
     """Token ids of prompts, which are numbered from `first`.
 
-    The tokenizer adds no special tokens, as everywhere here; an empty prompt is its BOS. InputError
-    where it has none, and for what is no Unicode text.
+    As everywhere here, the BOS is in front where the tokenizer puts it there by itself, and an
+    empty prompt is the BOS. InputError where there is none, and for what is no Unicode text.
     """
     prompts = []
     for index, (where, written) in enumerate(given, first):
         if re.search("[\ud800-\udfff]", written):
             raise InputError(f"{where}: the prompt is no Unicode text; write it as UTF-8")
         asked = _as_message(tokenizer, written, options.model) if options.chat else written
-        ids = tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"]
-        if not ids and tokenizer.bos_token_id is None:
-            raise InputError(
-                f"{where}: the prompt is empty and the tokenizer of {options.model} has no "
-                "beginning-of-text token; give a prompt"
-            )
-        prompts.append(Prompt(index, where, written, ids or [tokenizer.bos_token_id]))
+        (ids,) = data.as_prompts(tokenizer, [asked])
+        ids = ids or data.beginning(tokenizer, where)
+        prompts.append(Prompt(index, where, written, list(ids)))
     return prompts
 
 

@@ -18,12 +18,12 @@ from experiments import (
     caches,
     cells,
     embedded,
+    loop,
     preflight,
     results,
     sources,
     stages,
     supervision,
-    train,
 )
 from experiments.saying import say
 from vbon_jax import data, shapes
@@ -59,7 +59,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
     paths = embedded.resolve(config, workdir)
     checkpoint = hub.load(paths.policy, kind="decoder")
     model = dataclasses.replace(checkpoint.config, dtype=config.policy.dtype)
-    model, params = train.with_adapters(config, model, checkpoint.params, paths.policy)
+    model, params = loop.with_adapters(config, model, checkpoint.params, paths.policy)
     checkpoint = checkpoint._replace(config=model, params=params)
     tokenizer = hub.load_tokenizer(paths.policy)
     hub.check_vocabulary(tokenizer, model, paths.policy)
@@ -267,7 +267,7 @@ def run_cell(
     task = make_task(config, materials, cache, tokens_pmg=tokens_pmg, pairs=pairs)
     evaluate = held_out(config, materials, workdir) if config.train.eval_every else None
     network = materials.checkpoint.params
-    train.run(config, folder, task, network, inputs, evaluate=evaluate, share=share)
+    loop.run(config, folder, task, network, inputs, evaluate=evaluate, share=share)
     return folder
 
 
@@ -290,7 +290,7 @@ def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     eos = None
     if method.kind == "decoder":
         eos = (make_sampling(config, checkpoint, tokenizer).eos_token_ids or (None,))[0]
-    model, params = train.with_adapters(config, checkpoint.config, checkpoint.params, path)
+    model, params = loop.with_adapters(config, checkpoint.config, checkpoint.params, path)
     table = sources.read(config, paths.train_data, "train")
     task = methods.Task(
         config=config,
@@ -304,7 +304,7 @@ def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     for array in task.rows:
         digest.update(np.ascontiguousarray(array).tobytes())
     inputs = {"fingerprint": hub.fingerprint(path), "rows fingerprint": digest.hexdigest()}
-    train.run(config, folder, task, params, inputs)
+    loop.run(config, folder, task, params, inputs)
     return folder
 
 

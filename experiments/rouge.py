@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import sources, stored
-from vbon_jax import rouge, rows, shapes
+from vbon_jax import data, rouge, rows, shapes
 from vbon_jax.functional.bootstrap import estimate
 from vbon_jax.rollout import references as caches
 from vbon_jax.types import InputError
@@ -35,11 +35,11 @@ def references(config: ConfigDict, tokenizer, prompts: list[tuple[int, ...]]) ->
         )
     table = sources.read(config, settings.eval, "eval")
     texts = shapes.prompts(table, name=settings.field, tokenizer=tokenizer)
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = data.as_prompts(tokenizer, texts)
     found: dict[tuple[int, ...], list[str]] = {tuple(prompt): [] for prompt in prompts}
     longest = max(map(len, found))
     for row, tokens in enumerate(ids):
-        for prompt in _beginnings(tuple(tokens), longest, settings, tokenizer) & found.keys():
+        for prompt in _beginnings(tokens, longest, settings, tokenizer) & found.keys():
             held = row_texts(table, row, settings.reference_field)
             found[prompt] += [text for text in held if text not in found[prompt]]
     missing = [at for at, prompt in enumerate(prompts) if not found[tuple(prompt)]]
@@ -55,10 +55,11 @@ def _beginnings(tokens: tuple, longest: int, settings: ConfigDict, tokenizer) ->
     """Every prompt that a row of these tokens may have become."""
     if not tokens:
         return {(tokenizer.bos_token_id,)}
+    first, cuts = data.front(tokenizer), [None]
     if settings.max_tokens > 0:
-        cuts = range(settings.min_tokens, settings.max_tokens + 1)
-        return {tokens[:cut][-longest:] for cut in cuts}
-    return {tokens, tokens[-longest:]}
+        cuts = [len(first) + n for n in range(settings.min_tokens, settings.max_tokens + 1)]
+    whole = {tokens[:cut] for cut in cuts}
+    return whole | {data.last_tokens(ids, longest, first) for ids in whole}
 
 
 def row_texts(table: rows.Rows, row: int, name: str) -> list[str]:

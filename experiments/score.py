@@ -40,16 +40,10 @@ def encode(rows: list[dict], tokenizer, source: str) -> list[tuple[list[int], li
     """
     encoded = []
     for number, row in enumerate(rows, start=1):
-        prompt, response = (
-            tokenizer(row[name], add_special_tokens=False, verbose=False)["input_ids"]
-            for name in ("prompt", "response")
-        )
-        if not prompt and tokenizer.bos_token_id is None:
-            raise InputError(
-                f"{source}, line {number}: 'prompt' is empty and the tokenizer has no "
-                "beginning-of-text token; give a prompt"
-            )
-        encoded.append((prompt or [tokenizer.bos_token_id], response))
+        (prompt,) = data.as_prompts(tokenizer, [row["prompt"]])
+        prompt = prompt or data.beginning(tokenizer, f"{source}: line {number}")
+        said = tokenizer(row["response"], add_special_tokens=False, verbose=False)["input_ids"]
+        encoded.append((prompt, said))
     return encoded
 
 

@@ -20,7 +20,7 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import base
-from experiments import cells, sources, supervision, train, workspace
+from experiments import cells, loop, sources, supervision, workspace
 from experiments.saying import say
 from vbon_jax import reviews, rows
 from vbon_jax.models import adapters, classifier, decoder, hub
@@ -113,7 +113,7 @@ def _check(own: ConfigDict, run: ConfigDict, where: str) -> None:
     if not run.data.train:
         raise InputError(f"{where}.data.train is empty; name the rows that the stage learns from")
     cells.check_run(run)
-    train.check_rows(run, parallel.make_mesh(data=run.mesh.data, fsdp=run.mesh.fsdp))
+    loop.check_rows(run, parallel.make_mesh(data=run.mesh.data, fsdp=run.mesh.fsdp))
 
 
 def check(config: ConfigDict) -> None:
@@ -179,7 +179,7 @@ def make(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
     if own.base.startswith(PREFIX):
         own.base = make(config, workdir, _name(config, own.base))
     table = sources.read(run, run.data.train, "train")
-    inputs = train.run_inputs(run) | {
+    inputs = loop.run_inputs(run) | {
         "base": hub.fingerprint(own.base) if own.base else "",
         "network": own.network.to_dict(),
         "vocab_size": own.vocab_size,
@@ -191,8 +191,8 @@ def make(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
         batch = supervision.make_rows(run, table, start.tokenizer, start.eos)
         held_out = _held_out(run, start)
         task = methods.Task(config=run, model=start.model, mesh=mesh, rows=batch)
-        train.run(run, folder / "run", task, start.params, inputs={})
-        params = train.restore(folder / "run", which="last", task=task, network=start.params)
+        loop.run(run, folder / "run", task, start.params, inputs={})
+        params = loop.restore(folder / "run", which="last", task=task, network=start.params)
         model, params = adapters.merge(start.model, params)
         hub.save(
             folder / "model", model, params, settings=start.settings,
@@ -264,7 +264,7 @@ def _from_base(own: ConfigDict, run: ConfigDict, table: rows.Rows) -> Start:
         key = jax.random.key(run.seed)
         model, params = decoder.with_score(model, params, labels(run, table), key)
     _check_positions(run, model, own.base)
-    model, params = train.with_adapters(run, model, params, own.base)
+    model, params = loop.with_adapters(run, model, params, own.base)
     eos = checkpoint.eos_token_ids
     if not eos and tokenizer.eos_token_id is not None:
         eos = (tokenizer.eos_token_id,)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from experiments import train
+from experiments import loop
 from vbon_jax import data
 from vbon_jax.models import decoder
 from vbon_jax.rollout import references, sampler
@@ -64,21 +64,21 @@ def one_step(method: str, layout: str) -> dict:
     mesh = parallel.make_mesh(data=data_axis, fsdp=fsdp, devices=devices)
     config = configuration(method)
     task = make_task(config, mesh)
-    learner = train.make_learner(config, task)
+    learner = loop.make_learner(config, task)
     network = decoder.init(MODEL, jax.random.key(2))  # not the reference: the KL is not zero
     anchor = methods.method(method).anchor
-    state = step.init_state(learner, train.initial_params(config, task, network), anchor=anchor)
+    state = step.init_state(learner, loop.initial_params(config, task, network), anchor=anchor)
     state, batch, row = methods.method(method).make_batch(task, state, 0, jax.random.key(3))
     updates = []
     if layout == "pmap":
         run = parallel.pmap_step(step.train_step, learner=dataclasses.replace(learner, mesh=None))
         state = parallel.replicate(state)
-        for part in train.minibatches(batch, config, 0, mesh):
+        for part in loop.minibatches(batch, config, 0, mesh):
             state, metrics = run(state, parallel.split_rows(part), np.float32(1.0))
             updates.append({name: float(value[0]) for name, value in metrics.items()})
         params = jax.tree.map(lambda leaf: leaf[0], state.params)
     else:
-        for part in train.minibatches(batch, config, 0, mesh):
+        for part in loop.minibatches(batch, config, 0, mesh):
             state, metrics = step.update(state, part, np.float32(1.0), learner=learner)
             updates.append({name: float(value) for name, value in metrics.items()})
         params = state.params

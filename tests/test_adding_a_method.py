@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import train
+from experiments import loop
 from tests.test_distilled import MODEL, make_task, responses, start
 from vbon_jax.models import decoder
 from vbon_jax.train import methods, rollouts, step
@@ -51,5 +51,5 @@ def test_the_documented_method_is_one_function_and_one_row(simpo):
 def test_it_trains_in_the_loop(simpo, tmp_path):
     task = make_task("simpo", pairs__beta=2.0, train__steps=3, train__checkpoint_every=3)
     network = decoder.init(MODEL, jax.random.key(0))
-    train.run(task.config, tmp_path / "simpo", task, network, {})
+    loop.run(task.config, tmp_path / "simpo", task, network, {})
     assert (tmp_path / "simpo" / "ledger.json").exists()

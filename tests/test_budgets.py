@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import caches, train
+from experiments import caches, loop
 from tests.tiny import overrides, program
 from vbon_jax.rollout import references
 from vbon_jax.train import log, methods
@@ -31,7 +31,7 @@ def cache() -> references.References:
 
 def behind(config, steps: int, *, cached: int = 0, **ledger) -> float:
     spent = {"sampled_tokens": 0, "train_flops": 0.0} | ledger
-    return train.progress(config, steps, spent, cached)
+    return loop.progress(config, steps, spent, cached)
 
 
 def test_how_much_of_a_run_is_behind():

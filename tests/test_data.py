@@ -7,19 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vbon_jax import data
+from vbon_jax import data, supervised
 from vbon_jax.types import InputError, Prompts, Samples
 
 
 class Words:
     """A tokenizer of the numbers that a text spells; as much of transformers' as data.py uses."""
 
-    def __init__(self, bos_token_id=0):
-        self.bos_token_id = bos_token_id
+    def __init__(self, bos_token_id=0, adds_bos=False):
+        self.bos_token_id, self.adds_bos = bos_token_id, adds_bos
 
-    def __call__(self, texts, *, add_special_tokens, verbose):
-        assert not add_special_tokens and not verbose
-        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+    def __call__(self, texts, *, add_special_tokens=True, verbose):
+        assert not verbose
+        first = [self.bos_token_id] if self.adds_bos and add_special_tokens else []
+        return {"input_ids": [first + [int(word) for word in text.split()] for text in texts]}
 
     def batch_decode(self, rows, *, clean_up_tokenization_spaces):
         assert not clean_up_tokenization_spaces
@@ -264,3 +265,50 @@ def test_joined_rows_agree_with_a_plain_loop(seed, extra):
         response = samples.tokens_bng[row // n, row % n, : lengths_bn[row // n, row % n]]
         whole = [*prompt, *response]
         assert joined.tokens_st[row].tolist() == whole + [0] * (p + g + extra - len(whole))
+
+
+# A tokenizer with a BOS of its own ----------------------------------------------------------------
+
+
+LLAMA = Words(bos_token_id=1, adds_bos=True)
+
+
+def test_the_bos_is_in_front_once():
+    assert data.front(Words()) == () == data.front(Words(bos_token_id=None))
+    assert data.front(LLAMA) == (1,)
+    # a chat template has written it already; an empty text is it alone
+    assert data.as_prompts(LLAMA, ["5 6", "1 5", ""]) == [(1, 5, 6), (1, 5), (1,)]
+    assert data.as_prompts(Words(), ["5 6", "0 5", ""]) == [(5, 6), (0, 5), ()]
+
+
+def test_prompts_are_cut_behind_the_bos():
+    whole = build(["5 6 7 8", "9"], tokenizer=LLAMA, max_tokens=0, longest=9)
+    assert whole.token_ids == [(1, 5, 6, 7, 8), (1, 9)]
+    assert whole.texts == ["5 6 7 8", "9"]
+    two = build(["5 6 7 8", "9"], tokenizer=LLAMA, min_tokens=2, max_tokens=2, longest=9)
+    assert two.token_ids == [(1, 5, 6), (1, 9)]
+    cut = {"tokenizer": LLAMA, "max_tokens": 0, "longest": 3}
+    assert build(["5 6 7 8"], over_long="truncate", **cut).token_ids == [(1, 7, 8)]
+    assert build(["5 6 7 8", "5 6"], over_long="drop", **cut).token_ids == [(1, 5, 6)]
+    assert data.last_tokens((1, 5, 6), 1, (1,)) == (1,)
+
+
+def test_pairs_have_the_bos_before_their_prompt_alone():
+    rows = [{"prompt": "5 6 7", "chosen": "8", "rejected": "9"}]
+    options = {"eos_token_id": 2, "new_tokens": 4, "source": "file"}
+    pairs = data.build_pairs(rows, LLAMA, longest=9, **options)
+    assert pairs[:3] == ([(1, 5, 6, 7)], [(8, 2)], [(9, 2)])
+    pairs = data.build_pairs(rows, LLAMA, longest=3, over_long="truncate", **options)
+    assert pairs.prompt_ids == [(1, 6, 7)]
+
+
+def test_supervised_rows_begin_with_the_bos():
+    made = supervised.text_rows(["5 6"], LLAMA, block=6, eos_token_id=2)
+    assert made.tokens_rt.tolist() == [[1, 5, 6, 2, 0, 0]]
+    assert made.said_rt.tolist() == [[False, True, True, True, False, False]]
+    options = {"eos_token_id": 2, "source": "file", "places": ["line 1"]}
+    made = supervised.completion_rows(["5 6 7"], ["8"], LLAMA, block=6, **options)
+    assert made.tokens_rt.tolist() == [[1, 5, 6, 7, 8, 2]]
+    cut = supervised.completion_rows(["5 6 7"], ["8"], LLAMA, block=4, over_long="truncate",
+                                     **options)  # fmt: skip
+    assert cut.tokens_rt.tolist() == [[1, 7, 8, 2]]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import train
+from experiments import loop
 from vbon_jax import data
 from vbon_jax.functional import bon, cdf
 from vbon_jax.models import decoder
@@ -56,9 +56,9 @@ def make_task(method: str, **changes) -> methods.Task:
 def start(task: methods.Task, seed: int = 1):
     """A learner and a state whose network is not the reference."""
     method = methods.method(task.config.method)
-    learner = train.make_learner(task.config, task)
+    learner = loop.make_learner(task.config, task)
     network = decoder.init(MODEL, jax.random.key(seed))
-    params = train.initial_params(task.config, task, network)
+    params = loop.initial_params(task.config, task, network)
     return learner, step.init_state(learner, params, anchor=method.anchor)
 
 
@@ -183,7 +183,7 @@ def test_each_trains(name):
     learner, state = start(task)
     before = jax.tree.map(np.asarray, state.params)
     state, batch, _ = methods.method(name).make_batch(task, state, 0, jax.random.key(3))
-    parts = list(train.minibatches(batch, task.config, 0, task.mesh))
+    parts = list(loop.minibatches(batch, task.config, 0, task.mesh))
     state, row = step.update(state, parts[0], np.float32(1.0), learner=learner)
     assert np.isfinite(row["loss/total"])
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, state.params)

@@ -367,7 +367,7 @@ def test_an_empty_prompt_needs_a_beginning(tiny, tmp_path, policy):
     source.write_text("a\n\nb\n")
     lines = generate.read_prompts(generate.Options("m", input=str(source)))
     with pytest.raises(
-        InputError, match=r"prompts.txt: line 2: the prompt is empty .* of m has no"
+        InputError, match=r"prompts.txt: line 2 has an empty prompt .* no BOS token"
     ):
         generate.encode(lines, tokenizer, generate.Options("m"))
 

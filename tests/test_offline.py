@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import results, train
+from experiments import loop, results
 from tests.tiny import overrides, program
 from vbon_jax import data
 from vbon_jax.functional import bon, cdf
@@ -195,9 +195,9 @@ def test_each_objective_falls_on_a_batch(task, name):
     # a uniform reference, as the network nearly is: no method starts far from it
     cache = task.cache._replace(log_probs_pm=np.full((PROMPTS, M), -np.log(256), np.float32))
     task = task._replace(config=config, model=model, cache=cache)
-    learner = train.make_learner(config, task)
+    learner = loop.make_learner(config, task)
     params = decoder.init(model, jax.random.key(0))
-    state = step.init_state(learner, train.initial_params(config, task, params))
+    state = step.init_state(learner, loop.initial_params(config, task, params))
     assert state.params.keys() == {"decoder"}
     batch = methods.METHODS[name].make_batch(task, state, 0, None)[1]
     losses = []

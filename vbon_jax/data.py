@@ -80,7 +80,7 @@ class PromptSet(NamedTuple):
     """Distinct prompts in the order of their file, and what was left out on the way."""
 
     token_ids: list[tuple[int, ...]]
-    texts: list[str]  # decoded, for display only
+    texts: list[str]  # decoded, without the BOS that the tokenizer puts in front, for display
     dropped: int = 0  # longer than there is room for, and left out
     truncated: int = 0  # longer than there is room for, and cut to their last tokens
     duplicates: int = 0  # the same tokens as an earlier prompt
@@ -93,6 +93,29 @@ def fingerprint(prompts: PromptSet) -> str:
     for ids in prompts.token_ids:
         digest.update(np.asarray([len(ids), *ids], "<i8").tobytes())
     return digest.hexdigest()
+
+
+def front(tokenizer: Any) -> tuple[int, ...]:
+    """What a tokenizer puts in front of every text by itself: a BOS (Llama, Gemma), or nothing."""
+    ids = tokenizer([""], verbose=False)["input_ids"][0]
+    bos = tokenizer.bos_token_id
+    return (bos,) if bos is not None and list(ids[:1]) == [bos] else ()
+
+
+def as_prompts(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Token ids of texts that a model is to continue: no special tokens but the `front`, once.
+
+    A text that a chat template has rendered may have it already.
+    """
+    first = front(tokenizer)
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return [(*first, *(ids[1:] if first and ids[:1] == [*first] else ids)) for ids in rows]
+
+
+def last_tokens(ids: tuple[int, ...], longest: int, first: tuple[int, ...]) -> tuple[int, ...]:
+    """A prompt's last tokens behind its `front`, `longest` in all."""
+    room = longest - len(first)
+    return first + ids[len(first) :][-room:] if room > 0 else first
 
 
 def build_prompts(
@@ -113,26 +136,27 @@ def build_prompts(
 
     With `max_tokens > 0` a prompt is the first k tokens of its text, k uniform on `min_tokens` to
     `max_tokens` and a pure function of (`seed`, row), or the whole of a shorter text; with
-    `max_tokens == 0` the whole text is the prompt. The tokenizer adds no special tokens; a prompt
-    without any token becomes its BOS.
+    `max_tokens == 0` the whole text is the prompt. The `front` of the tokenizer comes before these
+    tokens, and no other special token; a prompt without any becomes the BOS.
 
     A prompt of more than `longest` tokens (what the model's positions leave beside the new ones) is
-    an `"error"`, is cut to its last `longest` tokens (`"truncate"`), or is left out (`"drop"`).
+    an `"error"`, is cut to its last tokens behind the `front` (`"truncate"`), or is left out
+    (`"drop"`).
     Prompts with the same tokens are kept once; none of `exclude` (the training prompts, when these
     are held out) is kept. `limit > 0` keeps that many, a random subset by `seed`. Raises InputError
     for an over-long or empty prompt, and when no prompt is left.
     """
     _check_prompt_options(min_tokens, max_tokens, limit, longest, over_long, source)
-    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    first, rows = front(tokenizer), as_prompts(tokenizer, texts)
     if max_tokens > 0:
         cuts = np.random.default_rng(seed).integers(min_tokens, max_tokens + 1, size=len(rows))
+        cuts += len(first)
         rows = [ids[:cut] for ids, cut in zip(rows, cuts.tolist(), strict=True)]
     rows = [
-        tuple(ids) or beginning(tokenizer, _where(source, places, row))
-        for row, ids in enumerate(rows)
+        ids or beginning(tokenizer, _where(source, places, row)) for row, ids in enumerate(rows)
     ]
 
-    rows, over = _fit(rows, longest, over_long, source, places)
+    rows, over = _fit(rows, longest, first, over_long, source, places)
     distinct = list(dict.fromkeys(rows))
     exclude = frozenset(exclude)
     left = [ids for ids in distinct if ids not in exclude]
@@ -144,7 +168,9 @@ def build_prompts(
         left = [left[position] for position in np.sort(order[:limit])]
     return PromptSet(
         token_ids=left,
-        texts=tokenizer.batch_decode(left, clean_up_tokenization_spaces=False),
+        texts=tokenizer.batch_decode(
+            [ids[len(first) :] for ids in left], clean_up_tokenization_spaces=False
+        ),
         dropped=over if over_long == "drop" else 0,
         truncated=over if over_long == "truncate" else 0,
         duplicates=len(rows) - len(distinct),
@@ -178,27 +204,32 @@ def beginning(tokenizer: Any, where: str) -> tuple[int, ...]:
     """What an empty prompt becomes: the BOS token alone."""
     if tokenizer.bos_token_id is None:
         raise InputError(
-            f"{where} has an empty prompt and the tokenizer no BOS token to begin with; give the "
-            "row a text"
+            f"{where} has an empty prompt and the tokenizer no BOS token to begin with; give it "
+            "a text"
         )
     return (tokenizer.bos_token_id,)
 
 
 def _fit(
-    rows: list[tuple[int, ...]], longest: int, over_long: str, source: str, places: Sequence[str]
+    rows: list[tuple[int, ...]],
+    longest: int,
+    first: tuple[int, ...],
+    over_long: str,
+    source: str,
+    places: Sequence[str],
 ) -> tuple[list[tuple[int, ...]], int]:
     """The rows with the over-long ones cut or left out, and how many were over-long."""
     over = [row for row, ids in enumerate(rows) if len(ids) > longest]
     if over and over_long == "error":
-        first = places[over[0]] if places else f"line {over[0] + 1}"
+        place = places[over[0]] if places else f"line {over[0] + 1}"
         raise InputError(
             f"{source}: {len(over)} of {len(rows)} prompts are longer than {longest} tokens (the "
-            f"first on {first}, {len(rows[over[0]])} tokens); set over_long to truncate or drop, "
+            f"first on {place}, {len(rows[over[0]])} tokens); set over_long to truncate or drop, "
             "ask for fewer new tokens, or raise longest_prompt where it is set"
         )
     if over_long == "drop":
         return [ids for ids in rows if len(ids) <= longest], len(over)
-    return [ids[-longest:] for ids in rows], len(over)
+    return [last_tokens(i, longest, first) if len(i) > longest else i for i in rows], len(over)
 
 
 def _nothing_left(source: str, rows: int, over: int, distinct: int) -> str:
@@ -238,21 +269,22 @@ def build_pairs(
 ) -> PairSet:
     """Pairs from the fields `prompt`, `chosen` and `rejected` of a file's rows (see build_prompts).
 
-    Prompt and response are tokenised apart and the response ends with one EOS, its own or ours. A
-    prompt of more than `longest` tokens, or a response of more than `new_tokens`, is an `"error"`,
-    is cut (a prompt to its last tokens, a response to its first, without EOS: `"truncate"`), or
-    leaves its row out (`"drop"`). A row whose responses are then the same says nothing: it is left
-    out and counted. Raises InputError for what is over-long, an EOS inside a response, an empty
-    prompt without a BOS, and where no pair is left.
+    Prompt (`as_prompts`) and response are tokenised apart and the response ends with one EOS, its
+    own or ours. A prompt of more than `longest` tokens, or a response of more than `new_tokens`, is
+    an `"error"`, is cut (a prompt to its last tokens behind the `front`, a response to its first,
+    without EOS: `"truncate"`), or leaves its row out (`"drop"`). A row whose responses are then the
+    same says nothing: it is left out and counted. Raises InputError for what is over-long, an EOS
+    inside a response, an empty prompt without a BOS, and where no pair is left.
     """
+    first, prompts = front(tokenizer), as_prompts(tokenizer, [row["prompt"] for row in rows])
     ids = {
         field: tokenizer([row[field] for row in rows], add_special_tokens=False, verbose=False)
-        for field in ("prompt", "chosen", "rejected")
+        for field in ("chosen", "rejected")
     }
     kept, tied, over = [], 0, 0
     for row in range(len(rows)):
         where = _where(source, places, row)
-        prompt = tuple(ids["prompt"]["input_ids"][row]) or beginning(tokenizer, where)
+        prompt = prompts[row] or beginning(tokenizer, where)
         chosen, rejected = (
             ended(ids[field]["input_ids"][row], eos_token_id, f"{where}: field {field!r}")
             for field in ("chosen", "rejected")
@@ -267,7 +299,9 @@ def build_pairs(
                 )
             if over_long == "drop":
                 continue
-        pair = prompt[-longest:], chosen[:new_tokens], rejected[:new_tokens]
+        if len(prompt) > longest:
+            prompt = last_tokens(prompt, longest, first)
+        pair = prompt, chosen[:new_tokens], rejected[:new_tokens]
         if pair[1] == pair[2]:
             tied += 1
         else:

@@ -32,13 +32,13 @@ def text_rows(
 ) -> TextRows:
     """Texts for supervised training, all of each to be said.
 
-    Each text ends with an EOS. One text a row; a text of `block` tokens or more is cut to its first
-    `block` and carries no EOS: its end was not seen. Or `packed`: all texts in order as one stream,
-    cut into full rows (its remainder, less than a row, is left out, unless it is all there is); a
-    text that is cut goes on in the next row as one of its own.
+    Each text begins with what the tokenizer puts in front (`data.front`) and ends with an EOS. One
+    text a row; a text of `block` tokens or more is cut to its first `block` and carries no EOS: its
+    end was not seen. Or `packed`: all texts in order as one stream, cut into full rows (its
+    remainder, less than a row, is left out, unless it is all there is); a text that is cut goes on
+    in the next row as one of its own.
     """
-    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    rows = [[*ids, eos_token_id] for ids in rows]
+    rows = [(*ids, eos_token_id) for ids in data.as_prompts(tokenizer, texts)]
     if not packed:
         return _laid_out([[_Piece(ids[:block])] for ids in rows], block)
     cut = list(_cut(rows, block))
@@ -97,13 +97,11 @@ def completion_rows(
     enough, the end of its completion with the EOS (`"truncate"`). Raises InputError for a pair that
     is over-long, an empty prompt without a BOS, and where no row is left.
     """
-    asked, said = (
-        tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        for texts in (prompts, completions)
-    )
+    first, asked = data.front(tokenizer), data.as_prompts(tokenizer, prompts)
+    said = tokenizer(list(completions), add_special_tokens=False, verbose=False)["input_ids"]
     pieces, over = [], 0
     for row, (before, after) in enumerate(zip(asked, said, strict=True)):
-        before = tuple(before) or data.beginning(tokenizer, f"{source}: {places[row]}")
+        before = before or data.beginning(tokenizer, f"{source}: {places[row]}")
         after = data.ended(after, eos_token_id, f"{source}: {places[row]}: the completion")
         if len(before) + len(after) > block:
             over += 1
@@ -115,8 +113,8 @@ def completion_rows(
                 )
             if over_long == "drop":
                 continue
-        after = after[: block - 1]
-        before = before[-(block - len(after)) :]
+            after = after[: block - 1]
+            before = data.last_tokens(before, block - len(after), first)
         pieces.append(_Piece((*before, *after), len(before)))
     if not pieces:
         raise InputError(f"{source}: none of {len(asked)} rows fits {block} tokens; give others")

@@ -262,9 +262,8 @@ def _found(imported: Imported, prompts: data.PromptSet, tokenizer: Any) -> list[
     by_ids: dict[tuple[int, ...], list[Sample]] = {}
     if not imported.samples.keys() >= set(prompts.texts):
         texts = list(imported.samples)
-        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        empty = (tokenizer.bos_token_id,)
-        by_ids = {tuple(i) or empty: imported.samples[t] for i, t in zip(ids, texts, strict=True)}
+        ids, empty = data.as_prompts(tokenizer, texts), (tokenizer.bos_token_id,)
+        by_ids = {i or empty: imported.samples[t] for i, t in zip(ids, texts, strict=True)}
     found = [
         imported.samples.get(text) or by_ids.get(ids)
         for text, ids in zip(prompts.texts, prompts.token_ids, strict=True)
