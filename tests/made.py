@@ -22,7 +22,7 @@ def _opinions(count: int, seed: int) -> tuple[list[str], list[str]]:
     return good, bad
 
 
-def make_tldr(folder: pathlib.Path, *, posts: int = 400, seed: int = 3) -> pathlib.Path:
+def make_tldr(folder: pathlib.Path, *, posts: int = 2000, seed: int = 3) -> pathlib.Path:
     """`posts/{train,test}.jsonl` and `preferences/{train,test}.jsonl`.
 
     A post is a review, its summary another in short; the preferred summary is the kinder one.
@@ -51,7 +51,7 @@ def make_tldr(folder: pathlib.Path, *, posts: int = 400, seed: int = 3) -> pathl
     return folder
 
 
-def make_hh(folder: pathlib.Path, *, dialogues: int = 400, seed: int = 5) -> pathlib.Path:
+def make_hh(folder: pathlib.Path, *, dialogues: int = 2000, seed: int = 5) -> pathlib.Path:
     """`dialogues/{train,test}.jsonl`, chosen and rejected whole, and `prompts` of the same."""
     good, bad = _opinions(dialogues, seed)
     asked = [review.text for review in reviews.generate(dialogues, seed=seed + 1)]
