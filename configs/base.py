@@ -69,7 +69,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.reward.output = "logit"  # logit | log_prob | prob
     config.reward.text = "full"  # what is scored: full = prompt and response | response
     config.reward.batch_size = 64  # texts
-    config.reward.over_long = "error"  # a text longer than the classifier takes: error|truncate
+    config.reward.over_long = "error"  # a text longer than the classifier takes: error|truncate,
+    # which takes its beginning away
     config.reward_model = ConfigDict()
     config.reward_model.centring = 0.0  # of the squared sum of a pair's rewards, on preferences
     config.stages = ConfigDict()  # models that are made first, by name (experiments/stages.py);

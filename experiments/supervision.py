@@ -96,12 +96,13 @@ def _completions(config: ConfigDict, table: rows.Rows, tokenizer) -> _Completion
     return _Completions(*both, table.places)
 
 
-def _scored(config: ConfigDict, tokenizer, texts: list[str], source: str, places: list[str]):
+def _scored(config: ConfigDict, tokenizer, texts, source: str, places: list[str], lost="end"):
     return supervised.scored_rows(
         texts,
         tokenizer,
         block=config.train.text_tokens,
         over_long=config.data.over_long,
+        lost=lost,
         source=source,
         places=places,
     )
@@ -122,7 +123,9 @@ def _preference_rows(config: ConfigDict, table: rows.Rows, tokenizer) -> text.Pr
     sides, fits_r = [], np.ones(len(given.prompts), bool)
     for responses in (given.chosen, given.rejected):
         texts = [asked + said for asked, said in zip(given.prompts, responses, strict=True)]
-        tokens_rt, lengths_r, fit_r = _scored(config, tokenizer, texts, table.source, given.places)
+        tokens_rt, lengths_r, fit_r = _scored(
+            config, tokenizer, texts, table.source, given.places, lost="beginning"
+        )
         sides += [tokens_rt, lengths_r]
         fits_r &= fit_r
     _tell(table, int(fits_r.sum()), dropped=int((~fits_r).sum()), tied=given.tied)

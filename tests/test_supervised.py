@@ -23,12 +23,15 @@ class Words:
     """A tokenizer of digits: "12 3" is tokens 1, 2 and 3; special tokens put 8 in front."""
 
     bos_token_id = None
+    truncation_side = "right"
 
     def __call__(self, texts, add_special_tokens=True, verbose=True, **cut):
         rows = [[int(c) for c in text if c.isdigit()] for text in texts]
         rows = [[8, *ids] for ids in rows] if add_special_tokens else rows
         if cut:
-            rows = [ids[: cut["max_length"]] for ids in rows]
+            most = cut["max_length"]
+            right = self.truncation_side == "right"
+            rows = [ids[:most] if right else [ids[0], *ids[1:][1 - most :]] for ids in rows]
         return {"input_ids": rows}
 
 
@@ -146,6 +149,9 @@ def test_whole_texts_for_a_classifier():
     assert fits.tolist() == [True, False]
     tokens, *_ = supervised.scored_rows(["1", "123"], Words(), over_long="truncate", **arguments)
     assert tokens[1].tolist() == [8, 1, 2]
+    end = {"over_long": "truncate", "lost": "beginning"}
+    tokens, *_ = supervised.scored_rows(["1", "123"], Words(), **end, **arguments)
+    assert tokens.tolist() == [[8, 1, 0], [8, 2, 3]]
 
 
 def test_only_the_completion_is_learned():

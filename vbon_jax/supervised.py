@@ -9,6 +9,8 @@ import numpy as np
 from vbon_jax import data
 from vbon_jax.types import InputError
 
+_SIDES = {"end": "right", "beginning": "left"}
+
 
 class TextRows(NamedTuple):
     """Texts as rows, one each or several, and what was left out on the way."""
@@ -162,16 +164,20 @@ def scored_rows(
     *,
     block: int,
     over_long: str = "error",
+    lost: str = "end",
     source: str,
     places: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Whole texts as a classifier reads them: tokens `[R, block]`, lengths `[R]`, and which fit.
 
     With the special tokens of the tokenizer. A text of more than `block` tokens is an `"error"`,
-    loses its end (`"truncate"`), or does not fit (`"drop"`): `[R]` bool, its row empty.
+    is cut (`"truncate"`), or does not fit (`"drop"`): `[R]` bool, its row empty. What is `lost` of
+    a text that is cut is its "end", or its "beginning", as where a response follows a prompt.
     """
     cut = {"truncation": True, "max_length": block} if over_long == "truncate" else {}
+    side, tokenizer.truncation_side = tokenizer.truncation_side, _SIDES[lost]
     rows = tokenizer(list(texts), verbose=False, **cut)["input_ids"]
+    tokenizer.truncation_side = side  # it is saved with the model
     for row, ids in enumerate(rows):
         if not ids or (len(ids) > block and over_long == "error"):
             raise InputError(

@@ -75,11 +75,13 @@ def classifier(
     its log-probability or its probability: a softmax over the labels, or a sigmoid where there is
     one label only or where the model says that its labels do not exclude each other.
     A text of more than `max_tokens` tokens, special ones counted (None: the model's positions), is
-    an "error" or loses its end ("truncate"). Texts are scored at most `batch_size` at a time, in
-    few compiled shapes. Raises InputError for an unknown label, output or choice.
+    an "error" or loses its beginning ("truncate"), so that the response stays. Texts are scored at
+    most `batch_size` at a time, in few compiled shapes. Raises InputError for an unknown label,
+    output or choice.
     """
     checkpoint = hub.load(path, kind="classifier")
     tokenizer = hub.load_tokenizer(path)
+    tokenizer.truncation_side = "left"
     hub.check_vocabulary(tokenizer, checkpoint.config, path)
     positions = checkpoint.config.max_positions
     longest = positions if max_tokens is None else max_tokens
