@@ -22,7 +22,7 @@ def from_nothing(
     `preferences` are the `data` of the policy and of both rewards, `text_tokens` long at most.
     """
     config.data.train_limit, config.data.eval_limit = 256, 128
-    config.sampling.max_new_tokens = 24
+    config.sampling.max_new_tokens = 32
     config.references.samples_per_prompt = 24
     config.references.batch_prompts = 16
     config.budget.sampled_tokens = 120_000

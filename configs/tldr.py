@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _small(config: ConfigDict) -> None:
     """Small GPT-NeoX networks."""
-    config.data.longest_prompt = 112  # and room for what a response may become in a reward
+    config.data.longest_prompt = 96  # and room for what a response may become in a reward
     config.evaluation.temperatures = (0.5, 1.0)
     network = {"model_type": "gpt_neox", "num_hidden_layers": 2, "hidden_size": 64}
     network |= {"num_attention_heads": 4, "intermediate_size": 256, "max_position_embeddings": 192}

@@ -16,10 +16,11 @@ def _write(file: pathlib.Path, rows: list[dict]) -> None:
 
 
 def _opinions(count: int, seed: int) -> tuple[list[str], list[str]]:
-    """Good and bad things to say, `count` of each."""
-    made = reviews.generate(8 * count, seed=seed)
+    """Good and bad things to say, `count` of each: short reviews of about twenty words."""
+    made = sorted(reviews.generate(8 * count, seed=seed), key=lambda review: len(review.text))
+    rng = np.random.default_rng(seed)
     good, bad = ([r.text for r in made if r.label == label][:count] for label in (1, 0))
-    return good, bad
+    return rng.permutation(good).tolist(), rng.permutation(bad).tolist()
 
 
 def make_tldr(folder: pathlib.Path, *, posts: int = 2000, seed: int = 3) -> pathlib.Path:
