@@ -30,10 +30,8 @@ def check(config: ConfigDict) -> None:
             if split == "eval" and config.data.reference_field:
                 for row in range(len(table.rows)):
                     rouge.row_texts(table, row, config.data.reference_field)
-    for cell in cells.every(config):
-        changed = cells.config_of(config, cell)
-        if changed.pairs.path and methods.method(changed.method).takes_pairs:
-            sources.read_pairs(changed, tokenizer)
+    for changed in _given_pairs(config):
+        sources.read_pairs(changed, tokenizer)
 
 
 def check_stages(config: ConfigDict) -> None:
@@ -45,6 +43,18 @@ def check_stages(config: ConfigDict) -> None:
         for split in ("train", "eval"):
             if run.data[split]:
                 supervision.all_texts(run, _rows(run, split), tokenizer)
+
+
+def _given_pairs(config: ConfigDict) -> list[ConfigDict]:
+    """The cells' configurations that name given pairs, one for each way of reading them."""
+    found = {}
+    for cell in cells.every(config):
+        changed = cells.config_of(config, cell)
+        if changed.pairs.path and methods.method(changed.method).takes_pairs:
+            settings = changed.pairs.to_dict()
+            read = {name: settings[name] for name in settings.keys() - {"alpha", "beta", "average"}}
+            found[repr(sorted(read.items()))] = changed
+    return list(found.values())
 
 
 def _rows(run: ConfigDict, split: str) -> rows.Rows:
