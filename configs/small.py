@@ -16,7 +16,7 @@ def from_nothing(
     sft: dict[str, Any],
     preferences: dict[str, Any],
 ) -> None:
-    """A policy of two layers, its reward model and a larger judge; sizes for minutes of two cores.
+    """A policy of two layers, its reward model and a larger judge: nine minutes of two cores.
 
     `network` is the policy's config.json, `larger` what the judge's has instead; `sft` and
     `preferences` are the `data` of the policy and of both rewards, `text_tokens` long at most.
