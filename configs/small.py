@@ -28,7 +28,7 @@ def from_nothing(
     config.budget.sampled_tokens = 120_000
     config.train.steps = 48
     config.train.batch_size = 32
-    config.train.learning_rate = 3e-4  # of 1e-4, 3e-4 and 1e-3, on posts at a seed of no table
+    config.train.learning_rate = 3e-4  # of 1e-4 and 3e-4, on posts, at a seed of no table
     for name in ("bonbon", "dpo"):  # at 3e-4 they went 1.3 and 5.5 nats, DPO's without an EOS
         config.by_method[name] = {"train": {"learning_rate": 1e-4}}
     config.train.trainable = "decoder/(tokens|head)/.*|value/.*"
