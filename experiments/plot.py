@@ -100,7 +100,7 @@ def config(*, dark: bool = False, page: bool = False) -> dict[str, Any]:
 
 def specification(chart: alt.TopLevelMixin, data: Mapping[str, list] | None = None) -> dict:
     """A chart as Vega-Lite's JSON, with the data that it names and without a configuration."""
-    spec = chart.to_dict(validate=False)  # it takes half of a report's time; a test does it
+    spec = chart.to_dict(validate=False)  # slow; a test does it
     spec.pop("config", None)
     return spec | {"datasets": spec.get("datasets", {}) | (data or {})}
 

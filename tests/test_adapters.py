@@ -127,6 +127,18 @@ def test_merged_and_peft_have_the_same_logits(family, tmp_path):
     np.testing.assert_allclose(families.torch_logits(with_adapters, tokens), ours, atol=TOLERANCE)
 
 
+def test_a_new_head_is_trained_and_not_adapted(tmp_path):
+    """Whatever the pattern fits: no low-rank term beside a head that no model comes with."""
+    base = model_of("llama", tmp_path)
+    scored = decoder.with_score(base.config, base.params, ("one",), jax.random.key(0))
+    _, params = adapters.add(*scored, Lora(EVERY, 2, 1.0), jax.random.key(0))
+    assert set(params["score"]) == {"kernel"}
+    assert "lora" in params["layer_0"]["attention"]["query"]
+    names = ("classifier/score/kernel", "classifier/layer_0/attention/query/lora/lora_a")
+    assert all(re.fullmatch(adapters.TRAINED, name) for name in names)
+    assert not re.fullmatch(adapters.TRAINED, "classifier/layer_0/attention/query/kernel")
+
+
 def test_cached_decoding_has_the_adapters_too(tmp_path):
     _, config, params = adapted("qwen2", tmp_path)
     params = trained(config, params)

@@ -5,12 +5,15 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import jax
+import pytest
 
 from tests import forked
 from vbon_jax import reviews
 from vbon_jax.models import decoder, hub
+from vbon_jax.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -70,6 +73,16 @@ def overrides(folder: pathlib.Path, **changes) -> list[str]:
         "n_values": "2",
     } | {key.replace("__", "."): value for key, value in changes.items()}
     return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def check_refusal(call: Callable[[], object], *words: str) -> None:
+    """`call` raises an InputError of one line with these words."""
+    with pytest.raises(InputError) as error:
+        call()
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
 
 
 def program(
