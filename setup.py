@@ -8,7 +8,7 @@ setuptools.setup(
     description="Variational Best-of-N alignment, BoNBoN and their rivals, in JAX",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["vbon_jax*", "experiments*", "configs*"]),
-    package_data={"experiments": ["*.jinja", "*.css", "*.js"]},
+    package_data={"vbon_jax.report": ["*.jinja", "*.css", "*.js"]},
     install_requires=[
         "absl-py>=2.3",
         "altair>=6.0",

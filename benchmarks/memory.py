@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from vbon_jax.models import decoder, responses
+from vbon_jax.models import decoder, log_probs
 
 WIDTH = flags.DEFINE_integer("width", 768, "of the network", lower_bound=8)
 LAYERS = flags.DEFINE_integer("layers", 12, "of the network", lower_bound=1)
@@ -44,7 +44,7 @@ def measure(config: decoder.DecoderConfig, *, batch: int, tokens: int) -> dict:
         return decoder.hidden(config, params, rows)
 
     def scores(params, rows):
-        return responses.token_log_probs(config, params, states(params, rows), rows)
+        return log_probs.token_log_probs(config, params, states(params, rows), rows)
 
     def slope(function: Callable) -> Callable:
         return jax.grad(lambda params, rows: function(params, rows).sum())

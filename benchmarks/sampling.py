@@ -21,9 +21,9 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from vbon_jax.models import hub
-from vbon_jax.rollout import sampler
-from vbon_jax.train import parallel
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.sampling import sampler
+from vbon_jax.training import sharding
 from vbon_jax.types import Prompts
 
 MODEL = flags.DEFINE_string("model", None, "folder of a decoder's checkpoint", required=True)
@@ -49,12 +49,12 @@ class Result(NamedTuple):
 
 def make_ours(model: str, tokens_bp: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
     """A function that samples once and returns the new tokens [B, G]."""
-    checkpoint = hub.load(model, kind="decoder")
+    checkpoint = model_folder.load(model, kind="decoder")
     batch, width = tokens_bp.shape
-    mesh = parallel.make_mesh(data=-1, fsdp=1)
-    params = parallel.place(checkpoint.params, mesh)
-    prompts = parallel.shard_rows(Prompts(tokens_bp, np.full((batch,), width, np.int32)), mesh)
-    keys_b = parallel.shard_rows(sampler.prompt_keys(jax.random.key(0), np.arange(batch)), mesh)
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    params = sharding.place(checkpoint.params, mesh)
+    prompts = sharding.shard_rows(Prompts(tokens_bp, np.full((batch,), width, np.int32)), mesh)
+    keys_b = sharding.shard_rows(sampler.prompt_keys(jax.random.key(0), np.arange(batch)), mesh)
     sampling = sampler.Sampling(max_new_tokens=new_tokens)
 
     def run() -> np.ndarray:
@@ -131,7 +131,7 @@ def main(_) -> None:
     batch, new_tokens, width = BATCH.value, NEW_TOKENS.value, PROMPT_TOKENS.value
     cores = len(os.sched_getaffinity(0))
     jax.config.update("jax_num_cpu_devices", DEVICES.value or math.gcd(batch, cores))
-    vocab_size = hub.load(MODEL.value, kind="decoder").config.vocab_size
+    vocab_size = model_folder.load(MODEL.value, kind="decoder").config.vocab_size
     rng = np.random.default_rng(0)
     tokens_bp = rng.integers(0, vocab_size, (batch, width), dtype=np.int32)
     result = measure(

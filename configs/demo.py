@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
+from vbon_jax.config import defaults
 
 PAIRS = ("bonbon", "bonbon_released", "bonbon_calibrated", "dpo", "ipo")
 METHODS = (
@@ -21,7 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     `configs/demo.py` trains vBoN and KL-RL at N = 4; `configs/demo.py:compare` trains every method
     at four N and three seeds, all at one budget of sampled tokens.
     """
-    config = base.get_config()
+    config = defaults()
     with config.unlocked():
         config.data.train_limit, config.data.eval_limit = 512, 256
         config.sampling.max_new_tokens = 12

@@ -6,12 +6,12 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
+from vbon_jax.config import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Five words and an EOS, at most 3 tokens: 156 responses to each of 3 prompts."""
-    config = base.get_config()
+    config = defaults()
     with config.unlocked():
         # The policy and the rewards.
         config.lab = ConfigDict()

@@ -19,7 +19,8 @@ the same preferences, and a larger one judges:
 
 from ml_collections import ConfigDict
 
-from configs import base, small
+from configs import small
+from vbon_jax.config import defaults
 
 METHODS = ("vbon", "bonbon", "dpo", "kl_rl", "bon_sft")
 
@@ -28,7 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """Both papers' methods at n = 8 on dialogues of one turn or more."""
     if arg not in (None, "", "small"):
         raise ValueError(f"configs/hh.py:{arg} is not known; give nothing or `small`")
-    config = base.get_config()
+    config = defaults()
     with config.unlocked():
         config.data.field = "prompt"
         config.data.max_tokens, config.data.longest_prompt = 0, 512

@@ -13,7 +13,7 @@ papers at two N and two seeds, all at one budget of sampled tokens.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from vbon_jax.config import defaults
 
 # Runs of N = 4 and seed 9 (in no table) at 4e-5 went 0.12 nats with bon_sft and bonbon, 0.02 and
 # 0.03 with vbon and bond: so in the comparison the methods on the policy's own samples have 8e-5.
@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     two layers first learn a common shift of frequent tokens, which costs KL and brings little
     (docs/methods.md has the measurement). A beta2 of 0.999 remembers a rare word's last gradient.
     """
-    config = base.get_config()
+    config = defaults()
     with config.unlocked():
         config.data.min_tokens, config.data.max_tokens = 2, 8
         config.data.train_limit, config.data.eval_limit = 5000, 512

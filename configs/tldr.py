@@ -22,7 +22,8 @@ a reward model on preferences (`prompt`, `chosen` and `rejected`), and a larger 
 
 from ml_collections import ConfigDict
 
-from configs import base, small
+from configs import small
+from vbon_jax.config import defaults
 
 RELATIONSHIPS = ("relationships", "relationship_advice")
 
@@ -32,7 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     words = set(arg.split(",")) if arg else set()
     if unknown := words - {"small", "ood"}:
         raise ValueError(f"configs/tldr.py:{arg}: {sorted(unknown)[0]!r} is not small or ood")
-    config = base.get_config()
+    config = defaults()
     with config.unlocked():
         config.data.field, config.data.reference_field = "prompt", "completion"
         config.data.max_tokens, config.data.longest_prompt = 0, 512

@@ -6,8 +6,9 @@ it stopped.
 
 import pathlib
 
-from experiments import caches, cli, pipeline
-from experiments.saying import say
+from vbon_jax import cli
+from vbon_jax.saying import say
+from vbon_jax.study import caches, pipeline
 
 
 def main() -> None:

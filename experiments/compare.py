@@ -7,7 +7,10 @@ the folder. The same command goes on where it stopped.
 import pathlib
 import sys
 
-from experiments import caches, cells, cli, evaluate, gather, pipeline, report, results, workspace
+from vbon_jax import cli, files
+from vbon_jax.report import sections
+from vbon_jax.study import caches, evaluate, pipeline, plan
+from vbon_jax.workdir import layout, results
 
 
 def main() -> None:
@@ -18,7 +21,7 @@ def main() -> None:
     held = evaluate.yardsticks(config, materials, workdir, cache)
     command = "python -m experiments.compare " + " ".join(sys.argv[1:])
     said = {"command": command, "config": config.to_dict()}
-    workspace.write_json(workdir / gather.COMPARE_FILE, said)
+    files.write_json(workdir / layout.COMPARE_FILE, said)
     evaluate.policy_rows(
         config,
         workdir / "reference",
@@ -32,10 +35,10 @@ def main() -> None:
     )
     evaluate.derive(config, workdir / "reference", materials, cache, held)
     pipeline.check_budgets(config, workdir, materials)
-    for cell in cells.every(config):
+    for cell in plan.every(config):
         pipeline.run_cell(config, workdir, cell, materials)
         evaluate.run_rows(config, workdir, cell, materials, cache, held)
-    for row in report.write(workdir):
+    for row in sections.write(workdir):
         print(pipeline.sentence(row))
     print(f"{workdir / 'results.csv'}\n{workdir / 'report.html'}")
 

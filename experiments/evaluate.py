@@ -9,182 +9,11 @@ measured again.
 
 import json
 import pathlib
-from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import tqdm
 from absl import flags
-from ml_collections import ConfigDict
 
-from experiments import (
-    caches,
-    cells,
-    cli,
-    gather,
-    judges,
-    loop,
-    pipeline,
-    results,
-    rouge,
-    stored,
-    workspace,
-)
-from vbon_jax import evaluate as measures
-from vbon_jax.rollout import references
-from vbon_jax.types import Params
-
-
-def temperatures(config: ConfigDict) -> tuple[float, ...]:
-    """Those to evaluate at; the one that was sampled with unless others are given."""
-    return tuple(map(float, config.evaluation.temperatures)) or (config.sampling.temperature,)
-
-
-def policy_rows(
-    config: ConfigDict,
-    folder: pathlib.Path,
-    materials: pipeline.Materials,
-    cache: references.References,
-    load_params,
-    inputs: dict,
-    **cells,
-) -> list[dict]:
-    """The rows of the results of one policy, a temperature each; in `folder/evaluation.json`.
-
-    `load_params()` gives its parameters and is called only where something is left to do;
-    `cells` are the columns that name the policy.
-    """
-    settings = {
-        key: value
-        for key, value in workspace.flat(config.evaluation).items()
-        if key not in ("batch_prompts", "shown_prompts", "ruler_n", "soft_temperatures")
-    }
-    inputs = (
-        settings | inputs | {f"references {k}": v for k, v in cache.provenance._asdict().items()}
-    )
-    if not workspace.begin(folder, inputs):
-        return json.loads((folder / "evaluation.json").read_text())
-    params, rows = load_params(), []
-    for temperature in temperatures(config):
-        with tqdm.tqdm(
-            total=len(cache.rewards_pm), desc=f"evaluate {cells['run']}", unit="prompt"
-        ) as bar:
-            responses = pipeline.sample_policy(
-                config,
-                materials,
-                params,
-                materials.eval_prompts.token_ids,
-                temperature=temperature,
-                progress=lambda done, total, bar=bar: bar.update(done - bar.n),
-            )
-        write_responses(folder / f"responses-t{temperature:g}.parquet", responses, materials)
-        summary = measures.summarise(
-            responses,
-            cache.rewards_pm,
-            seed=config.evaluation.seed,
-            resamples=config.evaluation.resamples,
-        )
-        prompts, samples = responses.rewards_bk.shape
-        rows.append(
-            results.make_row(
-                estimates=summary,
-                temperature=temperature,
-                prompts=prompts,
-                samples_per_prompt=samples,
-                reference_samples=cache.rewards_pm.shape[1],
-                **cells,
-            )
-        )
-    workspace.write_json(folder / "evaluation.json", rows)
-    workspace.finish(folder)
-    return rows
-
-
-def write_responses(path: pathlib.Path, responses: measures.Responses, materials) -> None:
-    """Every sampled response with its reward, KL and length: the evidence behind a row."""
-    decode = materials.tokenizer.batch_decode
-    columns = {
-        "prompt": materials.eval_prompts.texts,
-        "responses": [decode(ids, skip_special_tokens=True) for ids in responses.tokens],
-        "rewards": list(np.asarray(responses.rewards_bk)),
-        "kl": list(np.asarray(responses.kl_bk)),
-        "lengths": list(np.asarray(responses.lengths_bk)),
-        "finished": list(np.asarray(responses.finished_bk)),
-        "tokens": pa.array(responses.tokens, pa.list_(pa.list_(pa.int32()))),
-    }
-    pq.write_table(pa.table(columns), path)
-
-
-class Yardsticks(NamedTuple):
-    """What stored responses are held against besides the training reward."""
-
-    judges: list[judges.Judge]
-    texts: list[list[str]]  # the references of each held-out prompt; none without a field of them
-
-
-def yardsticks(
-    config: ConfigDict,
-    materials: pipeline.Materials,
-    workdir: pathlib.Path,
-    cache: references.References,
-) -> Yardsticks:
-    """Those of the configuration, checked; the cached responses are judged where they are not."""
-    texts = []
-    if config.data.reference_field:
-        prompts = materials.eval_prompts.token_ids
-        texts = rouge.references(config, materials.tokenizer, prompts)
-    return Yardsticks(judges.panel(config, materials, workdir, cache), texts)
-
-
-def derive(
-    config: ConfigDict,
-    folder: pathlib.Path,
-    materials: pipeline.Materials,
-    cache: references.References,
-    held: Yardsticks,
-) -> None:
-    """Whatever the responses that stand in `folder` say besides: where it is missing."""
-    stored.length_control(config, folder, cache)
-    if held.texts:
-        rouge.measure(config, folder, cache, held.texts)
-    judges.judge_policy(config, held.judges, materials, cache, folder)
-
-
-def run_rows(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    cell: dict,
-    materials: pipeline.Materials,
-    cache: references.References,
-    held: Yardsticks,
-) -> list[dict]:
-    """The rows of a trained cell, with what it cost; its share of the cache is counted in."""
-    config = cells.config_of(config, cell)
-    folder = workdir / "runs" / cells.run_name(cell)
-
-    def load_params() -> Params:
-        task = pipeline.make_task(config, materials, None)
-        return loop.restore(
-            folder,
-            which=config.evaluation.checkpoint,
-            task=task,
-            network=materials.checkpoint.params,
-        )
-
-    made = json.loads((folder / workspace.STAGE_FILE).read_text())["inputs"]
-    policy_rows(
-        config,
-        folder / "evaluation",
-        materials,
-        cache,
-        load_params,
-        {f"run {key}": value for key, value in made.items()},
-        **gather.labels(config),
-        run=folder.name,
-    )
-    derive(config, folder / "evaluation", materials, cache, held)
-    return gather.run_rows(folder, config, cache)
+from vbon_jax import cli
+from vbon_jax.study import caches, evaluate, pipeline, plan
 
 
 def main() -> None:
@@ -192,10 +21,10 @@ def main() -> None:
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
     materials = pipeline.prepare(config, workdir)
     cache = caches.reference_cache(config, materials, workdir, "eval")
-    held = yardsticks(config, materials, workdir, cache)
-    for cell in cells.every(config) if ALL.value else [cells.single(config)]:
+    held = evaluate.yardsticks(config, materials, workdir, cache)
+    for cell in plan.every(config) if ALL.value else [plan.single(config)]:
         pipeline.run_cell(config, workdir, cell, materials)
-        for row in run_rows(config, workdir, cell, materials, cache, held):
+        for row in evaluate.run_rows(config, workdir, cell, materials, cache, held):
             print(json.dumps({key: value for key, value in row.items() if value is not None}))
 
 

@@ -11,9 +11,10 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, loop
-from vbon_jax.models import adapters, hub
-from vbon_jax.train import methods, parallel
+from vbon_jax import cli
+from vbon_jax.models import lora
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError
 
 RUN = flags.DEFINE_string("run", None, "Folder of a run, WORKDIR/runs/NAME.")
@@ -31,13 +32,13 @@ def main() -> None:
     kind = methods.method(config.method).kind
     if ADAPTERS.value and (kind != "decoder" or not config.policy.lora.pattern):
         raise InputError(f"--adapters: {run} has no policy with policy.lora; leave the flag out")
-    source = hub.load(config.policy.path, kind=kind)
+    source = model_folder.load(config.policy.path, kind=kind)
     model, params = loop.with_adapters(config, source.config, source.params, config.policy.path)
-    mesh = parallel.make_mesh(data=-1, fsdp=1)
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
     task = methods.Task(config=config, model=model, mesh=mesh)
     params = loop.restore(run, which=CHECKPOINT.value, task=task, network=params)
     if ADAPTERS.value:
-        adapters.save(
+        lora.save(
             OUTPUT.value,
             model,
             params,
@@ -45,9 +46,9 @@ def main() -> None:
             base=config.policy.path,
         )
         return
-    tokenizer = hub.load_tokenizer(config.policy.path)
-    model, params = adapters.merge(model, params)
-    hub.save(
+    tokenizer = model_folder.load_tokenizer(config.policy.path)
+    model, params = lora.merge(model, params)
+    model_folder.save(
         OUTPUT.value,
         model,
         params,

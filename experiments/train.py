@@ -6,9 +6,10 @@ command goes on where an interrupted run stopped, and does nothing when it is fi
 
 import pathlib
 
-from experiments import cells, cli, pipeline
-from experiments.saying import say
-from vbon_jax.train import methods
+from vbon_jax import cli
+from vbon_jax.saying import say
+from vbon_jax.study import pipeline, plan
+from vbon_jax.training import methods
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
     if methods.method(config.method).source != "text":
         materials = pipeline.prepare(config, workdir)
-        folder = pipeline.run_cell(config, workdir, cells.single(config), materials)
+        folder = pipeline.run_cell(config, workdir, plan.single(config), materials)
     else:
         folder = pipeline.run_text_method(config, workdir)
     say(f"trained: {folder}")

@@ -39,7 +39,7 @@ def shared() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> pathlib.Path:
     """A folder with a tiny random policy and reviews; see `tests/tiny.py`."""
-    from tests.tiny import make_policy, make_reviews
+    from tests.tiny_config import make_policy, make_reviews
 
     folder = tmp_path_factory.mktemp("tiny")
     make_policy(folder / "policy")

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.tiny import ROOT
+from tests.tiny_config import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base
-from experiments import loop
-from vbon_jax import data
+from vbon_jax.config import defaults
+from vbon_jax.data import prompt_sets
 from vbon_jax.models import decoder
-from vbon_jax.rollout import references, sampler
-from vbon_jax.train import methods, parallel, step
+from vbon_jax.sampling import reference_cache, sampler
+from vbon_jax.training import loop, methods, sharding, step
 
 LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "mixed": (4, 2)}
 MODEL = decoder.DecoderConfig(
@@ -23,7 +22,7 @@ MODEL = decoder.DecoderConfig(
 
 
 def configuration(method: str):
-    config = base.get_config()
+    config = defaults()
     with config.unlocked():
         config.method, config.n = method, 4.0
         config.sampling.max_new_tokens = 8
@@ -40,14 +39,16 @@ def make_task(config, mesh) -> methods.Task:
     params = decoder.init(MODEL, jax.random.key(1))
     lengths = rng.integers(1, 9, (20, 16)).astype(np.int32)
     rewards, log_probs = rng.normal(size=(2, 20, 16)).astype(np.float32)
-    cache = references.References(rewards, lengths, lengths < 8, 3 * log_probs - 20, None, (), 1)
+    cache = reference_cache.References(
+        rewards, lengths, lengths < 8, 3 * log_probs - 20, None, (), 1
+    )
     return methods.Task(
         config=config,
         model=MODEL,
         mesh=mesh,
-        prompts=data.PromptSet(ids, [""] * len(ids)),
+        prompts=prompt_sets.PromptSet(ids, [""] * len(ids)),
         prompt_width=8,
-        reference_params=parallel.place(params, mesh),
+        reference_params=sharding.place(params, mesh),
         cache=cache,
         cache_tokens_pmg=rng.integers(1, 40, (20, 16, 8)).astype(np.int32),
         score=lambda prompts, responses: np.asarray(
@@ -61,7 +62,7 @@ def one_step(method: str, layout: str) -> dict:
     """A batch and its updates on one layout; then the same batch under pmap where it is "pmap"."""
     data_axis, fsdp = LAYOUTS["one" if layout == "pmap" else layout]
     devices = jax.devices()[: data_axis * fsdp]
-    mesh = parallel.make_mesh(data=data_axis, fsdp=fsdp, devices=devices)
+    mesh = sharding.make_mesh(data=data_axis, fsdp=fsdp, devices=devices)
     config = configuration(method)
     task = make_task(config, mesh)
     learner = loop.make_learner(config, task)
@@ -71,10 +72,10 @@ def one_step(method: str, layout: str) -> dict:
     state, batch, row = methods.method(method).make_batch(task, state, 0, jax.random.key(3))
     updates = []
     if layout == "pmap":
-        run = parallel.pmap_step(step.train_step, learner=dataclasses.replace(learner, mesh=None))
-        state = parallel.replicate(state)
+        run = sharding.pmap_step(step.train_step, learner=dataclasses.replace(learner, mesh=None))
+        state = sharding.replicate(state)
         for part in loop.minibatches(batch, config, 0, mesh):
-            state, metrics = run(state, parallel.split_rows(part), np.float32(1.0))
+            state, metrics = run(state, sharding.split_rows(part), np.float32(1.0))
             updates.append({name: float(value[0]) for name, value in metrics.items()})
         params = jax.tree.map(lambda leaf: leaf[0], state.params)
     else:

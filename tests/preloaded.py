@@ -8,8 +8,19 @@ import sys
 import warnings
 from importlib.machinery import PathFinder
 
-NEEDED = ("altair", "jinja2", "vl_convert", "vbon_jax.evaluate", "vbon_jax.train.methods")
-NEEDED += ("vbon_jax.train.checkpoint", "vbon_jax.train.log", "transformers")
+NEEDED = (
+    "altair",
+    "jinja2",
+    "vl_convert",
+    "vbon_jax.evaluation.measures",
+    "vbon_jax.training.methods",
+)
+NEEDED += (
+    "vbon_jax.training.methods",
+    "vbon_jax.training.checkpoints",
+    "vbon_jax.training.logs",
+    "transformers",
+)
 
 
 class WithoutTorch(PathFinder):

@@ -8,14 +8,15 @@ import sys
 import jax
 import pytest
 
-from vbon_jax.models import decoder, hub
+from vbon_jax.models import decoder
+from vbon_jax.models.huggingface import model_folder
 
 
 def test_sampling_reports_both_sides(tmp_path):
     config = decoder.DecoderConfig(
         vocab_size=300, width=8, num_layers=1, num_heads=2, mlp_width=16, max_positions=16
     )
-    hub.save(tmp_path, config, decoder.init(config, jax.random.key(0)))
+    model_folder.save(tmp_path, config, decoder.init(config, jax.random.key(0)))
     flags = [f"--model={tmp_path}", "--batch=3", "--new_tokens=4", "--prompt_tokens=5"]
     finished = subprocess.run(
         [sys.executable, "benchmarks/sampling.py", *flags, "--rounds=1"],

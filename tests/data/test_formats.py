@@ -1,0 +1,318 @@
+"""What rows mean: every shape and form, and what is refused before anything is computed."""
+
+import json
+
+import pytest
+
+from vbon_jax.data import formats, tokenizers
+from vbon_jax.data.sources import Rows, read
+from vbon_jax.types import InputError
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if loop.index0 % 2 != (m.role == 'assistant') %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content | trim }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One with a chat template that trims contents and marks the end of every turn."""
+    made = tokenizers.train_tokenizer(["a small text"], vocab_size=260)
+    made.chat_template = TEMPLATE
+    made.name_or_path = "folder/of/policy"
+    return made
+
+
+def table(*content, textual=False) -> Rows:
+    return Rows(list(content), "f.jsonl", list(range(1, len(content) + 1)), "line", textual)
+
+
+def say(*contents) -> list[dict]:
+    """A conversation that a user begins."""
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def answer(text) -> list[dict]:
+    return [{"role": "assistant", "content": text}]
+
+
+# Texts and prompts --------------------------------------------------------------------------------
+
+
+def test_prompts_and_texts_are_texts_or_conversations(tokenizer):
+    mixed = table({"p": "plain"}, {"p": say("hi", "yes?", " what ")})
+    bos = tokenizer.bos_token or ""
+    rendered = f"{bos}<user>hi<end>\n<assistant>yes?<end>\n<user>what<end>\n"
+    assert formats.prompts(mixed, name="p", tokenizer=tokenizer) == [
+        "plain",
+        f"{rendered}<assistant>",
+    ]
+    assert formats.texts(mixed, name="p", tokenizer=tokenizer) == ["plain", rendered]
+    assert formats.prompts(table({"prompt": ""})) == [""]
+
+
+def test_a_tokenizer_without_a_template_is_named(tokenizer):
+    plain = tokenizers.train_tokenizer(["a small text"], vocab_size=260)
+    plain.name_or_path = "folder/of/gpt2"
+    conversation = table({"prompt": say("hi")})
+    with pytest.raises(
+        InputError, match=r"folder/of/gpt2: the tokenizer has no chat template, and f"
+    ):
+        formats.prompts(conversation, tokenizer=plain)
+    with pytest.raises(InputError, match=r"no tokenizer: .* f\.jsonl: line 1 has a list of mess"):
+        formats.prompts(conversation)
+    with pytest.raises(
+        InputError, match=r"line 1: the chat template of folder/of/policy refuses.*al"
+    ):
+        formats.prompts(table({"prompt": answer("hi")}), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, r"f\.jsonl: line 2: field 'prompt' is NoneType, not str; correct"),
+        (3, r"line 2: field 'prompt' is int, not str"),
+        ([], r"line 2: field 'prompt' is no list of messages; give at least one"),
+        (["hi"], r"line 2: field 'prompt': message 1 is not \{'role'"),
+        ([{"role": "user", "content": None}], r"message 1 is not"),
+        ([*say("hi"), {"role": "assistant"}], r"message 2 is not"),
+    ],
+)
+def test_what_is_no_prompt(tokenizer, value, message):
+    with pytest.raises(InputError, match=message):
+        formats.prompts(table({"prompt": "a"}, {"prompt": value}), tokenizer=tokenizer)
+
+
+def test_a_missing_field_says_which_there_are():
+    message = r"line 2 has no field 'prompt' \(it has: query, text\); add the field, or name"
+    with pytest.raises(InputError, match=message):
+        formats.prompts(table({"prompt": "a"}, {"text": "b", "query": "c"}))
+    with pytest.raises(InputError, match=r"\(it has: none\)"):
+        formats.texts(table({}))
+
+
+def test_labels_are_whole_numbers():
+    rows = table({"text": "a", "label": 2}, {"text": "b", "label": 0})
+    assert formats.labelled(rows) == (["a", "b"], [2, 0])
+    written = table({"review": "a", "stars": "2"}, textual=True)
+    assert formats.labelled(written, name="review", label="stars") == (["a"], [2])
+    for value, message in (
+        ("1", "field 'label' is str, not int; correct"),
+        (True, "field 'label' is bool, not int"),
+        (1.0, "field 'label' is float, not int"),
+        (-1, "field 'label' is -1; classes begin at 0"),
+    ):
+        with pytest.raises(InputError, match=f"f.jsonl: line 1: {message}"):
+            formats.labelled(table({"text": "a", "label": value}))
+    with pytest.raises(InputError, match="field 'label' is str, not int"):
+        formats.labelled(table({"text": "a", "label": "1.0"}, textual=True))
+
+
+def test_completions(tokenizer):
+    rows = table(
+        {"prompt": "a", "completion": " b"},
+        {"prompt": say("hi"), "completion": answer(" yes ")},
+        {"prompt": "hi", "completion": answer("yes")},
+        {"prompt": say("hi"), "completion": "yes"},
+    )
+    made = formats.completions(rows, tokenizer=tokenizer)
+    rendered = formats.prompts(table({"prompt": say("hi")}), tokenizer=tokenizer)[0]
+    assert made.prompts == ["a", rendered, rendered, rendered]
+    assert made.completions == [" b", "yes", "yes", "yes"]
+    for empty in ("", " \n", answer(" ")):
+        with pytest.raises(InputError, match=r"line 1: field 'completion' is empty; give"):
+            formats.completions(table({"prompt": "a", "completion": empty}), tokenizer=tokenizer)
+    with pytest.raises(InputError, match=r"line 1 has no field 'completion' \(it has: prompt\)"):
+        formats.completions(table({"prompt": "a"}))
+
+
+# Preferences --------------------------------------------------------------------------------------
+
+
+def test_pairs_with_their_prompts():
+    given = formats.preferences(
+        table(
+            {"prompt": "p", "chosen": " a", "rejected": " b"},
+            {"prompt": "q", "best": " c", "worst": " d"},
+        )
+    )
+    assert given == (["p", "q"], [" a", " c"], [" b", " d"], ["line 1", "line 2"], 0, 0)
+
+
+def test_dialogues_share_their_prompt():
+    start = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: why\n\nAssistant:"
+    rows = table(
+        {"chosen": f"{start} because", "rejected": f"{start} be it so"},
+        # they part in an earlier turn: what follows is the answer, further turns included
+        {
+            "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
+            "rejected": "\n\nHuman: a\n\nAssistant: e\n\nHuman: c\n\nAssistant: d",
+        },
+        {"chosen": f"{start} a", "rejected": f"{start} a"},
+    )
+    given = formats.preferences(rows, on_tie="drop")
+    assert given.prompts == [start, "\n\nHuman: a\n\nAssistant:"]
+    assert given.chosen == [" because", " b\n\nHuman: c\n\nAssistant: d"]
+    assert given.rejected == [" be it so", " e\n\nHuman: c\n\nAssistant: d"]
+    assert given.tied == 1
+    apart = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"}
+    with pytest.raises(
+        InputError, match=r"line 1: chosen and rejected share no beginning up to an"
+    ):
+        formats.preferences(table(apart))
+    with pytest.raises(InputError, match=r"has no field 'prompt' \(it has: chosen, rejected\)"):
+        formats.preferences(table({"chosen": "a", "rejected": "b"}))
+
+
+def test_conversations_with_and_without_their_prompt(tokenizer):
+    rendered = formats.prompts(table({"prompt": say("hi")}), tokenizer=tokenizer)[0]
+    rows = table(
+        {"prompt": say("hi"), "chosen": answer("good"), "rejected": answer("bad")},
+        {"prompt": "hi", "chosen": answer("good"), "rejected": answer("bad")},
+        {"chosen": say("hi", "good"), "rejected": say("hi", "bad")},
+        {"prompt": "hi", "chosen": say("hi", "good"), "rejected": say("hi", "bad")},
+        {"prompt": None, "chosen": say("hi", " good "), "rejected": say("hi", "bad\n")},
+        {"prompt": say("hi"), "chosen": "good", "rejected": "bad"},
+    )
+    given = formats.preferences(rows, tokenizer=tokenizer)
+    assert given.prompts == [rendered] * 6
+    assert given.chosen == ["good"] * 6
+    assert given.rejected == ["bad"] * 6
+    long = table({"chosen": say("a", "b", "c", "d"), "rejected": say("a", "b", "c", "e", "f", "g")})
+    given = formats.preferences(long, tokenizer=tokenizer)
+    assert given.prompts[0].endswith("<assistant>b<end>\n<user>c<end>\n<assistant>")
+    assert given.chosen == ["d"]
+    assert given.rejected == ["e<end>\n<user>f<end>\n<assistant>g"]
+    with pytest.raises(InputError, match=r"line 1: chosen and rejected share no first message"):
+        formats.preferences(
+            table({"chosen": say("a", "b"), "rejected": say("c", "b")}), tokenizer=tokenizer
+        )
+
+
+def test_a_template_that_does_not_continue_its_prompt(tokenizer):
+    odd = tokenizers.train_tokenizer(["a small text"], vocab_size=260)
+    odd.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    odd.name_or_path = "folder/of/odd"
+    with pytest.raises(InputError, match=r"template of folder/of/odd does not continue the prompt"):
+        formats.preferences(
+            table({"prompt": "a", "chosen": answer("b"), "rejected": answer("c")}), tokenizer=odd
+        )
+
+
+def test_ties_and_empty_responses_are_a_choice(tokenizer):
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    tie, empty = row | {"rejected": "a"}, row | {"rejected": " "}
+    rewards = row | {"chosen_reward": 1.0, "rejected_reward": 1}
+    talk = {"chosen": say("hi", "yes"), "rejected": say("hi", "yes")}
+    given = formats.preferences(
+        table(row, tie, row, rewards, talk), tokenizer=tokenizer, on_tie="drop"
+    )
+    assert (len(given.prompts), given.tied, given.places) == (2, 3, ["line 1", "line 3"])
+    with pytest.raises(
+        InputError, match=r"f\.jsonl: line 2: chosen and rejected are equal.*on_tie"
+    ):
+        formats.preferences(table(row, tie))
+    with pytest.raises(InputError, match=r"f\.jsonl: line 2: the rejected response is empty; give"):
+        formats.preferences(table(row, empty))
+    with pytest.raises(InputError, match=r"line 1: the chosen response is empty"):
+        formats.preferences(table(row | {"chosen": ""}))
+    given = formats.preferences(table(row, empty), on_empty="drop")
+    assert (len(given.prompts), given.tied, given.empty) == (1, 0, 1)
+    with pytest.raises(
+        InputError, match=r"none of 2 pairs is left \(1 with equal responses, 1 with"
+    ):
+        formats.preferences(table(tie, empty), on_tie="drop", on_empty="drop")
+    with pytest.raises(InputError, match=r"on_tie is 'keep'; choose drop or error"):
+        formats.preferences(table(row), on_tie="keep")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chosen": 3}, r"line 1: field 'chosen' is int, not str"),
+        ({"rejected": None}, r"line 1: field 'rejected' is NoneType, not str"),
+        ({"prompt": 1}, r"line 1: field 'prompt' is int, not str"),
+        ({"rejected": answer("b")}, r"line 1: field 'rejected' is list, not str"),
+        ({"chosen": answer("b")}, r"line 1: field 'rejected' is no list of messages"),
+        ({"best_reward": 1.0, "worst_reward": 2.0}, r"best_reward = 1 is below worst_reward = 2"),
+        ({"best_reward": 1.0}, r"line 1 has no field 'worst_reward'"),
+        ({"best_reward": float("nan"), "worst_reward": 0.0}, r"'best_reward' is nan; give a fin"),
+        ({"chosen_reward": "1", "rejected_reward": 0}, r"'chosen_reward' is str, not a number"),
+        ({"chosen_reward": True, "rejected_reward": 0}, r"'chosen_reward' is bool, not a num"),
+    ],
+)
+def test_what_is_no_pair(tokenizer, change, message):
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"} | change
+    with pytest.raises(InputError, match=message):
+        formats.preferences(table(row), tokenizer=tokenizer)
+
+
+def test_numbers_of_a_textual_file():
+    rows = table({"r": "1.5e1"}, {"r": "x"}, {"r": ""}, textual=True)
+    assert formats.number(rows, 0, "r") == 15.0
+    for row in (1, 2):
+        with pytest.raises(InputError, match=rf"line {row + 1}: field 'r' is '.?', not a number"):
+            formats.number(rows, row, "r")
+
+
+# The BoNBoN release -------------------------------------------------------------------------------
+
+RELEASED = {
+    "\n\nHuman: a\n\nAssistant:": {
+        "pairs": [[0, 1], [2, 3]],
+        "responses": [" best", " worst", " same", " same"],
+        "sft_target": " same",
+    },
+    "\n\nHuman: b\n\nAssistant:": {
+        "pairs": [[1, 0]],
+        "responses": [" bad", " good"],
+        "sft_target": " good",
+    },
+}
+
+
+@pytest.mark.parametrize("form", ["lines", "object", "list"])
+def test_the_released_best_and_worst(tmp_path, form):
+    file = tmp_path / ("rows.jsonl" if form == "lines" else "rows.json")
+    rows = [{prompt: value} for prompt, value in RELEASED.items()]
+    text = {
+        "lines": "".join(json.dumps(row) + "\n" for row in rows),
+        "object": json.dumps(RELEASED),
+        "list": json.dumps(rows),
+    }
+    file.write_text(text[form])
+    given = formats.preferences(read(file), on_tie="drop")
+    assert given.prompts == list(RELEASED)
+    assert given.chosen == [" best", " good"]
+    assert given.rejected == [" worst", " bad"]
+    assert given.tied == 1
+    expected = {"lines": ["line 1", "line 2"], "object": ["row 1"] * 2, "list": ["row 1", "row 2"]}
+    assert given.places == expected[form]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"responses": ["a"], "pairs": [[0, 1]]}, r"line 1: 'p': the pair \[0, 1\] does not name"),
+        ({"responses": ["a", "b"], "pairs": [[0]]}, r"the pair \[0\] does not name two"),
+        ({"responses": ["a", "b"], "pairs": [[0, -1]]}, r"the pair \[0, -1\] does not name two"),
+        ({"responses": ["a", "b"], "pairs": [3]}, r"the pair 3 does not name two"),
+        ({"responses": ["a", "b"], "pairs": []}, r"no prompt has a pair; give at least one"),
+        ({"responses": ["a", 1], "pairs": [[0, 1]]}, r"field 'rejected' is int, not str"),
+    ],
+)
+def test_broken_releases(value, message):
+    with pytest.raises(InputError, match=message):
+        formats.preferences(table({"p": value}))
+
+
+def test_a_later_row_of_another_form():
+    good = {"p": {"responses": ["a", "b"], "pairs": [[0, 1]]}}
+    with pytest.raises(
+        InputError, match=r"line 2: 'q' has no responses and pairs; correct the row"
+    ):
+        formats.preferences(table(good, {"q": 1}))

@@ -1,0 +1,314 @@
+"""Rows, prompts, batches and sequences: worked by hand first, then what must hold for all."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vbon_jax.data import batching, prompt_sets, sft_rows
+from vbon_jax.types import InputError, Prompts, Samples
+
+
+class Words:
+    """A tokenizer of the numbers that a text spells; as much of transformers' as data.py uses."""
+
+    def __init__(self, bos_token_id=0, adds_bos=False):
+        self.bos_token_id, self.adds_bos = bos_token_id, adds_bos
+
+    def __call__(self, texts, *, add_special_tokens=True, verbose):
+        assert not verbose
+        first = [self.bos_token_id] if self.adds_bos and add_special_tokens else []
+        return {"input_ids": [first + [int(word) for word in text.split()] for text in texts]}
+
+    def batch_decode(self, rows, *, clean_up_tokenization_spaces):
+        assert not clean_up_tokenization_spaces
+        return [" ".join(map(str, ids)) for ids in rows]
+
+
+def build(texts, *, tokenizer=None, **changes) -> prompt_sets.PromptSet:
+    options = {
+        "min_tokens": 1,
+        "max_tokens": 0,
+        "limit": 0,
+        "seed": 0,
+        "longest": 10,
+        "source": "rows.jsonl",
+    }
+    return prompt_sets.build_prompts(texts, tokenizer or Words(), **{**options, **changes})
+
+
+# Rows ---------------------------------------------------------------------------------------------
+
+
+def test_rows_are_read_in_order(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(
+        '{"text": "ä\\u2028b", "label": 1}\r\n{"text": "", "label": 0}\n\n \n'.encode()
+    )
+    rows = prompt_sets.read_jsonl(file, ("text", "label"), types={"label": int})
+    assert rows == [{"text": "ä\u2028b", "label": 1}, {"text": "", "label": 0}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "rows.jsonl: the file is empty; give"),
+        (b"\n \n", "rows.jsonl: the file is empty; give"),
+        (b'{"text": "a", "label": 1}\n\n{"text": "b", "label": 1}', "line 2 is blank; write"),
+        (b'{"text": "a", "label": 1}\n{"text": ', "line 2 is not JSON .*; write"),
+        (b'{"text": "a", "label": 1}\n["a"]', "line 2 is a list, not an object; write"),
+        (b'{"text": "a", "label": 1}\n{"label": 1}', "line 2 has no field 'text' .it has: label.*"),
+        (b'{"text": null, "label": 1}', "line 1: field 'text' is NoneType, not str; correct"),
+        (b'{"text": "a", "label": "1"}', "line 1: field 'label' is str, not int; correct"),
+        (b'{"text": "a", "label": true}', "line 1: field 'label' is bool, not int; correct"),
+        (b'{"text": "a", "label": 1}\n{"text": "\xff"}', "line 2 is not UTF-8 .*; save"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, content, message):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        prompt_sets.read_jsonl(file, ("text", "label"), types={"label": int})
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="no such file; give a file of JSON lines"):
+        prompt_sets.read_jsonl(tmp_path, ("text",))
+
+
+# Prompts ------------------------------------------------------------------------------------------
+
+
+def test_whole_texts_are_prompts_and_each_is_kept_once():
+    prompts = build(["5 6", "", "7", "5 6", "8 9"], exclude={(7,)})
+    assert prompts.token_ids == [(5, 6), (0,), (8, 9)]
+    assert prompts.texts == ["5 6", "0", "8 9"]
+    assert (prompts.duplicates, prompts.held_out_overlap) == (1, 1)
+
+
+def test_prefixes_have_uniform_lengths_that_depend_on_seed_and_row_alone():
+    texts = [" ".join(str(row * 20 + place) for place in range(12)) for row in range(3000)]
+    prompts = build(texts, min_tokens=2, max_tokens=8)
+    assert all(ids == tuple(range(ids[0], ids[0] + len(ids))) for ids in prompts.token_ids)
+    counts = np.bincount([len(ids) for ids in prompts.token_ids], minlength=9)
+    assert counts[:2].sum() == 0 and counts[2:].sum() == 3000
+    assert np.abs(counts[2:] - 3000 / 7).max() < 5 * (3000 / 7) ** 0.5
+    assert build(texts[:50], min_tokens=2, max_tokens=8).token_ids == prompts.token_ids[:50]
+    assert build(texts, min_tokens=2, max_tokens=8, seed=1).token_ids != prompts.token_ids
+    assert build(["3"], min_tokens=2, max_tokens=8).token_ids == [(3,)]
+
+
+def test_over_long_prompts_are_a_choice():
+    texts = ["1 2", "1 2 3 4", "9 8 3 4", "1 2 3"]
+    with pytest.raises(
+        InputError,
+        match=r"rows\.jsonl: 2 of 4 prompts are longer than 3 tokens \(the first on line 2, 4 tok"
+        r".*set over_long to truncate or drop",
+    ):
+        build(texts, longest=3)
+    cut = build(texts, longest=3, over_long="truncate")
+    assert cut.token_ids == [(1, 2), (2, 3, 4), (8, 3, 4), (1, 2, 3)]
+    assert (cut.truncated, cut.dropped) == (2, 0)
+    left = build(texts, longest=3, over_long="drop")
+    assert left.token_ids == [(1, 2), (1, 2, 3)]
+    assert (left.truncated, left.dropped) == (0, 2)
+
+
+def test_a_limit_takes_a_random_part_in_the_order_of_the_file():
+    texts = [str(number) for number in range(100)]
+    part = build(texts, limit=10).token_ids
+    assert len(part) == 10 and part == sorted(part)
+    assert max(part) > (20,)  # not the file's beginning
+    assert set(part) < set(build(texts, limit=20).token_ids)
+    assert build(texts, limit=100).token_ids == build(texts).token_ids
+
+
+@pytest.mark.parametrize(
+    ("texts", "changes", "message"),
+    [
+        (["1", ""], {"tokenizer": Words(None)}, r"rows.jsonl: line 2 has an empty prompt.*give"),
+        (["1", "2"], {"exclude": {(1,), (2,)}}, "all 2 prompts are among the training prompts"),
+        (["1 2"], {"longest": 1, "over_long": "drop"}, "none of 1 rows is left, 1 were too long"),
+        (["1"], {"over_long": "cut"}, "over_long is 'cut'; choose error, truncate or drop"),
+        (["1"], {"max_tokens": 2, "min_tokens": 3}, "prompts of 3 to 2 tokens"),
+        (["1"], {"max_tokens": 2, "min_tokens": 0}, "prompts of 0 to 2 tokens"),
+        (["1"], {"limit": -1}, "limit of prompts is -1"),
+        (["1"], {"longest": 0}, "leave 0 positions"),
+    ],
+)
+def test_prompts_that_cannot_be_are_refused(texts, changes, message):
+    with pytest.raises(InputError, match=message):
+        build(texts, **changes)
+
+
+def test_rows_of_which_some_were_left_out_keep_their_places():
+    places = ["row 3", "row 9"]
+    with pytest.raises(InputError, match=r"rows\.jsonl: row 9 has an empty prompt"):
+        build(["1", ""], tokenizer=Words(None), places=places)
+    with pytest.raises(InputError, match=r"\(the first on row 9, 2 tokens\)"):
+        build(["1", "1 2"], longest=1, places=places)
+
+
+def test_a_fingerprint_tells_token_sequences_apart():
+    sets = [[(1, 2), (3,)], [(1,), (2, 3)], [(3,), (1, 2)], [(1, 2, 3)], [(1, 2), (3,), ()]]
+    prints = {prompt_sets.fingerprint(prompt_sets.PromptSet(ids, [])) for ids in sets}
+    assert len(prints) == len(sets)
+    assert prompt_sets.fingerprint(prompt_sets.PromptSet(sets[0], ["shown"])) in prints
+
+
+def test_real_reviews_and_tokenizer(shared):
+    from vbon_jax.models.huggingface import model_folder
+
+    tokenizer = model_folder.load_tokenizer(shared / "models" / "gpt2-imdb-mini")
+    file = shared / "data" / "imdb" / "test.jsonl"
+    texts = [row["text"] for row in prompt_sets.read_jsonl(file, ("text",))]
+    prompts = build(texts, tokenizer=tokenizer, min_tokens=2, max_tokens=8, source=str(file))
+    assert len(prompts.token_ids) + prompts.duplicates == 300
+    assert {len(ids) for ids in prompts.token_ids} == set(range(2, 9))
+    assert sum(text.startswith(prompts.texts[0]) for text in texts) >= 1
+    with pytest.raises(InputError, match="of 300 prompts are longer than 200 tokens"):
+        build(texts, tokenizer=tokenizer, longest=200)
+
+
+# Batches ------------------------------------------------------------------------------------------
+
+
+def test_buckets_are_few_and_tight():
+    assert [batching.bucket_length(n) for n in (0, 1, 8, 9, 64, 65, 100, 129)] == [
+        *(8, 8, 8, 16, 64, 80, 112, 160)
+    ]
+    lengths = np.arange(1, 2000)
+    padded = np.asarray([batching.bucket_length(int(n)) for n in lengths])
+    assert (padded >= lengths).all() and (np.diff(padded) >= 0).all()
+    assert (padded[64:] <= 1.25 * lengths[64:]).all()
+    assert len(set(padded)) <= 8 + 4 * 5
+    assert all(batching.bucket_length(int(n)) == n for n in padded)
+
+
+def test_prompts_are_padded_on_the_right():
+    prompts = batching.pad_prompts([(1, 2, 3), (4,)], multiple=2)
+    assert prompts.tokens_bp.tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]]
+    assert prompts.lengths_b.tolist() == [3, 1]
+    assert prompts.tokens_bp.dtype == prompts.lengths_b.dtype == np.int32
+    assert batching.pad_prompts([(1, 2, 3)], longest=5).tokens_bp.shape == (1, 5)
+    with pytest.raises(ValueError, match="3 tokens does not fit"):
+        batching.pad_prompts([(1, 2, 3)], longest=2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 50), st.integers(0, 2**32), st.integers(0, 9))
+def test_batches_cut_a_stream_of_permutations(size, batch_size, seed, first):
+    whole = batching.batch_indices(size, batch_size * (first + 3), seed=seed, step=0)
+    steps = [batching.batch_indices(size, batch_size, seed=seed, step=first + i) for i in range(3)]
+    np.testing.assert_array_equal(np.concatenate(steps), whole[first * batch_size :])
+    epochs = whole[: len(whole) // size * size].reshape(-1, size)
+    np.testing.assert_array_equal(
+        np.sort(epochs, axis=1), np.tile(np.arange(size), (len(epochs), 1))
+    )
+
+
+def test_epochs_and_seeds_differ_and_far_steps_are_fast():
+    epochs = batching.batch_indices(1000, 2000, seed=0, step=0).reshape(2, 1000)
+    assert (epochs[0] == epochs[1]).mean() < 0.02
+    other = batching.batch_indices(1000, 1000, seed=1, step=0)
+    assert (epochs[0] == other).mean() < 0.02
+    began = time.perf_counter()
+    for step in range(10**9, 10**9 + 20):
+        batching.batch_indices(100_000, 64, seed=0, step=step)
+    assert time.perf_counter() - began < 2
+
+
+def test_the_last_batch_is_filled_up_with_its_last_row():
+    batches = [(rows.tolist(), count) for rows, count in batching.filled_batches(5, 2)]
+    assert batches == [([0, 1], 2), ([2, 3], 2), ([4, 4], 1)]
+    assert [rows.tolist() for rows, _ in batching.filled_batches(4, 4)] == [[0, 1, 2, 3]]
+    assert list(batching.filled_batches(0, 3)) == []
+
+
+def test_prompt_and_response_are_joined_without_a_gap():
+    prompts = Prompts(np.asarray([[1, 2, 3, 4], [5, 77, 77, 77]]), np.asarray([4, 1]))
+    samples = Samples(
+        tokens_bng=np.asarray([[[6, 7, 0], [8, 66, 66]], [[0, 0, 9], [66, 66, 66]]]),
+        lengths_bn=np.asarray([[2, 1], [3, 0]]),
+        finished_bn=None,
+        log_probs_bng=None,
+    )
+    joined = batching.sequences(prompts, samples, 8)
+    assert joined.tokens_st.tolist() == [
+        [1, 2, 3, 4, 6, 7, 0, 0],
+        [1, 2, 3, 4, 8, 0, 0, 0],
+        [5, 0, 0, 9, 0, 0, 0, 0],
+        [5, 0, 0, 0, 0, 0, 0, 0],
+    ]
+    assert joined.prompt_lengths_s.tolist() == [4, 4, 1, 1]
+    assert joined.lengths_s.tolist() == [6, 5, 4, 1]
+    assert {array.dtype for array in joined} == {np.dtype(np.int32)}
+    assert batching.sequences(prompts, samples, 6).tokens_st.shape == (4, 6)
+    with pytest.raises(ValueError, match="6 tokens does not fit the width 5"):
+        batching.sequences(prompts, samples, 5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 5))
+def test_joined_rows_agree_with_a_plain_loop(seed, extra):
+    rng = np.random.default_rng(seed)
+    b, n, p, g = rng.integers(1, 5, size=4)
+    prompts = Prompts(rng.integers(0, 50, (b, p)), rng.integers(1, p + 1, b))
+    lengths_bn = rng.integers(0, g + 1, (b, n))
+    samples = Samples(rng.integers(0, 50, (b, n, g)), lengths_bn, None, None)
+    joined = batching.sequences(prompts, samples, int(p + g + extra))
+    for row in range(b * n):
+        prompt = prompts.tokens_bp[row // n, : prompts.lengths_b[row // n]]
+        response = samples.tokens_bng[row // n, row % n, : lengths_bn[row // n, row % n]]
+        whole = [*prompt, *response]
+        assert joined.tokens_st[row].tolist() == whole + [0] * (p + g + extra - len(whole))
+
+
+# A tokenizer with a BOS of its own ----------------------------------------------------------------
+
+
+LLAMA = Words(bos_token_id=1, adds_bos=True)
+
+
+def test_the_bos_is_in_front_once():
+    assert prompt_sets.front(Words()) == () == prompt_sets.front(Words(bos_token_id=None))
+    assert prompt_sets.front(LLAMA) == (1,)
+    # a chat template has written it already; an empty text is it alone
+    assert prompt_sets.as_prompts(LLAMA, ["5 6", "1 5", ""]) == [(1, 5, 6), (1, 5), (1,)]
+    assert prompt_sets.as_prompts(Words(), ["5 6", "0 5", ""]) == [(5, 6), (0, 5), ()]
+
+
+def test_prompts_are_cut_behind_the_bos():
+    whole = build(["5 6 7 8", "9"], tokenizer=LLAMA, max_tokens=0, longest=9)
+    assert whole.token_ids == [(1, 5, 6, 7, 8), (1, 9)]
+    assert whole.texts == ["5 6 7 8", "9"]
+    two = build(["5 6 7 8", "9"], tokenizer=LLAMA, min_tokens=2, max_tokens=2, longest=9)
+    assert two.token_ids == [(1, 5, 6), (1, 9)]
+    cut = {"tokenizer": LLAMA, "max_tokens": 0, "longest": 3}
+    assert build(["5 6 7 8"], over_long="truncate", **cut).token_ids == [(1, 7, 8)]
+    assert build(["5 6 7 8", "5 6"], over_long="drop", **cut).token_ids == [(1, 5, 6)]
+    assert prompt_sets.last_tokens((1, 5, 6), 1, (1,)) == (1,)
+
+
+def test_pairs_have_the_bos_before_their_prompt_alone():
+    rows = [{"prompt": "5 6 7", "chosen": "8", "rejected": "9"}]
+    options = {"eos_token_id": 2, "new_tokens": 4, "source": "file"}
+    pairs = prompt_sets.build_pairs(rows, LLAMA, longest=9, **options)
+    assert pairs[:3] == ([(1, 5, 6, 7)], [(8, 2)], [(9, 2)])
+    pairs = prompt_sets.build_pairs(rows, LLAMA, longest=3, over_long="truncate", **options)
+    assert pairs.prompt_ids == [(1, 6, 7)]
+
+
+def test_supervised_rows_begin_with_the_bos():
+    made = sft_rows.text_rows(["5 6"], LLAMA, block=6, eos_token_id=2)
+    assert made.tokens_rt.tolist() == [[1, 5, 6, 2, 0, 0]]
+    assert made.said_rt.tolist() == [[False, True, True, True, False, False]]
+    options = {"eos_token_id": 2, "source": "file", "places": ["line 1"]}
+    made = sft_rows.completion_rows(["5 6 7"], ["8"], LLAMA, block=6, **options)
+    assert made.tokens_rt.tolist() == [[1, 5, 6, 7, 8, 2]]
+    cut = sft_rows.completion_rows(["5 6 7"], ["8"], LLAMA, block=4, over_long="truncate",
+                                     **options)  # fmt: skip
+    assert cut.tokens_rt.tolist() == [[1, 7, 8, 2]]

@@ -1,0 +1,376 @@
+"""Rows: the same content in every form gives the same rows, and what cannot be read is named."""
+
+import csv
+import json
+import re
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vbon_jax.data import prompt_sets, sources
+from vbon_jax.types import InputError
+
+CONTENT = [
+    {"text": 'ä\u2028b, "c"\nd', "label": 1, "subreddit": "relationships"},
+    {"text": "007", "label": 0, "subreddit": "tifu"},
+    {"text": "NA", "label": 1, "subreddit": "relationships"},
+    {"text": "", "label": 0, "subreddit": "askreddit"},
+    {"text": " e\r\n", "label": 2, "subreddit": "relationships"},
+]
+
+
+def write_csv(path, content=CONTENT):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(content[0]))
+        writer.writeheader()
+        writer.writerows(content)
+
+
+def write_jsonl(path, content=CONTENT):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
+
+
+def write_json(path, content=CONTENT):
+    path.write_text(json.dumps(content, indent=1))
+
+
+def write_parquet(path, content=CONTENT):
+    pq.write_table(pa.Table.from_pylist(content), path)
+
+
+WRITERS = {
+    "jsonl": write_jsonl,
+    "json": write_json,
+    "csv": write_csv,
+    "parquet": write_parquet,
+}
+
+
+def typed(table: sources.Rows) -> list[dict]:
+    """A table's rows, with the labels of a CSV file as numbers."""
+    return [row | {"label": int(row["label"])} for row in table.rows]
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The hub: one dataset of two splits in one configuration, and what was asked of it."""
+    asked = []
+
+    def load_dataset(name, config=None, *, split, streaming):
+        asked.append((name, config, split, streaming))
+        if name != "owner/name" or config != "small":
+            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}'\n doesn't exist")
+        whole = datasets.Dataset.from_list(CONTENT)
+        if split not in ("train", "validation"):
+            raise ValueError(f'Unknown split "{split}"')
+        return whole.to_iterable_dataset() if streaming else whole
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(
+        datasets, "get_dataset_split_names", lambda name, config: ["train", "validation"]
+    )
+    return asked
+
+
+# Every form ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_the_same_content_is_the_same_rows_in_every_form(tmp_path, ending):
+    WRITERS[ending](tmp_path / f"train.{ending}")
+    table = sources.read(tmp_path / f"train.{ending}")
+    assert typed(table) == CONTENT
+    assert table.numbers == [1, 2, 3, 4, 5]
+    assert table.source == str(tmp_path / f"train.{ending}")
+    assert table.unit == ("line" if ending == "jsonl" else "row")
+    assert sources.read(tmp_path) == table  # the folder that holds it
+    assert sources.read(str(tmp_path), limit=2).rows == table.rows[:2]
+    assert sources.read(tmp_path, streaming=True, limit=2).rows == table.rows[:2]
+
+
+def test_the_hub_gives_the_same_rows_streamed_or_not(hub):
+    for streaming in (False, True):
+        table = sources.read("owner/name:small", split="eval", streaming=streaming)
+        assert table.rows == CONTENT
+        assert table.where(1) == "owner/name:small (eval): row 2"
+    expected = [("owner/name", "small", "validation", streaming) for streaming in (False, True)]
+    assert hub == expected
+
+
+def test_a_folder_that_datasets_saved(tmp_path):
+    whole = datasets.Dataset.from_list(CONTENT)
+    whole.save_to_disk(tmp_path / "one")
+    assert sources.read(tmp_path / "one").rows == CONTENT
+    datasets.DatasetDict({"train": whole, "validation": whole.select([1])}).save_to_disk(
+        tmp_path / "two"
+    )
+    assert sources.read(tmp_path / "two", split="train[-1:]").rows == CONTENT[-1:]
+    assert sources.read(tmp_path / "two", split="eval").rows == CONTENT[1:2]
+    with pytest.raises(InputError, match=r"two: no split other \(it has: train, validation\)"):
+        sources.read(tmp_path / "two", split="other")
+    (tmp_path / "one" / "dataset_info.json").write_text("{")
+    (tmp_path / "one" / "state.json").write_text("{")
+    with pytest.raises(InputError, match="cannot read the folder that it saved"):
+        sources.read(tmp_path / "one")
+
+
+def test_nested_rows_are_the_same_too(tmp_path):
+    content = [{"messages": [{"role": "user", "content": "a"}], "rewards": [1.0, 2.5]}] * 2
+    for ending in ("jsonl", "json", "parquet"):
+        WRITERS[ending](tmp_path / f"nested.{ending}", content)
+        assert sources.read(tmp_path / f"nested.{ending}").rows == content
+
+
+def test_a_json_file_may_be_one_object_or_lines(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text('{"a": 1}')
+    assert sources.read(file).rows == [{"a": 1}]
+    write_jsonl(file)
+    assert sources.read(file).rows == CONTENT
+    file.write_text('{"a": 1}\n{"a": ')
+    with pytest.raises(InputError, match=r"rows\.json: line 2 is not JSON"):
+        sources.read(file)
+    file.write_text("[1]")
+    with pytest.raises(InputError, match=r"rows\.json: row 1 is a int, not an object"):
+        sources.read(file)
+
+
+def test_a_file_of_another_ending_holds_json_lines(tmp_path):
+    write_jsonl(tmp_path / "rows.txt")
+    assert sources.read(tmp_path / "rows.txt").rows == CONTENT
+
+
+# Which rows ---------------------------------------------------------------------------------------
+
+
+def test_a_path_is_a_file_or_a_folder_with_one(tmp_path):
+    with pytest.raises(InputError, match=r"none: no such file or folder; give"):
+        sources.read(tmp_path / "none")
+    with pytest.raises(InputError, match=r"reviews/train\.jsonl: no such file or folder; give"):
+        sources.read("reviews/train.jsonl")
+    with pytest.raises(InputError, match=r"holds no train\.jsonl .*; add it"):
+        sources.read(tmp_path)
+    with pytest.raises(InputError, match=r"no test\.jsonl or eval\.jsonl or validation\.jsonl"):
+        sources.read(tmp_path, split="eval")
+    for name in ("train", "validation", "test", "other"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"name": name}])
+    write_csv(tmp_path / "train.csv")
+    assert sources.read(tmp_path).rows == [{"name": "train"}]
+    assert sources.read(tmp_path, split="eval").rows == [{"name": "test"}]
+    assert sources.read(tmp_path, split="other").rows == [{"name": "other"}]
+    file = tmp_path / "validation.jsonl"
+    assert sources.read(file, split="eval").source == str(file)
+
+
+@pytest.mark.parametrize("folder", [".", "data"])
+def test_the_parts_of_a_split_are_read_in_their_order(tmp_path, folder):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for part in (1, 0):
+        content = CONTENT[:2] if part == 0 else CONTENT[2:]
+        write_parquet(tmp_path / folder / f"train-0000{part}-of-00002.parquet", content)
+    table = sources.read(tmp_path)
+    assert table.rows == CONTENT
+    assert table.where(4).endswith("(2 parts from train-00000-of-00002.parquet): row 5")
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("[:2]", [1, 2]),
+        ("[-1:]", [5]),
+        ("[1:3]", [2, 3]),
+        ("[50%:]", [3, 4, 5]),
+        ("[:50%]", [1, 2]),
+        ("[:]", [1, 2, 3, 4, 5]),
+    ],
+)
+@pytest.mark.parametrize("ending", WRITERS)
+def test_parts_of_a_split_keep_their_numbers(tmp_path, ending, part, expected):
+    WRITERS[ending](tmp_path / f"train.{ending}")
+    table = sources.read(tmp_path, split=f"train{part}")
+    assert table.numbers == expected
+    assert typed(table) == [CONTENT[number - 1] for number in expected]
+
+
+def test_parts_are_those_of_datasets(tmp_path):
+    content = [{"number": number} for number in range(13)]
+    write_parquet(tmp_path / "train.parquet", content)
+    for part in ("[:10%]", "[10%:50%]", "[-30%:]", "[3:-3]"):
+        theirs = datasets.load_dataset(
+            "parquet",
+            data_files={"train": str(tmp_path / "train.parquet")},
+            split=f"train{part}",
+            cache_dir=str(tmp_path / "cache"),
+        )
+        assert sources.read(tmp_path, split=f"train{part}").rows == list(theirs)
+
+
+def test_parts_of_the_hub_are_made_by_the_hub(hub):
+    with pytest.raises(InputError, match=r"gave|give its split .train\[:2\].*Unknown split"):
+        sources.read("owner/name:small", split="train[:2]")
+    with pytest.raises(InputError, match="Unknown split"):
+        sources.read("owner/name:small", split="eval[:2]")
+    assert [split for _, _, split, _ in hub] == ["train[:2]", "validation[:2]"]
+    with pytest.raises(InputError, match=r"a stream has no part 'train\[:2\]'; give a split and"):
+        sources.read("owner/name:small", split="train[:2]", streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        ({"subreddit": "relationships"}, [1, 3, 5]),
+        ({"subreddit": ("tifu", "askreddit")}, [2, 4]),
+        ({"not subreddit": "relationships"}, [2, 4]),
+        ({"not subreddit": ["relationships", "tifu"]}, [4]),
+        ({"subreddit": "relationships", "label": 1}, [1, 3]),
+        ({"subreddit": "relationships", "not label": (1, 7)}, [5]),
+        ({}, [1, 2, 3, 4, 5]),
+    ],
+)
+@pytest.mark.parametrize("ending", WRITERS)
+def test_filters(tmp_path, ending, keep, expected):
+    WRITERS[ending](tmp_path / f"rows.{ending}")
+    table = sources.read(tmp_path / f"rows.{ending}", keep=keep)
+    assert table.numbers == expected
+    assert typed(table) == [CONTENT[number - 1] for number in expected]
+    limited = sources.read(tmp_path / f"rows.{ending}", keep=keep, limit=1)
+    assert limited.numbers == expected[:1]
+
+
+def test_columns_get_our_names(tmp_path):
+    write_csv(tmp_path / "rows.csv")
+    table = sources.read(tmp_path / "rows.csv", columns={"prompt": "text", "text": "subreddit"})
+    assert table.rows[1]["prompt"] == "007"
+    assert table.rows[1]["text"] == "tifu"
+    assert table.textual
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": {"sub": 1}}, r"row 1 has no column 'sub' .it has: label, subreddit, text.; corr"),
+        ({"keep": {"not sub": 1}}, r"row 1 has no column 'sub'"),
+        (
+            {"columns": {"prompt": "query"}},
+            r"row 1 has no column 'query' .*correct the columns .pr",
+        ),
+        ({"keep": {"label": (7, 8)}}, r"no row up to 5 has label = \['7', '8'\]; correct the filt"),
+        ({"limit": -1}, r"the limit of rows is -1; give 0"),
+        ({"split": "train+test"}, r"no split 'train\+test'; give NAME, or a part"),
+        ({"split": "train[5:]"}, r"there is no row in it"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path, options, message):
+    write_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=message) as error:
+        sources.read(tmp_path, **options)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+# How far ------------------------------------------------------------------------------------------
+
+
+def test_no_more_is_read_than_is_asked_for(tmp_path, monkeypatch):
+    """Behind the first rows stands what cannot be read."""
+    for ending in ("jsonl", "csv"):
+        file = tmp_path / f"rows.{ending}"
+        WRITERS[ending](file)
+        with file.open("ab") as broken:
+            broken.write(b'"\xff')
+        assert len(sources.read(file, limit=5).rows) == 5
+        with pytest.raises(InputError):
+            sources.read(file)
+    read = []
+
+    def generate():
+        for number in range(100):
+            read.append(number)
+            yield {"text": str(number), "even": number % 2 == 0}
+
+    stream = datasets.IterableDataset.from_generator(generate)
+    read.clear()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stream)
+    table = sources.read("owner/name", streaming=True, limit=3, keep={"even": True})
+    assert [row["text"] for row in table.rows] == ["0", "2", "4"]
+    assert len(read) < 10
+
+
+def test_nothing_is_imported_for_a_file(tmp_path):
+    import subprocess
+    import sys
+
+    write_jsonl(tmp_path / "train.jsonl")
+    code = (
+        "import sys; from vbon_jax import rows, shapes; "
+        f"rows.read({str(tmp_path)!r}); assert 'datasets' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# What cannot be read ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"", "there is no row in it"),
+        ("a.csv", b"text,label\n", "there is no row in it"),
+        (
+            "a.csv",
+            b"text,label\na,1\nb\n",
+            r"row 2 has 1 cells under a header of 2 \(text, label\)",
+        ),
+        ("a.csv", b"text,label\na,1\nb,2,3\n", r"row 2 has 3 cells under a header of 2"),
+        ("a.csv", b"text,text\na,1\n", "the header .* does not name each column once"),
+        ("a.csv", b'text\na\n"b\n', r"row 2 cannot be read \(.*\); save the file as CSV in UTF-8"),
+        (
+            "a.csv",
+            b"text\na\n\xff\n",
+            r"row 2 cannot be read \(.*\); save the file as CSV in UTF-8",
+        ),
+        ("a.parquet", b"PAR1", r"no Parquet file \(.*\); write it again"),
+        ("a.jsonl", b'{"a": 1}\n\n{"a": 2}', r"line 2 is blank; write"),
+        ("a.jsonl", b"\n \n", r"the file is empty; give"),
+        ("a.jsonl", b'{"a": 1}\n[2]', r"line 2 is a list, not an object"),
+        ("a.json", b"[]", "there is no row in it"),
+        ("a.json", b"\xff", r"line 1 is not UTF-8"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        sources.read(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_name(tmp_path):
+    for name, content in (("a.csv", "text\nb\n"), ("a.jsonl", '{"text": "b"}')):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert sources.read(tmp_path / name).rows == [{"text": "b"}]
+
+
+def test_a_cell_may_be_long(tmp_path):
+    write_csv(tmp_path / "long.csv", [{"text": "word " * 100_000}])
+    assert len(sources.read(tmp_path / "long.csv").rows[0]["text"]) == 500_000
+
+
+def test_the_hub_fails_in_one_line_that_names_what_was_asked_for(hub):
+    with pytest.raises(InputError) as error:
+        sources.read("owner/none")
+    said = str(error.value)
+    assert "\n" not in said
+    assert re.match(r"owner/none: no such file or folder, and the Hugging Face hub did not", said)
+    assert "DatasetNotFoundError: Dataset 'owner/none' doesn't exist" in said
+    assert "correct the name" in said
+    with pytest.raises(InputError, match=r"'other' \(ValueError: Unknown split"):
+        sources.read("owner/name:small", split="other")
+
+
+def test_lines_are_read_one_by_one_and_all_together_alike(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl")
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write("\n \n")
+    assert list(prompt_sets.iterate_jsonl(tmp_path / "rows.jsonl")) == CONTENT
+    assert prompt_sets.read_jsonl(tmp_path / "rows.jsonl", ("text",)) == CONTENT

@@ -1,0 +1,268 @@
+"""Judges beside the training reward, equal length and ROUGE, through whole programs and by part."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests import fake_models, reward_functions
+from tests.tiny_config import overrides, program
+from vbon_jax.config import defaults
+from vbon_jax.evaluation import judges, stored_responses
+from vbon_jax.report import sections
+from vbon_jax.sampling import reference_cache, rewards
+from vbon_jax.study import plan
+from vbon_jax.types import InputError
+from vbon_jax.workdir import layout, results
+
+CONFIG = """
+from vbon_jax.config import defaults
+def get_config(arg=None):
+    config = defaults()
+    with config.unlocked():
+        config.judges.same = {"function": "tests.reward_functions:vowels"}
+        config.judges.contrary = {"function": "tests.reward_functions:no_vowels"}
+        config.judges.short = {"function": "tests.reward_functions:vowels", "text": "response"}
+    return config.lock()
+"""
+
+
+def judged(workdir):
+    with (workdir / "judges.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == list(judges.COLUMNS)
+    return results.read_results(workdir / "judges.csv")
+
+
+@pytest.fixture(scope="module")
+def compared(tiny, tmp_path_factory):
+    """A comparison over the temperatures of a sweep, with three judges and references."""
+    folder = tmp_path_factory.mktemp("judged")
+    (folder / "config.py").write_text(CONFIG)
+    shutil.copytree(tiny / "reviews", folder / "reviews")
+    file = folder / "reviews" / "test.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row | {"whole": row["text"]}) + "\n" for row in rows))
+    changes = {
+        "data__train": folder / "reviews", "data__eval": folder / "reviews",
+        "data__reference_field": "whole", "evaluation__temperatures": "0.1,0.5,1.0",
+        "methods": "vbon", "train__steps": 2,
+    }  # fmt: skip
+    arguments = ["--config", folder / "config.py", "--workdir", folder / "work"]
+    command = ["compare", *arguments, *overrides(tiny, **changes)]
+    done = program(*command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "work", command
+
+
+# ------------------------------------------------------------------------------- whole programs
+
+
+def test_a_judge_that_is_the_reward_says_what_it_says(compared):
+    workdir, _ = compared
+    rows = results.read_results(workdir / "results.csv")
+    policies = [row for row in rows if row["method"] in ("vbon", "reference")]
+    assert [row["temperature"] for row in policies] == [0.1, 0.5, 1] * 2
+    said = {
+        (row["judge"], row["run"], row["n"], row["temperature"]): row for row in judged(workdir)
+    }
+    for row in policies:
+        same, contrary, short = (
+            said[name, row["run"], row["n"], row["temperature"]]
+            for name in ("same", "contrary", "short")
+        )
+        for name in ("reward", "win_rate", "win_rate_lo", "win_rate_hi", "lc_win_rate"):
+            assert same[name] == pytest.approx(row[name], abs=1e-6), name
+        assert same["kl"] == row["kl"]
+        assert same["training_win_rate"] == contrary["training_win_rate"] == row["win_rate"]
+        assert (same["agreement"], contrary["agreement"]) == (1, 0)
+        assert (same["tau_b"], contrary["tau_b"]) == (pytest.approx(1), pytest.approx(-1))
+        assert contrary["win_rate"] == pytest.approx(1 - row["win_rate"], abs=1e-6)
+        assert 0 <= short["agreement"] <= 1
+        assert short["reward"] != same["reward"]
+    best = {row["n"]: row for row in rows if row["method"] == "best_of_n"}
+    for n, row in best.items():
+        same = said["same", "best_of_n", n, 1]
+        assert same["method"] == "best_of_n"
+        for name in ("reward", "win_rate"):
+            assert same[name] == pytest.approx(row[name], abs=1e-5)
+        assert said["contrary", "best_of_n", n, 1]["win_rate"] <= 0.5 + 1e-6
+    cache = said["same", "cache", 1, 1]
+    assert (cache["agreement"], cache["samples_per_prompt"], cache["win_rate"]) == (1, 8, None)
+
+
+def test_the_rewards_of_a_judge_are_those_of_the_same_bytes(compared):
+    workdir, _ = compared
+    for folder in (workdir / "reference", workdir / "runs" / "vbon-n2-s0" / "evaluation"):
+        for temperature in ("0.1", "0.5", "1"):
+            own = pq.read_table(folder / f"responses-t{temperature}.parquet")
+            other = pq.read_table(folder / "judges" / "same" / f"rewards-t{temperature}.parquet")
+            assert own["rewards"].to_pylist() == other["rewards"].to_pylist()
+
+
+def test_every_policy_has_rouge_and_a_win_rate_at_equal_length(compared):
+    workdir, _ = compared
+    rows = results.read_results(workdir / "results.csv")
+    assert max(row["rouge_1"] or 0 for row in rows) > 0
+    for row in rows:
+        if row["method"] not in ("vbon", "reference"):
+            assert row["rouge_l"] is None
+            continue
+        assert 0 <= row["rouge_2"] <= row["rouge_1"] < 1
+        assert row["rouge_1_lo"] <= row["rouge_1"] <= row["rouge_1_hi"]
+        assert 0 <= row["rouge_l"] <= row["rouge_1"]
+        if row["lc_win_rate"] is not None:
+            assert row["lc_win_rate_lo"] <= row["lc_win_rate"] <= row["lc_win_rate_hi"]
+
+
+def test_the_page_shows_the_judges(compared):
+    workdir, _ = compared
+    text = (workdir / "report.html").read_text()
+    for part in ("Other judges", "Win rate by contrary against KL", "ROUGE-L", "tau-b"):
+        assert part in text
+    for name in ("same", "contrary", "short"):
+        assert (workdir / "figures" / f"win-rate-by-{name}-against-kl.svg").is_file()
+
+
+def test_what_stands_is_not_judged_again_and_another_judge_is_refused(compared, tmp_path):
+    workdir, command = compared
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("judges/*/*")}
+    assert len(before) == 3 * (2 + 2 * 5)
+    table = (workdir / "judges.csv").read_text()
+    again = program(*command)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("judges/*/*")}
+    assert (workdir / "judges.csv").read_text() == table
+    changed = tmp_path / "config.py"
+    changed.write_text(CONFIG.replace("vowels", "stretched_vowels", 1))
+    done = program(*["compare", "--config", changed, *command[3:]])
+    assert done.returncode == 2
+    assert "made from other inputs: judge was" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------------------- by part
+
+
+def configuration(**own):
+    config = defaults()
+    with config.unlocked():
+        config.judges = own
+    return config
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"a/b": {"path": "x"}}, r"config\.judges\.a/b: a judge's name"),
+        ({"gold": 3}, r"config\.judges\.gold is 3; give a dictionary"),
+        ({"gold": {"pth": "x"}}, r"config\.judges\.gold: there is no key 'pth'"),
+        ({"gold": {"path": "x", "batch_size": "y"}}, "batch_size='y' is str, not int"),
+        ({"gold": {}}, r"give path \(a classifier's folder\) or function"),
+        ({"gold": {"path": "x", "function": "a:b"}}, "one of them"),
+        ({"gold": {"path": "x", "output": "odds"}}, r"gold\.output='odds': choose logit"),
+    ],
+)
+def test_judges_without_a_meaning_are_refused(own, message):
+    with pytest.raises(InputError, match=message):
+        plan.check(configuration(**own))
+
+
+def test_a_judge_has_the_keys_of_a_reward_and_its_defaults():
+    found = plan.judges(configuration(gold={"path": "folder", "label": "0"}))
+    assert found["gold"].to_dict() == defaults().reward.to_dict() | {
+        "path": "folder",
+        "label": "0",
+    }
+    assert plan.judges(defaults()) == {}
+
+
+def test_a_cache_without_responses_cannot_be_judged(tmp_path):
+    work = fake_models.write_work(tmp_path, [], prompts=3)
+    cache = reference_cache.load(work / "references" / "eval")
+    cache = cache._replace(lengths_pm=0 * cache.lengths_pm)
+    config = configuration(gold={"function": "tests.reward_functions:vowels"})
+    with pytest.raises(
+        InputError, match=r"imported without responses, which config\.judges \(gold"
+    ):
+        judges.panel(config, None, work, cache)
+    assert judges.panel(defaults(), None, work, cache) == []
+
+
+def test_responses_without_tokens_are_scored_as_text(tmp_path):
+    work = fake_models.write_work(tmp_path, [], prompts=3, text=" aeiou")
+    reward = rewards.from_callable("tests.reward_functions:vowels")
+    responses = stored_responses.read(work / "reference" / "responses-t1.parquet")
+    assert responses.tokens is None and responses.lengths_bk is None
+    for part in ("full", "response"):
+        judge = judges.Judge("gold", reward, part, np.zeros((3, fake_models.M), np.float32))
+        found = judges._judged(defaults(), "", judge, None, responses)
+        before = responses.prompts[1] if part == "full" else ""
+        assert found.shape == (3, fake_models.K)
+        assert found[1, 2] == np.float32(
+            reward_functions.vowels([before + responses.texts[1][2]])[0]
+        )
+    cache = reference_cache.load(work / "references" / "eval")
+    row = judges.measured(judge, cache, responses, found, seed=0, resamples=50)
+    assert "lc_win_rate" not in row
+    one = responses._replace(rewards_bk=responses.rewards_bk[:, :1])
+    row = judges.measured(judge, cache, one, found[:, :1], seed=0, resamples=50)
+    assert "agreement" not in row  # there is no pair
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A folder that a judge has been at, made without a model."""
+    cell = {"method": "vbon", "n": 2.0, "seed": 0}
+    work = fake_models.write_work(tmp_path, [cell], prompts=4, temperatures=(0.5, 1.0))
+    cache = reference_cache.load(work / "references" / "eval")
+    stage = work / "references" / "eval" / "judges" / "gold"
+    held = {f"references {key}": value for key, value in cache.provenance._asdict().items()}
+    fake_models.write_json(stage / "stage.json", {"inputs": held, "finished": True})
+    judges._write(stage / "rewards.parquet", -cache.rewards_pm)
+    reward = rewards.from_callable("tests.reward_functions:vowels")
+    judge = judges.Judge("gold", reward, "full", -cache.rewards_pm)
+    config = defaults()
+    config.evaluation.resamples = 40
+    for folder in (work / "reference", work / "runs" / "vbon-n2-s0" / "evaluation"):
+        judges.judge_policy(config, [judge], None, cache, folder)
+    return work
+
+
+def test_a_judge_is_read_without_any_model(work):
+    sections.write(work)
+    rows = judged(work)
+    kinds = [(row["method"], row["n"], row["temperature"]) for row in rows]
+    assert kinds == [
+        ("cache", 1, 1), *(("best_of_n", n, 1) for n in (1, 2, 4, 8)),
+        *(("reference", 1, t) for t in (0.5, 1)), *(("vbon", 2, t) for t in (0.5, 1)),
+    ]  # fmt: skip
+    assert rows[0]["agreement"] == 0
+    assert rows[3]["win_rate"] == pytest.approx(1 / 5, abs=1e-6)
+    assert (work / "figures" / "win-rate-by-gold-against-kl.pdf").is_file()
+
+
+def test_what_is_damaged_or_of_other_responses_is_not_shown(work):
+    evaluation = work / "runs" / "vbon-n2-s0" / "evaluation"
+    text = (evaluation / "judges" / "gold" / "rows.json").read_text()
+    (evaluation / "judges" / "gold" / "rows.json").write_text("{")
+    found = layout.read(work)
+    assert {row["method"] for row in judges.read(found).rows} == {"cache", "best_of_n", "reference"}
+    assert "What gold says of" in found.problems[-1]
+    (evaluation / "judges" / "gold" / "rows.json").write_text(text)
+    (work / "reference" / "responses-t1.parquet").write_bytes(
+        (evaluation / "responses-t1.parquet").read_bytes()
+    )
+    found = layout.read(work)
+    assert {row["method"] for row in judges.read(found).rows} == {"cache", "best_of_n", "vbon"}
+    stage = work / "references" / "eval" / "judges" / "gold"
+    (stage / "rewards.parquet").write_bytes(b"")
+    found = layout.read(work)
+    assert judges.read(found) == judges.Judged([], {})
+    assert "The judge gold is not shown" in found.problems[-1]
+    made = json.loads((stage / "stage.json").read_text())
+    (stage / "stage.json").write_text(json.dumps(made | {"finished": False}))
+    found = layout.read(work)
+    assert judges.read(found) == judges.Judged([], {})

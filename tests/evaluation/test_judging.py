@@ -1,0 +1,144 @@
+"""Agreement of rewards, Best-of-N under a judge, verdicts of pairs: the numbers by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vbon_jax.evaluation import agreement, judged, pairwise
+from vbon_jax.functional import bon
+
+OPTIONS = {"seed": 0, "resamples": 200}
+
+
+# ------------------------------------------------------------------------------- agreement
+
+
+def test_agreement_hand_worked():
+    # prompt 0: pairs 01 02 12; the first reward orders all, the second ties 12: two agree.
+    # prompt 1: the first orders 01 and 02 (0 below 1 = 2), the second says the contrary twice.
+    first_bk = np.float32([[1, 2, 3], [0, 1, 1]])
+    second_bk = np.float32([[5, 9, 9], [1, 0, 0]])
+    counts = agreement.pair_counts(first_bk, second_bk)
+    np.testing.assert_array_equal(counts, [[2, 0], [0, 2], [3, 2], [2, 2]])
+    found = agreement.agreement(first_bk, second_bk, **OPTIONS)
+    assert found.agreement.value == 2 / 4
+    assert found.ordered.value == 4 / 6
+    assert found.tau_b.value == pytest.approx((2 / 6**0.5 - 1) / 2)
+    assert found.agreement.lo == 0.0
+    assert found.agreement.hi == 1.0
+
+
+def test_tau_b_is_scipys_prompt_by_prompt():
+    random = np.random.default_rng(0)
+    first_bk = np.round(random.normal(size=(30, 6)), 0)
+    second_bk = np.round(first_bk + random.normal(size=(30, 6)), 0)
+    first_bk[4] = 1.0  # a prompt without any order has no tau-b and is left out
+    by_hand = [
+        stats.kendalltau(*rewards).statistic
+        for at, rewards in enumerate(zip(first_bk, second_bk, strict=True))
+        if at != 4
+    ]
+    found = agreement.agreement(first_bk, second_bk, **OPTIONS)
+    assert found.tau_b.value == pytest.approx(np.mean(by_hand), abs=1e-12)
+    assert found.tau_b.lo < found.tau_b.value < found.tau_b.hi
+
+
+def test_only_the_order_within_a_prompt_matters():
+    random = np.random.default_rng(1)
+    rewards_bk = random.normal(size=(8, 4))
+    other_bk = np.exp(rewards_bk) + 100 * random.normal(size=(8, 1))
+    same = agreement.agreement(rewards_bk, other_bk, **OPTIONS)
+    np.testing.assert_array_equal(same.agreement, [1, 0, 1, 1])
+    np.testing.assert_allclose(same.tau_b, [1, 0, 1, 1], atol=1e-12)
+    contrary = agreement.agreement(rewards_bk, -other_bk, **OPTIONS)
+    assert contrary.agreement.value == 0
+    assert contrary.tau_b.value == pytest.approx(-1)
+
+
+def test_rewards_that_order_nothing_agree_in_nothing():
+    found = agreement.agreement(np.ones((3, 4)), np.ones((3, 4)), **OPTIONS)
+    assert np.isnan(found.agreement).all()
+    assert np.isnan(found.tau_b).all()
+    assert found.ordered.value == 0
+    with pytest.raises(ValueError, match="one response to each prompt"):
+        agreement.agreement(np.ones((3, 1)), np.ones((3, 1)), **OPTIONS)
+    with pytest.raises(ValueError, match="shapes"):
+        agreement.agreement(np.ones((3, 2)), np.ones((2, 2)), **OPTIONS)
+
+
+# ------------------------------------------------------------------------------- Best-of-N, judged
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_judge_that_is_the_reward_gives_best_of_ns_own_numbers(ties):
+    rewards_bm = np.random.default_rng(2).normal(size=(5, 12)).astype(np.float32)
+    if ties:
+        rewards_bm = np.round(rewards_bm)
+    for n in (1, 2, 5, 11):
+        found = judged.best_of_n(rewards_bm, rewards_bm, n)
+        np.testing.assert_allclose(found.reward_b, bon.expected_best(rewards_bm, n), atol=1e-5)
+        np.testing.assert_allclose(
+            found.win_rate_b, bon.best_of_n_win_rate(rewards_bm, n), atol=1e-6
+        )
+    reward_bg, win_rate_bg = judged.empirical_curve(rewards_bm, rewards_bm, [1.0, 2.5, 8.0])
+    for at, n in enumerate((1.0, 2.5, 8.0)):
+        expected = bon.empirical_best_of_n(rewards_bm, n)
+        np.testing.assert_allclose(reward_bg[:, at], expected.reward_b, atol=1e-5)
+        np.testing.assert_allclose(win_rate_bg[:, at], expected.win_rate_b, atol=1e-5)
+
+
+def test_best_of_n_by_enumeration_of_all_draws():
+    """Every choice of N of M = 5 and an opponent; a tied best is each of them equally often."""
+    rewards_m, judge_m = np.array([0.0, 2.0, 2.0, 1.0, 0.0]), np.array([3.0, 1.0, 4.0, 4.0, 0.0])
+    for n in (1, 2, 3, 4):
+        rewards, wins = [], []
+        for drawn in itertools.combinations(range(5), n):
+            top = max(rewards_m[list(drawn)])
+            best = [i for i in drawn if rewards_m[i] == top]
+            rewards.append(judge_m[best].mean())
+            for opponent in set(range(5)) - set(drawn):
+                wins.append(np.mean((np.sign(judge_m[best] - judge_m[opponent]) + 1) / 2))
+        found = judged.best_of_n(rewards_m[None], judge_m[None], n)
+        assert found.reward_b[0] == pytest.approx(np.mean(rewards))
+        assert found.win_rate_b[0] == pytest.approx(np.mean(wins))
+
+
+def test_a_judge_of_the_contrary_opinion_loses():
+    rewards_bm = np.random.default_rng(3).normal(size=(4, 9))
+    found = judged.best_of_n(rewards_bm, -rewards_bm, 4)
+    np.testing.assert_allclose(found.win_rate_b, 1 / 5, atol=1e-6)
+    with pytest.raises(ValueError, match="from 1 to 8"):
+        judged.best_of_n(rewards_bm, rewards_bm, 9)
+
+
+# ------------------------------------------------------------------------------- verdicts of pairs
+
+
+def test_verdicts_hand_worked():
+    # wins in both orders, loses in both, a tie in both, the first place twice, a tie and a win
+    first_b, second_b = [1, -1, 0, 1, 0], [1, -1, 0, -1, 1]
+    np.testing.assert_array_equal(pairwise.scores(first_b, second_b), [1, 0, 0.5, 0.5, 0.5])
+    found = pairwise.summarise(first_b, second_b, [2.0, 1.0, 0.0, 1.0, -1.0], **OPTIONS)
+    assert found["win_rate"].value == 0.5
+    assert found["ties"].value == 1 / 5
+    assert found["disagreements"].value == 2 / 5
+    # of ten verdicts 2 + 2 are for the first place, 1 + 2 for the second, 3 are ties
+    assert found["position_bias"].value == pytest.approx((4 - 3) / 10)
+    assert found["reward_agreement"].value == 1 / 2  # the judge decides two pairs, one as it does
+
+
+def test_a_judge_that_takes_the_first_place_says_nothing_else():
+    found = pairwise.summarise([1] * 6, [-1] * 6, [1.0] * 6, **OPTIONS)
+    np.testing.assert_array_equal(found["win_rate"], [0.5, 0, 0.5, 0.5])
+    np.testing.assert_array_equal(found["position_bias"], [1, 0, 1, 1])
+    assert found["disagreements"].value == 1
+    assert np.isnan(found["reward_agreement"]).all()
+
+
+def test_verdicts_without_meaning_are_refused():
+    with pytest.raises(ValueError, match="a verdict is"):
+        pairwise.scores([0.5], [1])
+    with pytest.raises(ValueError, match="shapes"):
+        pairwise.scores([1], [1, 1])

@@ -1,0 +1,87 @@
+"""Pareto fronts: hand-worked numbers, ties, and every pair compared."""
+
+import time
+
+import numpy as np
+import pytest
+
+from vbon_jax.evaluation import pareto
+
+
+def front(points) -> list[bool]:
+    cost, quality = zip(*points, strict=True)
+    return pareto.on_front(cost, quality).tolist()
+
+
+def test_by_hand():
+    points = [(1.0, 0.6), (2.0, 0.5), (2.0, 0.8), (3.0, 0.8), (4.0, 0.9), (0.5, 0.6)]
+    assert front(points) == [False, False, True, False, True, True]
+
+
+def test_equal_points_are_on_the_front_together_or_not_at_all():
+    assert front([(1.0, 0.5), (1.0, 0.5), (2.0, 0.7), (2.0, 0.7)]) == [True] * 4
+    assert front([(1.0, 0.5), (0.5, 0.5), (1.0, 0.5)]) == [False, True, False]
+    assert front([(1.0, 0.5), (1.0, 0.6), (1.0, 0.6)]) == [False, True, True]
+
+
+def test_one_point_and_none():
+    assert front([(3.0, -1.0)]) == [True]
+    assert pareto.on_front(np.zeros((4, 0)), np.zeros((4, 0))).shape == (4, 0)
+
+
+def test_a_point_that_is_not_finite_is_off_the_front_and_beats_none():
+    nan, inf = float("nan"), float("inf")
+    assert front([(nan, 9.0), (1.0, nan), (-inf, 2.0), (1.0, 0.5)]) == [False] * 3 + [True]
+    assert front([(nan, nan)]) == [False]
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match="shape"):
+        pareto.on_front([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="3 groups"):
+        pareto.membership(np.zeros((5, 2)), np.zeros((5, 2)), ["a", "b", "b"], seed=0)
+
+
+def test_against_every_pair():
+    random = np.random.default_rng(0)
+    cost, quality = random.integers(6, size=(2, 300, 12)).astype(float)  # many ties
+    no_worse = (cost[:, None] <= cost[:, :, None]) & (quality[:, None] >= quality[:, :, None])
+    better = (cost[:, None] < cost[:, :, None]) | (quality[:, None] > quality[:, :, None])
+    expected = ~(no_worse & better).any(axis=-1)
+    np.testing.assert_array_equal(pareto.on_front(cost, quality), expected)
+
+
+def test_membership_by_hand():
+    """b's first point beats a's second by a margin that no resample of prompts turns."""
+    noise_b = np.asarray([-0.01, 0.0, 0.01, 0.0])[:, None]
+    cost_bp = np.asarray([1.0, 3.0, 2.0, 4.0]) + noise_b
+    quality_bp = np.asarray([0.5, 0.6, 0.7, 0.9]) + noise_b
+    found = pareto.membership(cost_bp, quality_bp, ["a", "a", "b", "b"], seed=0, resamples=200)
+    assert list(found) == ["a", "b"]
+    assert found["a"] == (2, (0.5, 0.0, 0.5, 0.5))
+    assert found["b"] == (2, (1.0, 0.0, 1.0, 1.0))
+
+
+def test_a_tie_within_noise_has_an_interval():
+    """One prompt in two prefers a's point, at one cost: each wins about half of the resamples."""
+    quality_bp = np.asarray([[0.4, 0.6], [0.6, 0.4]] * 8)
+    found = pareto.membership(np.ones((16, 2)), quality_bp, ["a", "b"], seed=1)
+    for group in found.values():
+        assert group.share.value == 1.0  # equal means: both are on the front
+        assert (group.share.lo, group.share.hi) == (0.0, 1.0)
+        assert group.share.se == pytest.approx(0.49, abs=0.02)
+
+
+def test_a_point_that_is_not_finite_counts_among_its_group():
+    cost_bp = np.ones((4, 2))
+    quality_bp = np.asarray([[0.5, 0.5], [0.5, np.nan], [0.5, 0.5], [0.5, 0.5]])
+    found = pareto.membership(cost_bp, quality_bp, ["a", "a"], seed=0, resamples=50)
+    assert found["a"] == (2, (0.5, 0.0, 0.5, 0.5))
+
+
+def test_200_runs_and_2000_resamples_take_seconds():
+    random = np.random.default_rng(0)
+    cost_bp, quality_bp = random.random((2, 256, 200))
+    started = time.perf_counter()
+    pareto.membership(cost_bp, quality_bp, [f"m{i % 16}" for i in range(200)], seed=0)
+    assert time.perf_counter() - started < 10

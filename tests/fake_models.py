@@ -1,0 +1,174 @@
+"""A working directory as the programs leave it, made from random numbers in no time."""
+
+import json
+import pathlib
+import shutil
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vbon_jax import files
+from vbon_jax.config import defaults
+from vbon_jax.evaluation import measures, sampled_policy
+from vbon_jax.sampling import reference_cache
+from vbon_jax.study import plan as cells
+from vbon_jax.workdir import results
+
+M, K, STEPS = 16, 4, 20
+
+
+def write_work(
+    folder: pathlib.Path,
+    cells: list[dict],
+    *,
+    prompts: int = 8,
+    text: str = " a film that <b>works</b>",
+    temperatures: tuple[float, ...] = (1.0,),
+    steps: int = STEPS,
+    resamples: int = 40,
+) -> pathlib.Path:
+    """A whole one: the cache, the reference's evaluation, and a finished run for each cell.
+
+    `text` begins every response. A cell has a method, an n and a seed, and any key of a config.
+    """
+    config = defaults().to_dict()
+    config["evaluation"] |= {"resamples": resamples, "temperatures": temperatures}
+    config["evaluation"]["ruler_n"] = (1, 2, 4, 8)
+    config["train"]["steps"] = steps
+    for split in ("train", "eval"):
+        write_cache(folder / "references" / split, prompts=prompts)
+    cache = reference_cache.load(folder / "references" / "eval")
+    write_json(
+        folder / "compare.json", {"command": "python -m experiments.compare", "config": config}
+    )
+    write_evaluation(
+        folder / "reference", cache, config, 0.0, {"method": "reference", "n": 1.0}, text
+    )
+    for index, cell in enumerate(cells):
+        write_run(folder, cell, config, text=text, strength=0.3 + 0.02 * index)
+    return folder
+
+
+def write_json(path: pathlib.Path, value) -> None:
+    """JSON in a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, value)
+
+
+def write_cache(folder: pathlib.Path, *, prompts: int) -> None:
+    """A reference cache of one shard."""
+    random = np.random.default_rng(0)
+    responses = [[f" reference {m} of {p}" for m in range(M)] for p in range(prompts)]
+    table = {
+        "prompt_id": np.arange(prompts, dtype=np.int32),
+        "prompt": [f"prompt {p} & <i>more</i>" for p in range(prompts)],
+        "prompt_tokens": [[1, 2]] * prompts,
+        "responses": responses,
+        "response_tokens": [[[3, 4]] * M] * prompts,
+        "finished": [[True] * M] * prompts,
+        "log_probs": [[-3.0] * M] * prompts,
+        "rewards": random.normal(size=(prompts, M)).astype(np.float32).tolist(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(
+        pa.table(table, schema=reference_cache.SCHEMA), folder / "shard-00000-of-00001.parquet"
+    )
+    provenance = reference_cache.Provenance(
+        "policy", "reward", "full", "prompts", M, 8, 1.0, 0, 1.0, 0
+    )
+    record = {"provenance": provenance._asdict(), "prompts": prompts, "prompts_per_shard": prompts}
+    write_json(folder / reference_cache.PROVENANCE_FILE, record)
+
+
+def write_run(
+    folder: pathlib.Path,
+    cell: dict,
+    config: dict,
+    *,
+    text: str = "",
+    strength: float = 0.3,
+    logged: int | None = None,
+    evaluated: bool = True,
+) -> pathlib.Path:
+    """A run of a cell; `logged` steps of it, all unless given, evaluated if it is finished."""
+    run = folder / "runs" / cells.run_name(cell)
+    config = json.loads(json.dumps(config | {k: v for k, v in cell.items() if "." not in k}))
+    steps = config["train"]["steps"]
+    logged = steps if logged is None else logged
+    write_json(run / "config.json", config)
+    write_json(run / "stage.json", {"inputs": {}, "finished": logged == steps})
+    random = np.random.default_rng(zlib.crc32(run.name.encode()))
+    metrics = [
+        {"step": step, "objective/mean": step + random.normal(), "loss/total": 1 / (step + 1)}
+        | ({"eval/win_rate": 0.5 + strength * step / steps / 4} if step % 5 == 4 else {})
+        for step in range(logged)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    if logged < steps:
+        return run
+    budget = {
+        "sampled_tokens": 1000 * steps,
+        "reward_calls": 16 * steps,
+        "train_flops": 3e9 * steps,
+    }
+    write_json(run / "ledger.json", budget | {"seconds": 75.0})
+    if evaluated:
+        cache = reference_cache.load(folder / "references" / "eval")
+        labels = {"method": cell["method"], "n": cell["n"], "seed": cell["seed"], "run": run.name}
+        labels["bound"] = config["bound"] if cell["method"] == "vbon" else None
+        write_evaluation(run / "evaluation", cache, config, strength, labels, text)
+    return run
+
+
+def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, text: str) -> None:
+    """`evaluation.json` and the responses behind it; a greater strength moves them further."""
+    prompts = len(cache.rewards_pm)
+    random = np.random.default_rng(round(1e6 * strength))
+    made, folder, kind = [], pathlib.Path(folder), cells["method"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for temperature in config["evaluation"]["temperatures"] or (1.0,):
+        pushed = strength / max(temperature, 0.5)
+        rewards = random.normal(1.5 * pushed, 1.0, (prompts, K)).astype(np.float32)
+        kl = (pushed**2 * random.uniform(0.8, 1.2, (prompts, K))).astype(np.float32)
+        responses = sampled_policy.Responses(
+            rewards_bk=rewards,
+            kl_bk=kl,
+            log_probs_bk=np.full((prompts, K), -3.0),
+            reference_log_probs_bk=np.full((prompts, K), -4.0),
+            lengths_bk=random.integers(4, 9, (prompts, K)),
+            finished_bk=np.ones((prompts, K), bool),
+            tokens=[[tuple(random.integers(5, size=6)) for _ in range(K)] for _ in range(prompts)],
+        )
+        summary = measures.summarise(responses, cache.rewards_pm, seed=0, resamples=40)
+        made.append(
+            results.make_row(
+                estimates=summary,
+                temperature=temperature,
+                prompts=prompts,
+                samples_per_prompt=K,
+                reference_samples=M,
+                **{"run": cells["method"], **cells},
+            )
+        )
+        columns = {
+            "prompt": [f"prompt {p} & <i>more</i>" for p in range(prompts)],
+            "responses": [[f"{text} {kind} {p} {k}" for k in range(K)] for p in range(prompts)],
+            "rewards": list(rewards),
+            "kl": list(kl),
+        }
+        pq.write_table(pa.table(columns), folder / f"responses-t{temperature:g}.parquet")
+    write_json(folder / "evaluation.json", made)
+    inputs = {f"references {key}": value for key, value in cache.provenance._asdict().items()}
+    write_json(folder / "stage.json", {"inputs": inputs, "finished": True})
+
+
+def copy_run(run: pathlib.Path, cell: dict) -> pathlib.Path:
+    """The same run under another cell's name: many runs in no time."""
+    copy = run.parent / cells.run_name(cell)
+    shutil.copytree(run, copy)
+    write_json(copy / "config.json", json.loads((run / "config.json").read_text()) | cell)
+    rows = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    write_json(copy / "evaluation" / "evaluation.json", [row | {"run": copy.name} for row in rows])
+    return copy

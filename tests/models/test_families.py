@@ -1,0 +1,479 @@
+"""Every family and shape against transformers' torch models: docs/models.md is what is measured.
+
+`WRITE_DOCS=1` in the environment writes that table anew.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests import families
+from vbon_jax.models import classifier, decoder, disentangled, encoder
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.types import InputError
+
+TOLERANCE = 1e-4  # of a logit, in float32
+# Of the largest logit, in bfloat16: of a vocabulary at every token, and of the few numbers that a
+# head gives, where torch's own bfloat16 is 1 to 4 % away from its float32.
+ROUGH, ROUGH_HEAD = 0.05, 0.08
+DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "models.md"
+BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
+HEADER = (
+    "| family | shape | prefill | cached decode | head | round trip | bfloat16 |\n"
+    "|---|---|---|---|---|---|---|\n"
+)
+DECODERS = [
+    pytest.param(family, shape, id=f"{family}: {shape}")
+    for family, shapes in families.DECODERS.items()
+    for shape in shapes
+]
+ENCODERS = [
+    pytest.param(family, shape, id=f"{family}: {shape}")
+    for family, shapes in families.ENCODERS.items()
+    for shape in shapes
+]
+forward = jax.jit(decoder.forward, static_argnums=0)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Rows of the table, by family and shape; written at the end where the environment asks."""
+    rows: dict[tuple[str, str], str] = {}
+    yield rows
+    if os.environ.get("WRITE_DOCS") == "1":
+        text = DOCUMENT.read_text()
+        before, _, rest = text.partition(BEGIN)
+        after = rest.partition(END)[2]
+        DOCUMENT.write_text(f"{before}{BEGIN}{HEADER}{''.join(rows.values())}{END}{after}")
+
+
+def rounded_up(error: float) -> str:
+    """A bound of one digit: 3.1e-6 becomes 4e-6."""
+    if error == 0:
+        return "0"
+    power = math.floor(math.log10(error))
+    digit = math.ceil(error / 10**power - 1e-9)
+    return f"{digit}e{power}" if digit < 10 else f"1e{power + 1}"
+
+
+def row(family: str, shape: str, errors: list[float | None], rough: float) -> str:
+    cells = ["–" if error is None else rounded_up(error) for error in errors]
+    return f"| {family} | {shape} | {' | '.join(cells)} | {100 * rough:.1f} % |\n"
+
+
+def prompts_of(config, seed=0):
+    """Three prompts of 9, 4 and 1 tokens, and two responses of 7 to each."""
+    rng = np.random.default_rng(seed)
+    prompts = rng.integers(3, config.vocab_size, (3, 9)).astype(np.int32)
+    responses = rng.integers(3, config.vocab_size, (3, 2, 7)).astype(np.int32)
+    return prompts, np.array([9, 4, 1]), responses
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode_all(config, params, tokens_bp, mask_bp, responses_bng):
+    """Logits [B, N, 1 + G, V] behind the prompt and behind each token of a given response."""
+    rows, new = responses_bng.shape[1:]
+    last, cache = decoder.prefill(config, params, tokens_bp, mask_bp, num_samples=rows)
+    cache = decoder.grow(cache, new)
+
+    def feed(cache, slot):
+        state, cache = decoder.decode(config, params, cache, responses_bng[:, :, slot], slot)
+        return cache, state
+
+    _, states = jax.lax.scan(feed, cache, jnp.arange(new))
+    first = jnp.broadcast_to(last[None, :, None], (1, *states.shape[1:]))
+    return decoder.logits(config, params, jnp.moveaxis(jnp.concatenate([first, states]), 0, 2))
+
+
+def decoder_errors(model, checkpoint, folder) -> tuple[list[float], float]:
+    """Largest differences of prefill, cached decoding and a round trip, and of bfloat16."""
+    config, params = checkpoint.config, checkpoint.params
+    prompts, lengths, responses = prompts_of(config)
+    whole = np.zeros((3, 2, 16), np.int32)
+    for prompt, length in enumerate(lengths):
+        whole[prompt, :, :length] = prompts[prompt, :length]
+        whole[prompt, :, length : length + 7] = responses[prompt]
+    tokens = whole.reshape(6, 16)
+    real = np.arange(16) < np.repeat(lengths + 7, 2)[:, None]
+    theirs = families.torch_logits(model, tokens, real)
+    assert np.abs(theirs[real]).max() > 0.5  # differences of nothing would be small
+    ours = np.asarray(forward(config, params, tokens))
+    prefill = np.abs(ours - theirs)[real].max()
+
+    cached = np.asarray(
+        decode_all(config, params, prompts, np.arange(9) < lengths[:, None], responses)
+    )
+    at = (lengths - 1)[:, None] + np.arange(8)
+    expected = np.take_along_axis(theirs.reshape(3, 2, 16, -1), at[:, None, :, None], axis=2)
+    cached_error = np.abs(cached - expected).max()
+
+    model_folder.save(folder / "again", config, params, settings=checkpoint.settings)
+    again = families.torch_logits(loaded(folder / "again"), tokens, real)
+    low = np.float32(forward(dataclasses.replace(config, dtype="bfloat16"), params, tokens))
+    rough = np.abs(low - ours)[real].max() / np.abs(ours[real]).max()
+    return [prefill, cached_error, np.abs(again - theirs)[real].max()], rough
+
+
+def loaded(folder, *, head=False):
+    """What transformers reads from a folder, without a parameter missing or left over."""
+    import transformers
+
+    auto = (
+        transformers.AutoModelForSequenceClassification
+        if head
+        else transformers.AutoModelForCausalLM
+    )
+    model, report = auto.from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(report.values()), report
+    return model
+
+
+def head_error(family, settings, folder, seed) -> float:
+    """The largest difference of a classifier's logits, before and after a round trip."""
+    model = families.random_model(family, settings | {"num_labels": 3}, seed=seed, head=True)
+    model.save_pretrained(folder / "head")
+    checkpoint = model_folder.load(folder / "head", kind="classifier")
+    assert checkpoint.config.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    lengths = np.array([14, 1, 6, 9])
+    tokens = np.random.default_rng(3).integers(3, checkpoint.config.vocab_size, (4, 14))
+    real = np.arange(14) < lengths[:, None]
+    tokens = np.where(real, tokens, 0).astype(np.int32)
+    ours = classifier.logits(checkpoint.config, checkpoint.params, tokens, lengths)
+    theirs = families.torch_logits(model, tokens, real)
+    assert ours.shape == theirs.shape == (4, 3)
+    model_folder.save(
+        folder / "head again", checkpoint.config, checkpoint.params, settings=checkpoint.settings
+    )
+    again = families.torch_logits(loaded(folder / "head again", head=True), tokens, real)
+    return max(np.abs(ours - theirs).max(), np.abs(again - theirs).max())
+
+
+@pytest.mark.parametrize(("family", "shape"), DECODERS)
+def test_decoders_are_those_of_transformers(family, shape, tmp_path, measured):
+    settings, seed = families.DECODERS[family][shape], len(shape)
+    model = families.random_model(family, settings, seed=seed)
+    model.save_pretrained(tmp_path / "model")
+    checkpoint = model_folder.load(tmp_path / "model")
+    assert checkpoint.config.labels == ()
+    (prefill, cached, trip), rough = decoder_errors(model, checkpoint, tmp_path)
+    errors = [prefill, cached, head_error(family, settings, tmp_path, seed), trip]
+    measured[family, shape] = row(family, shape, errors, rough)
+    assert max(errors) <= TOLERANCE, measured[family, shape]
+    assert 0 < rough < ROUGH
+
+
+def encoder_errors(model, checkpoint, folder) -> tuple[list[float], float]:
+    """Largest differences of the logits and of those after a round trip, and of bfloat16."""
+    config, params = checkpoint.config, checkpoint.params
+    lengths = np.array([21, 1, 8, 15])
+    tokens = np.random.default_rng(4).integers(4, config.vocab_size, (4, 21))
+    real = np.arange(21) < lengths[:, None]
+    tokens = np.where(real, tokens, 0).astype(np.int32)
+    theirs = families.torch_logits(model, tokens, real)
+    assert np.abs(theirs).max() > 0.2  # differences of nothing would be small
+    ours = np.asarray(classifier.logits(config, params, tokens, lengths))
+    assert ours.shape == theirs.shape == (4, config.num_labels)
+    model_folder.save(folder / "again", config, params, settings=checkpoint.settings)
+    again = families.torch_logits(loaded(folder / "again", head=True), tokens, real)
+    low = classifier.logits(dataclasses.replace(config, dtype="bfloat16"), params, tokens, lengths)
+    rough = np.abs(low - ours).max() / np.abs(ours).max()
+    return [np.abs(ours - theirs).max(), np.abs(again - theirs).max()], rough
+
+
+@pytest.mark.parametrize(("family", "shape"), ENCODERS)
+def test_encoders_are_those_of_transformers(family, shape, tmp_path, measured):
+    settings = families.ENCODERS[family][shape]
+    model = families.random_model(family, settings, seed=len(shape), head=True)
+    model.save_pretrained(tmp_path / "model")
+    checkpoint = model_folder.load(tmp_path / "model", kind="classifier")
+    assert checkpoint.config.num_labels == settings.get("num_labels", 2)
+    (head, trip), rough = encoder_errors(model, checkpoint, tmp_path)
+    assert model_folder.load(tmp_path / "again", kind="classifier").config == checkpoint.config
+    measured[family, shape] = row(family, shape, [None, None, head, trip], rough)
+    assert max(head, trip) <= TOLERANCE, measured[family, shape]
+    assert 0 < rough < ROUGH_HEAD
+
+
+# ------------------------------------------------------------------- of encoders, beside the table
+
+
+def test_rows_of_offsets_by_hand():
+    plain = disentangled.RelativePositions(reach=3)
+    assert plain.rows(np.arange(-4, 5)).tolist() == [0, 0, 1, 2, 3, 4, 5, 5, 5]
+    # Half of 8 buckets is 4: offset 4 * 8^(i/3) is the last of bucket 4 + i; the 9th is not there.
+    logarithmic = disentangled.RelativePositions(reach=33, buckets=8)
+    offsets = np.array([0, 1, 4, 5, 8, 9, 16, 17, 32, 33])
+    assert (logarithmic.rows(offsets) - 8).tolist() == [0, 1, 4, 5, 5, 6, 6, 7, 7, 7]
+    assert (logarithmic.rows(-offsets) - 8).tolist() == [0, -1, -4, -5, -5, -6, -6, -7, -7, -8]
+
+
+@pytest.mark.parametrize(
+    ("buckets", "reach"), [(2, 6), (5, 12), (8, 24), (32, 129), (256, 512), (320, 514), (512, 512)]
+)
+def test_buckets_are_those_of_transformers(buckets, reach):
+    import torch
+    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
+    offsets = np.arange(-reach, reach + 1)
+    theirs = make_log_bucket_position(torch.tensor(offsets), buckets, reach).long().numpy()
+    ours = disentangled.RelativePositions(reach=reach, buckets=buckets).rows(offsets)
+    np.testing.assert_array_equal(ours, np.clip(theirs + buckets, 0, 2 * buckets - 1))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 4), (3, 3), (4, 2), (2, 5)])
+def test_shifted_scores_by_hand(rows, columns):
+    scores = np.arange(2 * rows * (rows + columns)).reshape(2, rows, rows + columns)
+    shifted = disentangled.shifted(jnp.array(scores), columns)
+    for row in range(rows):
+        for column in range(columns):
+            expected = scores[:, row, column - row + rows - 1]
+            np.testing.assert_array_equal(shifted[:, row, column], expected)
+
+
+def test_every_parameter_of_an_encoder_is_trained(tmp_path):
+    """But for rows that no text reads, and biases that softmax does not see."""
+    relative = disentangled.RelativePositions(reach=5, normed=True)
+    config = encoder.EncoderConfig(
+        vocab_size=13, width=12, num_layers=2, num_heads=2, mlp_width=10, max_positions=7,
+        first_position=2, token_types=2, relative=relative, head_activation="tanh",
+    )  # fmt: skip
+    shapes = jax.eval_shape(lambda: encoder.init(config, jax.random.key(0)))
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    tokens, lengths = rng.integers(0, 13, (3, 7)), np.array([7, 2, 4])
+
+    def loss(params):
+        return jnp.square(classifier.classify(config, params, tokens, lengths)).sum()
+
+    slopes = jax.jit(jax.grad(loss))(params)
+    for path, slope in jax.tree_util.tree_leaves_with_path(slopes):
+        assert np.isfinite(slope).all(), path
+        assert np.abs(slope).max() > 0, path
+    reads = {
+        name: np.abs(slopes[name]["embedding"]).max(axis=1) > 0 for name in ("positions", "types")
+    }
+    assert reads["positions"].tolist() == [False, False] + [True] * 7
+    assert reads["types"].tolist() == [True, False]
+    offsets = np.abs(slopes["relative"]["positions"]["embedding"]).max(axis=1) > 0
+    assert offsets.all()
+
+
+TEXT = encoder.EncoderConfig(
+    vocab_size=13, width=6, num_layers=1, num_heads=2, mlp_width=5, max_positions=4,
+    token_types=1, head_activation="tanh",
+)  # fmt: skip
+SHAPES = {
+    "bert": TEXT,
+    "roberta": dataclasses.replace(TEXT, first_position=2),
+    "deberta-v2": dataclasses.replace(
+        TEXT, position_table=False, relative=disentangled.RelativePositions(reach=4)
+    ),
+}
+
+
+def saved(folder, family, config):
+    """A random classifier of a family on disk, and its parameters."""
+    shapes = jax.eval_shape(lambda: encoder.init(config, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    model_folder.save(folder, config, params, settings={"model_type": family, "pad_token_id": 1})
+    return params
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "more"),
+    [
+        ("bert", "bert.", ["embeddings.position_ids"]),
+        ("roberta", "roberta.", ["embeddings.position_ids", "roberta.pooler.dense.weight"]),
+        (
+            "deberta-v2",
+            "deberta.",
+            ["lm_predictions.lm_head.bias", "embeddings.position_embeddings.weight"],
+        ),
+    ],
+)
+def test_what_no_classifier_reads_and_names_without_prefix(family, prefix, more, tmp_path):
+    params = saved(tmp_path / "m", family, SHAPES[family])
+    file = tmp_path / "m" / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    tensors |= {name: np.zeros(3, np.float32) for name in more}
+    safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
+    checkpoint = model_folder.load(tmp_path / "m", kind="classifier")
+    assert checkpoint.config == SHAPES[family]
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.params, params)
+    tensors["embeddings.extra"] = np.zeros(3, np.float32)
+    safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"unknown tensor embeddings\.extra"):
+        model_folder.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "message"),
+    [
+        ("distilbert", TEXT, "token_types = 1: DistilBERT has 0"),
+        ("bert", SHAPES["deberta-v2"], "position_table = False: BERT has True"),
+        ("bert", SHAPES["roberta"], "first_position = 2: BERT has 0"),
+        ("bert", dataclasses.replace(TEXT, token_types=0), "token_types = 0: BERT has one or"),
+        ("roberta", TEXT, "first_position = 0: RoBERTa has 1 or more"),
+        ("roberta", dataclasses.replace(TEXT, head_activation="relu"), "head_activation = relu"),
+        ("deberta-v2", SHAPES["roberta"], "first_position = 2: DeBERTa has 0"),
+    ],
+)
+def test_encoders_that_a_family_cannot_say(family, config, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        saved(tmp_path / "m", family, config)
+
+
+def written(folder, family, **fields):
+    """A folder of config.json alone, which is read and judged before any weight."""
+    plain = families.DEBERTA_V3 if family == "deberta-v2" else families.BERT
+    settings = {"model_type": family} | plain
+    (folder / "config.json").write_text(json.dumps(settings | fields))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "parts"),
+    [
+        ("bert", {"position_embedding_type": "relative_key"}, ["use a model with one of absolute"]),
+        ("bert", {"is_decoder": True}, ["is_decoder = true", "not supported"]),
+        ("bert", {"add_cross_attention": True}, ["add_cross_attention = true", "not supported"]),
+        ("bert", {"hidden_act": "mish"}, ['hidden_act = "mish"', "gelu_new"]),
+        ("bert", {"pruned_heads": {"0": [1]}}, ["pruned_heads", "not supported"]),
+        ("bert", {"num_attention_heads": 5}, ["num_attention_heads = 5", "the width 24"]),
+        ("bert", {"type_vocab_size": 0}, ["type_vocab_size = 0", "at least 1"]),
+        ("bert", {"architectures": ["BertForMaskedLM"]}, ["a BertForSequenceClassification"]),
+        ("roberta", {"pad_token_id": None}, ["pad_token_id = null", "give a token id"]),
+        ("roberta", {"max_position_embeddings": 2}, ["max_position_embeddings = 2", "more than 2"]),
+        ("roberta", {"position_embedding_type": "relative_key_query"}, ["one of absolute"]),
+        ("deberta-v2", {"conv_kernel_size": 3}, ["conv_kernel_size = 3", "not supported"]),
+        ("deberta-v2", {"embedding_size": 12}, ["embedding_size = 12", "only the width 24"]),
+        ("deberta-v2", {"pooler_hidden_size": 9}, ["pooler_hidden_size = 9", "only the width 24"]),
+        ("deberta-v2", {"attention_head_size": 7}, ["attention_head_size = 7", "heads 6"]),
+        ("deberta-v2", {"pos_att_type": "c2p|p2p"}, ['pos_att_type = "c2p|p2p"', "c2p and p2c"]),
+        ("deberta-v2", {"pos_att_type": {"c2p": 1}}, ["pos_att_type", "c2p and p2c"]),
+        ("deberta-v2", {"norm_rel_ebd": "batch"}, ['norm_rel_ebd = "batch"', "none, layer_norm"]),
+        (
+            "deberta-v2",
+            {"relative_attention": False},
+            ["pos_att_type", "relative_attention is not"],
+        ),
+        (
+            "deberta-v2",
+            {"relative_attention": False, "pos_att_type": None},
+            ['norm_rel_ebd = "layer_norm"', "relative_attention is not true"],
+        ),
+        ("deberta-v2", {"relative_attention": 1}, ["relative_attention = 1", "true or false"]),
+        ("deberta-v2", {"position_buckets": 1}, ["position_buckets = 1", "from 2 to 49"]),
+        (
+            "deberta-v2",
+            {"position_buckets": 20, "max_relative_positions": 11},
+            ["position_buckets = 20", "from 2 to 19 for 11 offsets"],
+        ),
+        ("deberta-v2", {"position_buckets": "8"}, ["position_buckets", "whole number"]),
+        ("deberta-v2", {"max_relative_positions": 1.5}, ["max_relative_positions = 1.5", "-1"]),
+        ("deberta-v2", {"pooler_hidden_act": "mish"}, ['pooler_hidden_act = "mish"', "relu"]),
+        ("deberta-v2", {"type_vocab_size": -1}, ["type_vocab_size = -1", "from 0"]),
+    ],
+)
+def test_encoders_that_cannot_be_honoured(family, fields, parts, tmp_path):
+    with pytest.raises(InputError) as error:
+        model_folder.load(written(tmp_path, family, **fields), kind="classifier")
+    message = str(error.value)
+    assert "\n" not in message
+    for part in [str(tmp_path / "config.json"), next(iter(fields)), *parts]:
+        assert part in message, message
+
+
+def test_the_table_lists_every_family_and_shape():
+    text = DOCUMENT.read_text()
+    rows = re.findall(
+        r"^\| (\S+) \| (.+?) \| .*$", text.partition(BEGIN)[2].partition(END)[0], re.M
+    )
+    both = families.DECODERS | families.ENCODERS
+    every = [(f, s) for f, shapes in both.items() for s in shapes]
+    assert [pair for pair in rows if pair[0] != "family"] == every
+
+
+ROPE = "rope_parameters"
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "parts"),
+    [
+        ("llama", {ROPE: {"rope_type": "yarn", "factor": 2.0}}, ["'yarn' is not supported"]),
+        ("llama", {ROPE: {"rope_type": "linear"}}, ["rope_parameters.factor = null", "above 0"]),
+        ("llama", {ROPE: {"type": "dynamic", "factor": 2.0}}, ["'dynamic'", "llama3"]),
+        ("llama", {ROPE: 3}, ["give an object"]),
+        ("gpt_neox", {ROPE: {"rope_type": "longrope"}}, ["'longrope'"]),
+        ("gemma3_text", {ROPE: {"rope_theta": 5.0}}, ["full_attention", "sliding_attention"]),
+        ("gemma3_text", {"attn_logit_softcapping": 5.0}, ["not supported"]),
+        ("gemma2", {"use_bidirectional_attention": True}, ["later tokens"]),
+        ("gemma2", {"layer_types": ["full_attention"]}, ["give 2 of"]),
+        ("mistral", {"layer_types": ["full_attention"] * 2}, ["windowed layers"]),
+        ("qwen2", {"max_window_layers": -1, "use_sliding_window": True}, ["whole number from 0"]),
+        ("qwen3", {"num_key_value_heads": 3}, ["no multiple"]),
+        ("llama", {"num_attention_heads": 5}, ["width 24"]),
+        ("llama", {"hidden_act": "mish"}, ["silu"]),
+        ("qwen2", {"num_experts": 4}, ["mixture of experts"]),
+        ("llama", {"quantization_config": {"bits": 4}}, ["quantised"]),
+    ],
+)
+def test_decoders_that_cannot_be_honoured(family, fields, parts, tmp_path):
+    shape = next(iter(families.DECODERS[family].values()))
+    settings = {"model_type": family} | shape | fields
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError) as error:
+        model_folder.load(tmp_path, kind="decoder")
+    message = str(error.value)
+    assert "\n" not in message
+    for part in [str(tmp_path / "config.json"), next(iter(fields)), *parts]:
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("qwen2", {"attention_bias": False}, "attention_bias = False: Qwen 2 has True"),
+        ("mistral", {"windowed": (True, False)}, "windowed: Mistral"),
+        ("llama", {"norm": "layer"}, "norm = layer: Llama has rms"),
+        ("gemma2", {"norm_offset": 0.0}, "norm_offset = 0.0: Gemma 2 has 1.0"),
+        ("gpt_neox", {"output_bias": False}, "output_bias = False: GPT-NeoX has True"),
+    ],
+)
+def test_decoders_that_a_family_cannot_say(family, changes, message, tmp_path):
+    shape = next(iter(families.DECODERS[family].values()))
+    settings = {"model_type": family} | shape
+    config = dataclasses.replace(model_folder.config_of(settings, source="here"), **changes)
+    params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
+    with pytest.raises(InputError, match=message):
+        model_folder.save(tmp_path / "m", config, params, settings=settings)
+
+
+def test_positions_as_older_releases_write_them(tmp_path):
+    """rope_scaling and rope_theta of transformers 4; both are written back beside the new form."""
+    older = {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 3.0}}
+    settings = {"model_type": "llama"} | families.BASE | older
+    config = model_folder.config_of(settings, source="here")
+    assert config.rope == decoder.Rope(theta=500.0, factor=3.0)
+    params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
+    model_folder.save(tmp_path / "m", config, params, settings=settings)
+    written = json.loads((tmp_path / "m" / "config.json").read_text())
+    table = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
+    assert written["rope_parameters"] == written["rope_scaling"] == table
+    assert model_folder.load(tmp_path / "m").config == config

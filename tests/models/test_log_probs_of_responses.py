@@ -1,0 +1,27 @@
+"""Log-probabilities of tokens from hidden states: in parts they are what they are at once."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.models.test_models import SMALL, noisy, tokens_of
+from vbon_jax.models import decoder, log_probs
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_parts_give_the_same_numbers_and_gradients(monkeypatch, steps):
+    params, tokens = noisy(SMALL), tokens_of(SMALL, (3, 9))
+
+    def total(params):
+        hidden = decoder.hidden(SMALL, params, tokens[:, :-1])
+        said = log_probs.token_log_probs(SMALL, params, hidden, tokens[:, 1:], temperature=0.7)
+        return (said * np.arange(1, 9)).sum(), said
+
+    (_, whole), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+    logits = decoder.forward(SMALL, params, tokens[:, :-1]) / 0.7
+    expected = np.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=2)[..., 0]
+    np.testing.assert_allclose(whole, expected, atol=1e-5)
+    monkeypatch.setattr(log_probs, "LOGIT_BYTES", steps * 4 * 3 * SMALL.vocab_size)
+    (_, parts), again = jax.jit(jax.value_and_grad(lambda p: total(p), has_aux=True))(params)
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), again, slope)

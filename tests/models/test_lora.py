@@ -1,0 +1,180 @@
+"""Low-rank adapters: they change nothing at first, merge exactly, and peft reads them."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from tests import families
+from vbon_jax.models import decoder
+from vbon_jax.models import lora as adapters
+from vbon_jax.models.decoder import Lora
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.types import InputError
+
+TOLERANCE = 1e-4  # of a logit, in float32
+EVERY = ".*"
+forward = jax.jit(decoder.forward, static_argnums=0)
+
+
+def model_of(family, folder, *, seed=0):
+    """A random model of the family's first shape, as transformers saved it."""
+    settings = next(iter(families.DECODERS[family].values()))
+    families.random_model(family, settings, seed=seed).save_pretrained(folder)
+    return model_folder.load(folder, kind="decoder")
+
+
+def trained(config, params, *, seed=1):
+    """Adapters as training leaves them: no factor is zero."""
+    rng = np.random.default_rng(seed)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            np.float32(rng.normal(size=leaf.shape) * 0.2)
+            if "lora" in jax.tree_util.keystr(path)
+            else leaf
+        ),
+        params,
+    )
+
+
+def adapted(family, folder, pattern=EVERY, rank=3, alpha=5.0):
+    checkpoint = model_of(family, folder)
+    config, params = adapters.add(
+        checkpoint.config, checkpoint.params, Lora(pattern, rank, alpha), jax.random.key(0)
+    )
+    return checkpoint, config, params
+
+
+def test_fresh_adapters_change_nothing(tmp_path):
+    checkpoint, config, params = adapted("llama", tmp_path)
+    tokens = np.random.default_rng(0).integers(3, 60, (2, 9))
+    before = forward(checkpoint.config, checkpoint.params, tokens)
+    np.testing.assert_array_equal(forward(config, params, tokens), before)
+    first = params["layer_0"]["attention"]["query"]["lora"]["lora_a"]
+    assert np.asarray(first).std() > 0
+    again = adapters.add(
+        checkpoint.config, checkpoint.params, Lora(EVERY, 3, 5.0), jax.random.key(0)
+    )[1]
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_by_hand():
+    """x A B alpha / rank beside x K: 2 * 3 * 5 * 4 / 1 on top of what was there."""
+    from flax import nnx
+
+    from vbon_jax.models import layers
+
+    dense = layers.linear(nnx.Rngs(0), 1, 1, dtype="float32", std=0.1)
+    plain = float(dense(np.float32([[2.0]]))[0, 0])
+    dense.adapt(rank=1, alpha=4.0, rngs=nnx.Rngs(0))
+    dense.lora.lora_a[...], dense.lora.lora_b[...] = np.float32([[3.0]]), np.float32([[5.0]])
+    assert float(dense(np.float32([[2.0]]))[0, 0]) == pytest.approx(plain + 120.0)
+
+
+def test_the_pattern_chooses_layers(tmp_path):
+    _, _, params = adapted("llama", tmp_path, pattern=r"layer_1/attention/(query|value)")
+    names = [
+        "/".join(entry.key for entry in path)
+        for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
+    ]
+    layers = {name.partition("/lora")[0] for name in names if "/lora/" in name}
+    assert layers == {"layer_1/attention/query", "layer_1/attention/value"}
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (Lora("layer_9/.*", 2, 1.0), r"fits no dense layer; names look like layer_0/attention"),
+        (Lora("(", 2, 1.0), r"no regular expression"),
+        (Lora(EVERY, 0, 1.0), r"lora\.rank=0"),
+        (Lora(EVERY, 2, 0.0), r"lora\.alpha=0"),
+    ],
+)
+def test_adapters_that_have_no_meaning(tmp_path, lora, message):
+    checkpoint = model_of("llama", tmp_path)
+    with pytest.raises(InputError, match=message):
+        adapters.add(checkpoint.config, checkpoint.params, lora, jax.random.key(0))
+
+
+# peft asks transformers for a property by its old name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("family", list(families.DECODERS))
+def test_merged_and_peft_have_the_same_logits(family, tmp_path):
+    """ours = merged = transformers of the merged folder = peft of the adapters on the base."""
+    import peft
+    import transformers
+
+    pattern = r"layer_0/attention/(query|value|output)|layer_1/.*"
+    checkpoint, config, params = adapted(family, tmp_path / "base", pattern)
+    params = trained(config, params)
+    tokens = np.random.default_rng(0).integers(3, 57, (2, 14))
+    ours = np.asarray(forward(config, params, tokens))
+    plain = np.asarray(forward(checkpoint.config, checkpoint.params, tokens))
+    assert np.abs(ours - plain).max() > 0.1
+
+    merged_config, merged = adapters.merge(config, params)
+    assert merged_config == checkpoint.config
+    np.testing.assert_allclose(forward(merged_config, merged, tokens), ours, atol=TOLERANCE)
+    model_folder.save(tmp_path / "merged", merged_config, merged, settings=checkpoint.settings)
+    auto = transformers.AutoModelForCausalLM
+    theirs = families.torch_logits(auto.from_pretrained(tmp_path / "merged"), tokens)
+    np.testing.assert_allclose(theirs, ours, atol=TOLERANCE)
+
+    adapters.save(tmp_path / "adapters", config, params, settings=checkpoint.settings, base="base")
+    base = auto.from_pretrained(tmp_path / "base")
+    with_adapters = peft.PeftModel.from_pretrained(base, tmp_path / "adapters")
+    np.testing.assert_allclose(families.torch_logits(with_adapters, tokens), ours, atol=TOLERANCE)
+
+
+def test_a_new_head_is_trained_and_not_adapted(tmp_path):
+    """Whatever the pattern fits: no low-rank term beside a head that no model comes with."""
+    base = model_of("llama", tmp_path)
+    scored = decoder.with_score(base.config, base.params, ("one",), jax.random.key(0))
+    _, params = adapters.add(*scored, Lora(EVERY, 2, 1.0), jax.random.key(0))
+    assert set(params["score"]) == {"kernel"}
+    assert "lora" in params["layer_0"]["attention"]["query"]
+    names = ("classifier/score/kernel", "classifier/layer_0/attention/query/lora/lora_a")
+    assert all(re.fullmatch(adapters.TRAINED, name) for name in names)
+    assert not re.fullmatch(adapters.TRAINED, "classifier/layer_0/attention/query/kernel")
+
+
+def test_cached_decoding_has_the_adapters_too(tmp_path):
+    _, config, params = adapted("qwen2", tmp_path)
+    params = trained(config, params)
+    tokens = np.random.default_rng(0).integers(3, 57, (2, 6)).astype(np.int32)
+    whole = forward(config, params, tokens)
+
+    @jax.jit
+    def by_cache(params):
+        mask = np.ones((2, 5), bool)
+        _, cache = decoder.prefill(config, params, tokens[:, :5], mask, num_samples=1)
+        state, _ = decoder.decode(config, params, decoder.grow(cache, 1), tokens[:, 5:], 0)
+        return decoder.logits(config, params, state)[:, 0]
+
+    last = by_cache(params)
+    np.testing.assert_allclose(last, whole[:, -1], atol=TOLERANCE)
+
+
+def test_the_description_for_peft(tmp_path):
+    checkpoint, config, params = adapted("gpt2", tmp_path / "base", r"layer_0/attention/.*")
+    adapters.save(tmp_path / "a", config, params, settings=checkpoint.settings, base="owner/name")
+    described = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert described["base_model_name_or_path"] == "owner/name"
+    assert described["target_modules"] == [
+        "transformer.h.0.attn.c_attn",
+        "transformer.h.0.attn.c_proj",
+    ]
+    assert described["rank_pattern"] == {"transformer.h.0.attn.c_attn": 9}
+    assert described["alpha_pattern"] == {"transformer.h.0.attn.c_attn": 15.0}
+    assert described["fan_in_fan_out"] is True
+    with pytest.raises(ValueError, match=re.escape("no adapters")):
+        adapters.save(
+            tmp_path / "b",
+            dataclasses.replace(config, lora=None),
+            params,
+            settings=checkpoint.settings,
+            base="x",
+        )

@@ -1,0 +1,521 @@
+"""Hugging Face folders: round trips with transformers, and an error in one line for every fault."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from vbon_jax.models import decoder, encoder
+from vbon_jax.models.huggingface import model_folder, safe_files
+from vbon_jax.types import InputError
+
+GPT2 = decoder.DecoderConfig(
+    vocab_size=23, width=6, num_layers=2, num_heads=2, mlp_width=10, max_positions=8
+)
+DISTILBERT = encoder.EncoderConfig(
+    vocab_size=19, width=6, num_layers=2, num_heads=3, mlp_width=9, max_positions=8,
+    labels=("bad", "fine", "good"),
+)  # fmt: skip
+UNTIED = dataclasses.replace(
+    GPT2, tie_embeddings=False, activation="relu", scale_attention_by_layer=True
+)
+
+
+def random_params(config, seed=0):
+    """Parameters of the right shapes, without a compilation."""
+    module = decoder if isinstance(config, decoder.DecoderConfig) else encoder
+    shapes = jax.eval_shape(lambda: module.init(config, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def edit(folder, file="config.json", **fields):
+    """Change fields of a JSON file (None removes)."""
+    value = json.loads((folder / file).read_text()) | fields
+    (folder / file).write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
+
+
+def edit_weights(folder, change):
+    """Let `change` have the tensors of a folder by name."""
+    file = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    tensors = change(tensors) or tensors
+    safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small decoder on disk."""
+    model_folder.save(tmp_path / "policy", GPT2, random_params(GPT2), eos_token_ids=(3,))
+    return tmp_path / "policy"
+
+
+@pytest.fixture
+def reader(tmp_path):
+    """A small classifier on disk."""
+    model_folder.save(tmp_path / "reward", DISTILBERT, random_params(DISTILBERT))
+    return tmp_path / "reward"
+
+
+def tokenizer_of(words):
+    """A tokenizer of whole words, the first of which ends a text."""
+    import tokenizers
+    import transformers
+
+    inside = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, words[0])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(inside), eos_token=words[0], unk_token=words[0]
+    )
+
+
+def in_one_line(error, *parts):
+    """The message has every part and no line break."""
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+# ---------------------------------------------------------------------------------- round trips
+
+
+@pytest.mark.parametrize("config", [GPT2, UNTIED, DISTILBERT])
+def test_save_and_load_are_inverse(config, tmp_path):
+    params = random_params(config)
+    model_folder.save(tmp_path / "model", config, params)
+    checkpoint = model_folder.load(tmp_path / "model")
+    assert checkpoint.config == config
+    equal(checkpoint.params, params)
+    model_folder.save(tmp_path / "again", config, checkpoint.params, settings=checkpoint.settings)
+    assert model_folder.fingerprint(tmp_path / "again") == model_folder.fingerprint(
+        tmp_path / "model"
+    )
+
+
+@pytest.mark.parametrize("config", [GPT2, UNTIED])
+def test_transformers_loads_a_saved_decoder(config, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    params = random_params(config)
+    words = ["<end>", "a", "fine", "film"]
+    model_folder.save(tmp_path / "m", config, params, tokenizer=tokenizer_of(words))
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "m", output_loading_info=True)
+    assert not any(report.values()), report
+    assert type(model).__name__ == "GPT2LMHeadModel"
+    assert model.generation_config.eos_token_id == model.config.eos_token_id == 0
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, (2, 8))
+    with torch.no_grad():
+        theirs = model.eval()(torch.tensor(tokens)).logits.numpy()
+    ours = jax.jit(decoder.forward, static_argnums=0)(config, params, tokens)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").get_vocab()["film"] == 3
+    assert len(model_folder.load_tokenizer(tmp_path / "m")) == 4
+
+
+def test_transformers_loads_a_saved_encoder(reader):
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        reader, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    assert model.config.id2label == {0: "bad", 1: "fine", 2: "good"}
+    tokens, lengths = np.random.default_rng(1).integers(0, 19, (2, 8)), np.array([8, 3])
+    mask = torch.tensor((np.arange(8) < lengths[:, None]).astype(int))
+    with torch.no_grad():
+        theirs = model.eval()(torch.tensor(tokens), attention_mask=mask).logits.numpy()
+    classify = jax.jit(encoder.classify, static_argnums=0)
+    ours = classify(DISTILBERT, random_params(DISTILBERT), tokens, lengths)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2-imdb-mini", "distilbert-imdb-mini"])
+def test_real_checkpoints_survive_a_round_trip(shared, tmp_path, name):
+    source = shared / "models" / name
+    checkpoint, tokenizer = model_folder.load(source), model_folder.load_tokenizer(source)
+    model_folder.check_vocabulary(tokenizer, checkpoint.config, source)
+    model_folder.save(
+        tmp_path / "copy",
+        checkpoint.config,
+        checkpoint.params,
+        settings=checkpoint.settings,
+        tokenizer=tokenizer,
+    )
+    again = model_folder.load(tmp_path / "copy")
+    assert again.config == checkpoint.config
+    assert again.eos_token_ids == checkpoint.eos_token_ids
+    equal(again.params, checkpoint.params)
+    written = safetensors.numpy.load_file(tmp_path / "copy" / "model.safetensors")
+    equal(written, safetensors.numpy.load_file(source / "model.safetensors"))
+    changed = {"transformers_version", "n_inner"}  # n_inner: null becomes the number it meant
+    for field, value in checkpoint.settings.items():
+        if field not in changed:
+            assert again.settings[field] == value, field
+    text = "A film without a soul."
+    assert model_folder.load_tokenizer(tmp_path / "copy")(text) == tokenizer(text)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_on_disk(folder, dtype):
+    """What is read is what was rounded, widened to float32."""
+    exact = model_folder.load(folder).params
+    edit_weights(folder, lambda tensors: {k: v.astype(dtype) for k, v in tensors.items()})
+    rounded = model_folder.load(folder).params
+    equal(rounded, jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), exact))
+    assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {np.dtype("float32")}
+    assert model_folder.load(folder).config.dtype == "float32"
+
+
+def test_shards(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    params = random_params(UNTIED)
+    model_folder.save(tmp_path / "m", UNTIED, params, max_shard_bytes=1000)
+    shards = sorted(file.name for file in (tmp_path / "m").glob("*.safetensors"))
+    assert len(shards) > 3
+    assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert all((tmp_path / "m" / shard).stat().st_size < 1000 + 2000 for shard in shards)
+    equal(model_folder.load(tmp_path / "m").params, params)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    np.testing.assert_array_equal(model.lm_head.weight.detach().T, params["head"]["kernel"])
+    index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert index["metadata"]["total_size"] == 4 * count
+    (tmp_path / "m" / shards[1]).unlink()
+    with pytest.raises(InputError) as error:
+        model_folder.load(tmp_path / "m")
+    in_one_line(error, shards[1], "no such file", "fetch it")
+    edit(tmp_path / "m", "model.safetensors.index.json", weight_map=[1])
+    with pytest.raises(InputError, match="weight_map is not a table of files"):
+        model_folder.load(tmp_path / "m")
+
+
+def test_names_without_prefix_and_buffers(folder):
+    """The names of the first GPT-2 checkpoints, with the causal masks that they carried."""
+    expected = model_folder.load(folder).params
+
+    def old(tensors):
+        tensors = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+        tensors["h.0.attn.bias"] = np.ones((1, 1, 8, 8), np.float32)
+        tensors["h.1.attn.masked_bias"] = np.float32([-1e4])
+        tensors["lm_head.weight"] = tensors["wte.weight"]
+        return tensors
+
+    edit_weights(folder, old)
+    edit(folder, architectures=["GPT2Model"])
+    equal(model_folder.load(folder).params, expected)
+
+
+def test_fields_that_config_json_leaves_out(folder):
+    """Their meaning is transformers' default: n_inner null is 4 * n_embd; heads are tied."""
+    for field in ("activation_function", "tie_word_embeddings", "scale_attn_weights", "dtype"):
+        edit(folder, **{field: None})
+    assert model_folder.load(folder).config == GPT2
+    edit(folder, n_inner=None)
+    with pytest.raises(InputError, match=re.escape("[6, 10], and config.json asks for [6, 24]")):
+        model_folder.load(folder)
+
+
+def test_what_is_saved_is_true_of_the_model(tmp_path):
+    """Fields of the source are kept, but for those that would be false of what is written."""
+    settings = {"model_type": "gpt2", "n_embd": 999, "torch_dtype": "float16", "resid_pdrop": 0.3}
+    settings |= {"auto_map": {"AutoModel": "evil.py"}, "_name_or_path": "x/y", "eos_token_id": 7}
+    before = dict(settings)
+    model_folder.save(tmp_path / "m", GPT2, random_params(GPT2), settings=settings)
+    assert settings == before
+    checkpoint = model_folder.load(tmp_path / "m")
+    assert checkpoint.config == GPT2
+    assert checkpoint.eos_token_ids == (7,)
+    assert checkpoint.settings["resid_pdrop"] == 0.3
+    assert not {"auto_map", "_name_or_path", "torch_dtype"} & set(checkpoint.settings)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [(5, 6, (5,)), ([5, 9], 6, (5, 9)), (None, 6, (6,)), (None, [1, 2], (1, 2)), (None, None, ())],
+)
+def test_eos_token_ids(folder, generation, config, expected):
+    edit(folder, "generation_config.json", eos_token_id=generation)
+    edit(folder, eos_token_id=config)
+    assert model_folder.load(folder).eos_token_ids == expected
+    (folder / "generation_config.json").unlink()
+    assert model_folder.load(folder).eos_token_ids == (
+        () if config is None else tuple(np.atleast_1d(config).tolist())
+    )
+
+
+def test_several_eos_tokens_survive(tmp_path):
+    model_folder.save(tmp_path / "m", GPT2, random_params(GPT2), eos_token_ids=(3, 5))
+    assert model_folder.load(tmp_path / "m").eos_token_ids == (3, 5)
+    model_folder.save(tmp_path / "m", GPT2, random_params(GPT2), eos_token_ids=())
+    assert model_folder.load(tmp_path / "m").eos_token_ids == ()
+
+
+# --------------------------------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"model_type": "mamba"}, ['model_type = "mamba"', "use one of gpt2, ", "distilbert"]),
+        ({"model_type": None}, ["model_type = null", "use one of gpt2, "]),
+        ({"num_local_experts": 8}, ["num_local_experts = 8", "mixture of experts"]),
+        ({"add_cross_attention": True}, ["add_cross_attention = true", "cross-attention"]),
+        ({"activation_function": "mish"}, ['activation_function = "mish"', "gelu_new", "relu"]),
+        ({"architectures": ["GPT2ForTokenClassification"]}, ["architectures", "GPT2LMHeadModel"]),
+        ({"quantization_config": {"bits": 4}}, ["quantization_config", "quantised"]),
+        ({"n_head": 4}, ["n_head = 4", "width 6"]),
+        ({"n_layer": 0}, ["n_layer = 0", "at least 1"]),
+        ({"n_embd": "wide"}, ['n_embd = "wide"', "whole number"]),
+        ({"layer_norm_epsilon": -1}, ["layer_norm_epsilon = -1", "above 0"]),
+        ({"scale_attn_weights": 1}, ["scale_attn_weights = 1", "true or false"]),
+        ({"eos_token_id": "<end>"}, ['eos_token_id = "<end>"', "token id"]),
+    ],
+)
+def test_settings_that_cannot_be_honoured(folder, fields, parts):
+    (folder / "generation_config.json").unlink()
+    edit(folder, **fields)
+    with pytest.raises(InputError) as error:
+        model_folder.load(folder)
+    in_one_line(error, str(folder / "config.json"), *parts)
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"pruned_heads": {"0": [1]}}, ["pruned_heads", "not supported"]),
+        ({"id2label": {"1": "good"}}, ["id2label", "a name for each of 0, 1"]),
+        ({"id2label": ["bad", "good"]}, ["id2label", "a name for each of 0, 1"]),
+        ({"architectures": ["DistilBertForMaskedLM"]}, ["DistilBertForSequenceClassification"]),
+    ],
+)
+def test_classifiers_that_cannot_be_honoured(reader, fields, parts):
+    edit(reader, **fields)
+    with pytest.raises(InputError) as error:
+        model_folder.load(reader)
+    in_one_line(error, str(reader / "config.json"), *parts)
+
+
+def test_the_wrong_kind(folder, reader):
+    with pytest.raises(InputError) as error:
+        model_folder.load(folder, kind="classifier")
+    in_one_line(error, str(folder), '["GPT2LMHeadModel"]', "use a GPT2ForSequenceClassification")
+    with pytest.raises(InputError, match=r'model_type = "distilbert": .*use one of gpt2, gpt_neox'):
+        model_folder.load(reader, kind="decoder")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda t: t.pop("transformer.h.1.mlp.c_fc.bias"), ["no tensor transformer.h.1.mlp.c_fc"]),
+        (lambda t: t.update(v_head=np.zeros(3, np.float32)), ["unknown tensor v_head"]),
+        (
+            lambda t: t.update({"transformer.wpe.weight": np.zeros((9, 6), np.float32)}),
+            ["transformer.wpe.weight is [9, 6]", "config.json asks for [8, 6]"],
+        ),
+        (
+            lambda t: t.update({"transformer.ln_f.bias": np.zeros(6, np.int8)}),
+            ["transformer.ln_f.bias is I8", "F32, F16, BF16"],
+        ),
+        (
+            lambda t: t.update({"lm_head.weight": np.zeros((23, 6), np.float32)}),
+            ["lm_head.weight differs", "set tie_word_embeddings to false"],
+        ),
+        (
+            lambda t: t.update({"wpe.weight": t["transformer.wpe.weight"]}),
+            ["twice, with and without 'transformer.'"],
+        ),
+    ],
+)
+def test_weights_that_do_not_fit(folder, change, parts):
+    edit_weights(folder, lambda tensors: [change(tensors)] and tensors)
+    with pytest.raises(InputError) as error:
+        model_folder.load(folder)
+    in_one_line(error, str(folder), *parts)
+
+
+def test_an_untied_head_must_be_there(folder):
+    edit(folder, tie_word_embeddings=False)
+    with pytest.raises(InputError, match=re.escape("no tensor lm_head.weight")):
+        model_folder.load(folder)
+
+
+def test_folders_that_hold_no_model(folder, tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        model_folder.load(tmp_path / "nothing" / "here")
+    with pytest.raises(InputError, match="no such folder"):
+        model_folder.load("./nothing")
+    with pytest.raises(InputError, match="not a folder"):
+        model_folder.load(folder / "config.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=re.escape("config.json: no such file")):
+        model_folder.load(tmp_path / "empty")
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(InputError, match="not a JSON object"):
+        model_folder.load(folder)
+    (folder / "config.json").write_text("{,")
+    with pytest.raises(InputError) as error:
+        model_folder.load(folder)
+    in_one_line(error, str(folder / "config.json"), "not JSON")
+
+
+def test_pickled_and_damaged_weights_are_refused(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError) as error:
+        model_folder.load(folder)
+    in_one_line(error, str(weights), "damaged", "fetch it again")
+    weights.unlink()
+    with pytest.raises(InputError, match=re.escape("neither model.safetensors nor")):
+        model_folder.load(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(InputError) as error:
+        model_folder.load(folder)
+    in_one_line(error, str(folder / "pytorch_model.bin"), "pickled", "convert them to")
+
+
+def test_models_that_a_family_cannot_say(tmp_path):
+    biased = dataclasses.replace(UNTIED, head_bias=True)
+    with pytest.raises(InputError, match="head_bias = True: GPT-2 has False and no field for it"):
+        model_folder.save(tmp_path / "m", biased, random_params(biased))
+    loose = dataclasses.replace(DISTILBERT, norm_epsilon=1e-5)
+    with pytest.raises(InputError, match="norm_epsilon = 1e-05: DistilBERT"):
+        model_folder.save(tmp_path / "m", loose, random_params(loose))
+    with pytest.raises(ValueError, match="not those of this config"):
+        model_folder.save(tmp_path / "m", GPT2, random_params(UNTIED))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------- whole or not
+
+
+class Broken:
+    """A tokenizer on a full disk."""
+
+    def save_pretrained(self, folder):
+        (folder / "tokenizer.json").write_text("{")
+        raise OSError("no space left")
+
+
+def test_a_failed_save_leaves_the_earlier_model(folder):
+    before = model_folder.fingerprint(folder)
+    with pytest.raises(OSError, match="no space left"):
+        model_folder.save(folder, UNTIED, random_params(UNTIED), tokenizer=Broken())
+    assert model_folder.fingerprint(folder) == before
+    assert [entry.name for entry in folder.parent.iterdir()] == ["policy"]
+    (folder.parent / ".policy.partial").mkdir()  # of a save that was killed
+    model_folder.save(folder, UNTIED, random_params(UNTIED))
+    assert model_folder.load(folder).config == UNTIED
+    assert [entry.name for entry in folder.parent.iterdir()] == ["policy"]
+
+
+def test_a_save_killed_between_its_renames_is_mended(folder):
+    before = model_folder.fingerprint(folder)
+    folder.rename(folder.with_name(".policy.replaced"))
+    with pytest.raises(OSError, match="no space left"):
+        model_folder.save(folder, UNTIED, random_params(UNTIED), tokenizer=Broken())
+    assert model_folder.fingerprint(folder) == before
+
+
+def test_nothing_but_a_model_is_replaced(folder):
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError) as error:
+        model_folder.save(folder, GPT2, random_params(GPT2))
+    in_one_line(error, str(folder), "thesis.tex", "choose another folder")
+    with pytest.raises(InputError, match="is a file"):
+        model_folder.save(folder / "thesis.tex", GPT2, random_params(GPT2))
+    with pytest.raises(InputError, match="cannot be written"):
+        model_folder.save(folder / "thesis.tex" / "m", GPT2, random_params(GPT2))
+    assert (folder / "thesis.tex").read_text() == "years of work"
+
+
+def test_saved_files_can_be_read_by_those_who_read_the_folder(folder):
+    modes = {file.stat().st_mode & 0o777 for file in folder.iterdir()}
+    assert modes == {folder.stat().st_mode & 0o666}
+
+
+# ---------------------------------------------------------------------- hub, tokenizers, identity
+
+
+def test_a_hub_name_is_fetched(folder, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(name, *, allow_patterns, ignore_patterns):
+        asked.append((name, allow_patterns, ignore_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert model_folder.load("someone/gpt2-small").config == GPT2
+    ((name, allowed, ignored),) = asked
+    assert name == "someone/gpt2-small"
+    assert "*.safetensors" in allowed
+    assert not [pattern for pattern in allowed if "bin" in pattern or pattern.endswith(".py")]
+    assert ignored == ["*/*"]
+
+
+def test_a_failed_fetch_is_named(monkeypatch):
+    import huggingface_hub
+
+    def fetch(name, **_):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("offline\nmore of it")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(InputError) as error:
+        model_folder.load("someone/gpt2-small")
+    in_one_line(error, "someone/gpt2-small", "hub did not give it", "offline", "correct the path")
+
+
+@pytest.mark.parametrize("path", ["/a/b", "./a/b", "../b", "a", "a/b/c", "a//b", "a/.b", "~/b"])
+def test_paths_are_never_fetched(path, monkeypatch):
+    monkeypatch.setattr(safe_files, "_download", lambda name: pytest.fail(name))
+    with pytest.raises(InputError, match="no such folder"):
+        model_folder.load(path)
+
+
+def test_tokenizers_that_are_missing_or_broken(folder):
+    with pytest.raises(InputError) as error:
+        model_folder.load_tokenizer(folder)
+    in_one_line(error, str(folder), "no tokenizer", "tokenizer.json")
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(InputError) as error:
+        model_folder.load_tokenizer(folder)
+    in_one_line(error, str(folder), "tokenizer cannot be read")
+
+
+def test_a_vocabulary_that_does_not_fit():
+    tokenizer = tokenizer_of([f"word{i}" for i in range(24)])
+    model_folder.check_vocabulary(
+        tokenizer, dataclasses.replace(GPT2, vocab_size=24), "some/folder"
+    )
+    with pytest.raises(InputError) as error:
+        model_folder.check_vocabulary(tokenizer, GPT2, "some/folder")
+    in_one_line(error, "some/folder", "24 tokens", "vocab_size = 23")
+
+
+def test_fingerprint(folder, tmp_path):
+    """Of content and names, not of place, time or files that no model reads."""
+    before = model_folder.fingerprint(folder)
+    assert re.fullmatch("[0-9a-f]{64}", before)
+    copy = pathlib.Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "README.md").write_text("of no matter")
+    assert model_folder.fingerprint(copy) == before
+    edit_weights(copy, lambda tensors: tensors["transformer.ln_f.bias"].__iadd__(1e-6) is None)
+    assert model_folder.fingerprint(copy) != before
+    shutil.copy(folder / "model.safetensors", copy)
+    assert model_folder.fingerprint(copy) == before
+    (copy / "merges.txt").write_text("a b")
+    assert model_folder.fingerprint(copy) != before

@@ -1,0 +1,431 @@
+"""The report of a working directory: figures, files, the page's text, and folders of every kind."""
+
+import base64
+import csv
+import hashlib
+import html.parser
+import json
+import math
+import re
+import time
+
+import numpy as np
+import pytest
+
+from tests import fake_models
+from tests.tiny_config import program
+from vbon_jax.report import figures, page, sections, style
+from vbon_jax.types import InputError
+from vbon_jax.workdir import layout, results
+
+EVIL = '<script>window.hacked=1</script><img src="https://example.com/x.png" onerror=alert(1)>"\'&'
+CELLS = [
+    {"method": method, "n": n, "seed": seed}
+    for method in ("kl_rl", "vbon")
+    for n in (4.0, 2.0)
+    for seed in (0, 1)
+]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A finished comparison, with runs that are not finished, not evaluated, and broken."""
+    folder = fake_models.write_work(
+        tmp_path_factory.mktemp("work"), CELLS, text=EVIL, temperatures=(0.5, 1.0)
+    )
+    config = json.loads((folder / "compare.json").read_text())["config"]
+    fake_models.write_run(folder, {"method": "dpo", "n": 4.0, "seed": 0}, config, logged=7)
+    fake_models.write_run(folder, {"method": "ipo", "n": 4.0, "seed": 0}, config, evaluated=False)
+    fake_models.write_run(folder, {"method": "sft", "n": 4.0, "seed": 0}, config, evaluated=False)
+    (folder / "runs" / "begun").mkdir()
+    sections.write(folder)
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes, all text outside scripts, and whether tags are balanced."""
+
+    VOID = frozenset(("meta", "br", "img", "link", "hr", "input"))
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text, self.scripts = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"unclosed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data):
+        (self.scripts if "script" in self.open else self.text).append(data)
+
+
+def shown(folder) -> str:
+    """The page's text, white space folded."""
+    text = Page((folder / "report.html").read_text(encoding="utf-8")).text
+    return re.sub(r"\s+", " ", " ".join(text))
+
+
+# ------------------------------------------------------------------------------- looks
+
+
+def test_no_two_methods_look_alike_and_none_changes_its_look():
+    names = [*style.KNOWN, *(f"new {i}" for i in range(style.LOOKS - len(style.KNOWN)))]
+    looks = style.looks(names)
+    assert len(set(looks.values())) == len(names) == style.LOOKS
+    assert style.looks(["kl_rl"])["kl_rl"] == looks["kl_rl"]
+    assert style.looks(["anything", "vbon (l1)"])["vbon (l1)"] == looks["vbon (l1)"]
+    assert len(style.looks([f"new {i}" for i in range(100)])) == 100
+
+
+@pytest.mark.parametrize(
+    ("suffix", "magic"),
+    [("svg", b"<svg"), ("pdf", b"%PDF"), ("png", b"\x89PNG"), ("html", b"<!DOCTYPE html>")],
+)
+def test_a_chart_is_saved_by_suffix(tmp_path, suffix, magic):
+    chart = style.alt.Chart(style.alt.NamedData(name="own")).mark_point().encode(x="a:Q")
+    path = tmp_path / "new" / f"figure.{suffix}"
+    style.save(chart, path, data={"own": [{"a": 1.0}]})
+    assert path.read_bytes().lstrip().startswith(magic)
+    first = path.read_bytes()
+    style.save(chart, path, data={"own": [{"a": 1.0}]})
+    assert suffix == "pdf" or path.read_bytes() == first  # a PDF may carry its date
+
+
+def test_a_chart_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"\.svg, \.pdf, \.png or \.html"):
+        style.save(style.alt.Chart().mark_point(), tmp_path / "figure.jpg")
+
+
+# ------------------------------------------------------------------------------- figures
+
+
+def point(**cells):
+    return figures.points([dict.fromkeys(results.COLUMNS) | cells])[0]
+
+
+def test_the_kl_axis_ends_behind_the_policies_and_their_targets():
+    ruler = [point(method="best_of_n", n=n, kl=kl) for n, kl in ((2, 0.2), (4, 0.6), (8, 9.0))]
+    near = point(method="vbon", n=4.0, kl=0.1)
+    assert figures.last_kl([*ruler, near]) == pytest.approx(1.1 * 0.6 + 0.02)
+    far = point(method="vbon", n=2.0, kl=0.7)
+    assert figures.last_kl([*ruler, far]) == pytest.approx(1.1 * 0.7 + 0.02)
+    assert figures.last_kl(ruler) == pytest.approx(1.1 * 9 + 0.02)
+
+
+def test_a_number_that_is_none_makes_no_coordinate():
+    odd = point(method="vbon", n=2.0, kl=math.nan, win_rate=0.7, win_rate_se=math.inf)
+    assert odd["kl"] is None
+    assert odd["win_rate"] == 0.7
+    assert "win_rate_lo" not in odd
+    assert odd["kl_text"] == "not finite"
+
+
+def test_names_from_anywhere_are_drawn(tmp_path):
+    odd = point(method="_$vbon^<模>", n=1.5, kl=0.3, win_rate=0.7, deficit=0.1)
+    curve = sections.measures.Curve(*np.linspace(0.0, 1.0, 4 * 5).reshape(4, 5))
+    for index, drawing in enumerate(
+        [
+            figures.against_kl([odd], curve, "win_rate"),
+            figures.against_kl([], curve, "reward"),
+            figures.deficit_by_n([odd]),
+            figures.against_budget([odd], "deficit", "sampled_tokens"),
+        ]
+    ):
+        path = tmp_path / f"{index}.svg"
+        style.save(drawing.chart, path, data=drawing.data)
+        assert path.stat().st_size > 1000
+
+
+def test_curves_are_thinned_to_means():
+    steps, values = sections.thinned(range(10), [0.0, 2.0] * 5, 5)
+    assert steps == [1, 3, 5, 7, 9]
+    assert values == [1.0] * 5
+    assert sections.thinned([3, 7], [1.0, math.nan], 5) == ([3, 7], [1.0, None])
+
+
+# ------------------------------------------------------------------------------- files
+
+
+def test_results_have_every_evaluated_run(work):
+    rows = results.read_results(work / "results.csv")
+    runs = [row for row in rows if row["method"] in ("vbon", "kl_rl")]
+    assert [(row["method"], row["n"], row["seed"]) for row in runs[::2]] == [
+        (method, n, seed) for method in ("vbon", "kl_rl") for n in (2, 4) for seed in (0, 1)
+    ]
+    assert [row["temperature"] for row in rows[:2]] == [0.5, 1]
+    assert {row["gradient"] for row in runs} == {"ppo"}
+    assert {row["gradient"] for row in rows if row not in runs} == {None}
+    assert {row["bound"] for row in rows} == {None, "l1"}
+    assert all(row["sampled_tokens"] == 1000 * fake_models.STEPS for row in runs)
+    assert all(row["deficit_lo"] <= row["deficit"] <= row["deficit_hi"] for row in runs)
+
+
+def test_pareto_shares_are_written(work):
+    with (work / "pareto.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["quality"], row["method"]) for row in rows} == {
+        (quality, method) for quality in ("win_rate", "reward") for method in ("vbon (l1)", "kl_rl")
+    }
+    for row in rows:
+        assert int(row["points"]) == 4
+        assert 0 <= float(row["share_lo"]) <= float(row["share_hi"]) <= 1
+        assert float(row["share"]) in (0, 0.25, 0.5, 0.75, 1)
+
+
+def test_means_over_seeds_are_written(work):
+    with (work / "means.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    runs = [row for row in results.read_results(work / "results.csv") if row["temperature"] == 1]
+    assert [(row["method"], row["n"], row["seeds"]) for row in rows] == [
+        (method, n, "2") for method in ("vbon (l1)", "kl_rl") for n in ("2.0", "4.0")
+    ]
+    for row in rows:
+        own = [
+            run for run in runs
+            if results.row_name(run) == row["method"] and run["n"] == float(row["n"])
+        ]  # fmt: skip
+        assert len(own) == 2
+        for name in ("kl", "win_rate", "reward", "deficit"):
+            mean = sum(run[name] for run in own) / 2
+            assert float(row[name]) == pytest.approx(mean, rel=1e-4, abs=1e-6)
+            assert float(row[f"{name}_lo"]) <= mean <= float(row[f"{name}_hi"])
+        low, value, high = (float(row[f"efficiency{end}"]) for end in ("_lo", "", "_hi"))
+        assert 0 <= low <= value <= high
+        ends = [float(row["deficit_least"]), float(row["deficit_most"])]
+        assert ends == sorted(run["deficit"] for run in own)
+    assert "Means over seeds" in (work / "report.html").read_text()
+
+
+def test_every_figure_is_there_for_a_paper(work):
+    stems = {path.stem for path in (work / "figures").iterdir()}
+    assert stems == {
+        *("win-rate-against-kl", "reward-against-kl", "deficit-by-n", "pareto-win-rate"),
+        *("pareto-reward", "win-rate-against-sampled-tokens", "deficit-against-sampled-tokens"),
+        *("win-rate-against-train-flops", "deficit-against-train-flops", "length-against-kl"),
+        *("distinct2-against-kl", "win-rate-by-temperature", "kl-by-temperature", "training"),
+    }
+    for stem in stems:
+        assert (work / "figures" / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
+        assert (work / "figures" / f"{stem}.svg").read_text().startswith("<svg")
+
+
+def test_every_figure_is_valid(work, monkeypatch):
+    """By Vega-Lite's own schema, which a report does without."""
+    seen = []
+
+    def save(chart, *paths, data):
+        chart.to_dict(validate=True)
+        seen.append(paths)
+
+    monkeypatch.setattr(style, "save", save)
+    sections.write(work)
+    assert len(seen) == 14
+    with pytest.raises(style.alt.utils.schemapi.SchemaValidationError):
+        style.alt.Chart().mark_point(size="no size").to_dict(validate=True)
+
+
+# ------------------------------------------------------------------------------- the page's text
+
+
+def test_the_page_is_self_contained_and_escaped(work):
+    text = (work / "report.html").read_text(encoding="utf-8")
+    found = Page(text)
+    assert not {tag for tag, _ in found.tags} & {"img", "link", "iframe", "object", "base", "form"}
+    for _, attributes in found.tags:
+        assert not any(name.startswith("on") or name in ("src", "href") for name in attributes)
+    assert not re.search(r"@import|@font-face", text)
+    assert EVIL not in text
+    policy = next(
+        a["content"] for tag, a in found.tags if "content-security-policy" in str(a).lower()
+    )
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-eval" not in policy
+    data, *scripts = found.scripts
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    samples = json.loads(data)["samples"]
+    assert len(samples) == 8
+    names = [name for name, _ in samples[0]["columns"]]
+    assert names[:3] == ["reference", "best of 16", "vbon-n2-s0"]
+    assert samples[0]["columns"][2][1][0][0].startswith(EVIL)
+
+
+def test_the_page_says_what_it_must(work):
+    said = shown(work)
+    for part in (
+        "The deficit of a policy",
+        "A policy is on the front when",
+        "8 of 12 runs are evaluated",
+        "dpo-n4-s0 : training; step 7 of 20",
+        "ipo-n4-s0 : trained, not evaluated yet; step 20 of 20",
+        "sft-n4-s0 : finished; this method has no evaluation",
+        "begun : cannot be read",
+        "1 min 15 s",
+        "95 % bootstrap over prompts, 40 resamples of 8 prompts",
+        "cache temperature",
+        "python -m experiments.compare",
+    ):
+        assert part in said, part
+    assert "not finite" not in said.lower()
+    assert not {"None", "nan"} & set(said.split())
+
+
+def test_json_ends_no_script():
+    made = page.embedded_json({"text": "</script><!-- & \u2028 \ud800"})
+    assert not set("<>&\u2028") & set(made)
+    assert json.loads(made) == {"text": "</script><!-- & \u2028 ?"}
+
+
+def test_samples_that_do_not_fit_are_left_out_and_said_so():
+    columns = [["reference", [["<" * 5000, 0.5]]]]
+    samples = [{"prompt": "a", "columns": columns}] * 20
+    kept, said = page.fitted(samples, 60_000)
+    assert 0 < len(kept) < 20
+    assert said == f"{20 - len(kept)} of 20 prompts are left out to keep the page small."
+    assert kept[0]["columns"][0][1][0][0].endswith("(4000 more characters)")
+    assert page.fitted(samples[:1], 60_000)[1] == ""
+
+
+def test_200_runs_stay_below_the_limit_in_size_and_time(tmp_path):
+    config_cells = [{"method": "kl_rl", "n": 2.0, "seed": seed} for seed in range(2)]
+    fake_models.write_work(tmp_path, config_cells, prompts=16, text=" many words" * 60, steps=300)
+    first = tmp_path / "runs" / "kl_rl-n2-s0"
+    for index in range(2, 200):
+        method = ("vbon", "kl_rl", "dpo", "ipo")[index % 4]
+        fake_models.copy_run(first, {"method": method, "n": 2.0 ** (index % 5), "seed": index})
+    started = time.perf_counter()
+    sections.write(tmp_path)
+    assert time.perf_counter() - started < 60
+    size = (tmp_path / "report.html").stat().st_size
+    assert size < page.SIZE_LIMIT
+    assert "are left out to keep" in shown(tmp_path) or size < 5_900_000
+    assert "200 of 200 runs are evaluated" in shown(tmp_path)
+    assert "means over equal stretches of steps" in shown(tmp_path)
+
+
+# ------------------------------------------------------------------------------- any folder
+
+
+def test_a_folder_that_is_none_is_one_line(tmp_path):
+    for folder, words in ((tmp_path, "neither runs nor"), (tmp_path / "none", "no such folder")):
+        with pytest.raises(InputError, match=words):
+            sections.write(folder)
+    done = program("report", "--workdir", tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_program_writes_the_report(work, tmp_path):
+    done = program("report", "--workdir", work)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == str(work / "report.html")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_whose_first_run_has_just_begun(tmp_path):
+    config = fake_models.defaults().to_dict()
+    fake_models.write_run(tmp_path, {"method": "vbon", "n": 4.0, "seed": 0}, config, logged=0)
+    assert sections.write(tmp_path) == []
+    assert "vbon-n4-s0 : training; step 0 of 100" in shown(tmp_path)
+    fake_models.write_run(tmp_path, {"method": "vbon", "n": 4.0, "seed": 0}, config, logged=3)
+    sections.write(tmp_path)
+    assert (tmp_path / "figures" / "training.svg").is_file()
+
+
+def test_a_run_of_a_budget_has_no_number_of_steps_to_come(tmp_path):
+    config = fake_models.defaults()
+    config.budget.sampled_tokens = 1000
+    cell = {"method": "vbon", "n": 4.0, "seed": 0}
+    fake_models.write_run(tmp_path, cell, config.to_dict(), logged=3)
+    sections.write(tmp_path)
+    said = shown(tmp_path)
+    assert "vbon-n4-s0 : training; step 3" in said
+    assert "step 3 of" not in said
+
+
+def test_a_cache_alone_shows_best_of_n(tmp_path):
+    fake_models.write_cache(tmp_path / "references" / "eval", prompts=4)
+    rows = sections.write(tmp_path)
+    assert {row["method"] for row in rows} == {"best_of_n", "soft_best_of_n"}
+    said = shown(tmp_path)
+    assert "0 of 0 runs are evaluated" in said
+    assert "The reference policy itself has not been evaluated yet." in said
+
+
+def small(folder):
+    return fake_models.write_work(folder, CELLS[:2], prompts=4)
+
+
+def test_what_is_damaged_is_said_and_the_rest_is_shown(tmp_path):
+    small(tmp_path)
+    first, second = sorted((tmp_path / "runs").iterdir())
+    (first / "config.json").write_text("{")
+    (second / "evaluation" / "responses-t1.parquet").write_bytes(b"PAR1")
+    sections.write(tmp_path)
+    said = shown(tmp_path)
+    assert f"{first.name} : cannot be read" in said
+    assert f"{second.name} is in neither the Pareto shares nor the means over seeds" in said
+    assert f"{second.name} is not among the samples" in said
+    assert "1 of 2 runs are evaluated" in said
+
+
+def test_runs_against_another_cache_are_not_mixed_in(tmp_path):
+    small(tmp_path)
+    path = tmp_path / "runs" / "kl_rl-n4-s0" / "evaluation" / "stage.json"
+    stage = json.loads(path.read_text())
+    stage["inputs"]["references seed"] = 5
+    path.write_text(json.dumps(stage))
+    rows = sections.write(tmp_path)
+    assert [row["run"] for row in rows if row["seed"] is not None] == ["kl_rl-n4-s1"]
+    assert "evaluated against another reference cache (its seed differs)" in shown(tmp_path)
+
+
+def test_a_damaged_cache_leaves_the_training_curves(tmp_path):
+    small(tmp_path)
+    next((tmp_path / "references" / "eval").glob("*.parquet")).write_bytes(b"")
+    assert sections.write(tmp_path) == []
+    said = shown(tmp_path)
+    assert "The reference cache is not used" in said
+    assert "Training curves" in said
+
+
+def test_models_made_on_the_way_have_a_table(tmp_path):
+    small(tmp_path)
+    for name in ("sft", "broken"):
+        (tmp_path / "stages" / name).mkdir(parents=True)
+    number = {"value": 0.75, "se": 0.02, "lo": 0.71, "hi": 0.79}
+    found = {"stage": "sft", "method": "reward_model", "rows": 41, "accuracy": number}
+    (tmp_path / "stages" / "sft" / "evaluation.json").write_text(json.dumps(found))
+    (tmp_path / "stages" / "broken" / "evaluation.json").write_text("{}")
+    sections.write(tmp_path)
+    said = shown(tmp_path)
+    assert "Models made on the way" in said
+    assert re.search(r"sft reward_model 41 – 0\.750 \[0\.710, 0\.790\] –", said)
+    assert "broken/evaluation.json cannot be read" in said
+
+
+def test_a_number_that_is_not_finite_is_said_aloud(tmp_path):
+    small(tmp_path)
+    path = tmp_path / "runs" / "kl_rl-n4-s0" / "evaluation" / "evaluation.json"
+    rows = json.loads(path.read_text())
+    rows[0]["kl"] = math.nan
+    path.write_text(json.dumps(rows))
+    sections.write(tmp_path)
+    assert "Not finite, and left out of the figures: kl_rl: kl." in shown(tmp_path)
+
+
+def test_what_a_comparison_leaves_behind_names_its_settings(work):
+    found = layout.read(work)
+    assert found.settings["resamples"] == 40
+    assert found.command == "python -m experiments.compare"
+    assert found.temperature == 1.0

@@ -1,0 +1,289 @@
+"""The reference cache: what is in it, how it goes on, and what it refuses."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vbon_jax.data import prompt_sets
+from vbon_jax.data.prompt_sets import PromptSet
+from vbon_jax.sampling import reference_cache
+from vbon_jax.types import InputError, Samples
+
+PROMPTS = PromptSet(
+    token_ids=[(1, 2), (3,), (4, 5, 6), (7,), (8, 9), (10,), (11, 12)],
+    texts=["one two", "three", "4 5 6", "seven", "eight <b>", "", "e\nt"],
+)
+M, G = 3, 4
+
+
+def provenance(**changes) -> reference_cache.Provenance:
+    return reference_cache.Provenance(
+        policy="p1",
+        reward="r1",
+        reward_text="full",
+        prompts=prompt_sets.fingerprint(PROMPTS),
+        samples_per_prompt=M,
+        max_new_tokens=G,
+        temperature=1.0,
+        top_k=0,
+        top_p=0.9,
+        seed=7,
+    )._replace(**changes)
+
+
+def sample(prompt_ids) -> Samples:
+    """Samples that depend on the prompt's id alone, of unequal lengths, one without a token."""
+    rows = [np.random.default_rng([7, int(prompt_id)]) for prompt_id in prompt_ids]
+    lengths_bn = np.stack([rng.integers(0, G + 1, size=M) for rng in rows]).astype(np.int32)
+    inside_bng = np.arange(G) < lengths_bn[..., None]
+    tokens_bng = np.stack([rng.integers(1, 50, size=(M, G)) for rng in rows])
+    log_probs_bng = np.stack([-rng.random((M, G)) for rng in rows])
+    return Samples(
+        tokens_bng=np.where(inside_bng, tokens_bng, 0).astype(np.int32),
+        lengths_bn=lengths_bn,
+        finished_bn=lengths_bn < G,
+        log_probs_bng=np.where(inside_bng, log_probs_bng, 0).astype(np.float32),
+    )
+
+
+def score(prompts, responses):
+    return np.asarray([sum(p) + 0.25 * sum(r) for p, r in zip(prompts, responses, strict=True)])
+
+
+def decode(responses):
+    return [" ".join(map(str, ids)) for ids in responses]
+
+
+def build(folder, *, prompts_per_shard=2, sample=sample, score=score, progress=None, **changes):
+    reference_cache.build(
+        folder,
+        provenance(**changes),
+        PROMPTS,
+        sample=sample,
+        score=score,
+        decode=decode,
+        prompts_per_shard=prompts_per_shard,
+        progress=progress,
+    )
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_what_goes_in_comes_out(tmp_path):
+    build(tmp_path / "cache", prompts_per_shard=3)
+    cache = reference_cache.load(tmp_path / "cache", provenance())
+    samples = sample(range(7))
+    np.testing.assert_array_equal(cache.lengths_pm, samples.lengths_bn)
+    np.testing.assert_array_equal(cache.finished_pm, samples.finished_bn)
+    np.testing.assert_allclose(cache.log_probs_pm, samples.log_probs_bng.sum(-1), rtol=1e-6)
+    prompt_sums = np.asarray([3, 3, 15, 7, 17, 10, 23])[:, None]
+    np.testing.assert_array_equal(cache.rewards_pm, prompt_sums + 0.25 * samples.tokens_bng.sum(-1))
+    assert cache.rewards_pm.dtype == np.float32 and cache.lengths_pm.dtype == np.int32
+    assert cache.sampled_tokens == samples.lengths_bn.sum()
+    assert cache.provenance == provenance()
+    names = sorted(file.name for file in (tmp_path / "cache").iterdir())
+    assert names == ["provenance.json", *(f"shard-0000{i}-of-00003.parquet" for i in range(3))]
+
+
+def test_texts_and_tokens_are_read_by_prompt_in_any_order(tmp_path):
+    build(tmp_path / "cache", prompts_per_shard=2)
+    cache = reference_cache.load(tmp_path / "cache")
+    tokens = reference_cache.read(cache, [6, 0, 3, 0], column="response_tokens")
+    samples = sample([6, 0, 3, 0])
+    for row, found in enumerate(tokens):
+        kept = zip(samples.tokens_bng[row], samples.lengths_bn[row], strict=True)
+        assert found == [ids[:n].tolist() for ids, n in kept]
+    assert reference_cache.read(cache, [6, 0, 3, 0]) == [decode(ids) for ids in tokens]
+    assert reference_cache.read(cache, [4, 5], column="prompt") == ["eight <b>", ""]
+    assert reference_cache.read(cache, [2], column="prompt_tokens") == [[4, 5, 6]]
+    table = pq.read_table(cache.files[0])
+    assert table.schema.names == reference_cache.SCHEMA.names
+    assert table["prompt_id"].to_pylist() == [0, 1]
+
+
+@pytest.mark.parametrize("prompts_per_shard", [1, 3, 7, 100])
+def test_the_cut_into_shards_changes_nothing(tmp_path, prompts_per_shard):
+    build(tmp_path / "a", prompts_per_shard=2)
+    build(tmp_path / "b", prompts_per_shard=prompts_per_shard)
+    first, second = reference_cache.load(tmp_path / "a"), reference_cache.load(tmp_path / "b")
+    for name in ("rewards_pm", "lengths_pm", "finished_pm", "log_probs_pm"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    assert reference_cache.read(first, range(7)) == reference_cache.read(second, range(7))
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path):
+    calls = []
+
+    def interrupted(prompt_ids):
+        calls.append(list(prompt_ids))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return sample(prompt_ids)
+
+    build(tmp_path / "whole")
+    folder = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        build(folder, sample=interrupted)
+    assert not reference_cache.complete(folder)
+    with pytest.raises(InputError, match=r"2 of 4 shards are missing.*again"):
+        reference_cache.load(folder, provenance())
+    # What a kill in the middle of a write leaves behind is overwritten.
+    (folder / ".shard-00002-of-00004.parquet.tmp").write_bytes(b"half")
+    kept = (folder / "shard-00001-of-00004.parquet").stat().st_mtime_ns
+
+    seen = []
+    build(
+        folder,
+        sample=interrupted,
+        prompts_per_shard=5,  # the folder keeps the size it was begun with
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert calls[3:] == [[4, 5], [6]]
+    assert seen == [(4, 7), (6, 7), (7, 7)]
+    assert (folder / "shard-00001-of-00004.parquet").stat().st_mtime_ns == kept
+    assert contents(folder) == contents(tmp_path / "whole")
+    assert reference_cache.complete(folder)
+
+    build(folder, sample=None, score=None)  # nothing is left to do, so neither is called
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("policy", "p2"),
+        ("reward", "r2"),
+        ("reward_text", "response"),
+        ("prompts", "other"),
+        ("samples_per_prompt", 4),
+        ("max_new_tokens", 5),
+        ("temperature", 0.7),
+        ("top_k", 10),
+        ("top_p", 1.0),
+        ("seed", 8),
+        ("version", 2),
+        ("imported", "f00"),
+    ],
+)
+def test_a_cache_built_for_something_else_is_refused(tmp_path, field, value):
+    folder = tmp_path / "cache"
+    build(folder)
+    before = contents(folder)
+    built = getattr(provenance(), field)
+    message = f"built with {field} = {built!r} \\(now {value!r}\\); use another workdir, or delete"
+    with pytest.raises(InputError, match=message):
+        build(folder, **{field: value})
+    with pytest.raises(InputError, match=message):
+        reference_cache.load(folder, provenance(**{field: value}))
+    assert contents(folder) == before
+
+
+def test_damage_is_named(tmp_path):
+    folder = tmp_path / "cache"
+    build(folder)
+    shard = folder / "shard-00001-of-00004.parquet"
+    whole = shard.read_bytes()
+
+    def refused(match):
+        message = f"{shard.name}: damaged shard .*{match}.*delete it and run the same command again"
+        with pytest.raises(InputError, match=message) as error:
+            reference_cache.load(folder)
+        assert "\n" not in str(error.value)
+
+    shard.write_bytes(whole[: len(whole) // 2])
+    refused("")
+    with pytest.raises(InputError, match="damaged shard"):
+        build(folder)
+    shard.write_bytes((folder / "shard-00003-of-00004.parquet").read_bytes())
+    refused("1 rows instead of 2")
+    shard.write_bytes((folder / "shard-00000-of-00004.parquet").read_bytes())
+    refused("other prompts")
+
+    shard.write_bytes(whole)
+    table = pq.read_table(shard)
+    for rewards, match in (
+        ([[1.0, 2.0, 3.0], []], "prompt 3 has 0 rewards, not 3"),
+        ([[1.0, 2.0, 3.0], [1.0, float("nan"), 2.0]], "not finite"),
+    ):
+        column = table.schema.get_field_index("rewards")
+        field = reference_cache.SCHEMA.field("rewards")
+        pq.write_table(table.set_column(column, field, pa.array(rewards, field.type)), shard)
+        refused(match)
+    pq.write_table(table.drop_columns("finished"), shard)
+    refused("other columns")
+
+
+def test_a_folder_without_a_good_record_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no reference cache"):
+        reference_cache.load(tmp_path / "nowhere")
+    assert not reference_cache.complete(tmp_path / "nowhere")
+    folder = tmp_path / "cache"
+    build(folder)
+    record = folder / "provenance.json"
+    good = json.loads(record.read_text())
+    for text in ("{", "[]", json.dumps({**good, "provenance": {"policy": "p1"}})):
+        record.write_text(text)
+        with pytest.raises(InputError, match=r"provenance\.json: no record.*delete"):
+            reference_cache.load(folder)
+    record.unlink()
+    with pytest.raises(InputError, match=r"shards but no provenance\.json"):
+        build(folder)
+
+
+def test_rewards_that_are_not_rewards_leave_no_shard(tmp_path):
+    def nan_at_five(prompts, responses):
+        rewards = score(prompts, responses)
+        return np.where([p == PROMPTS.token_ids[5] for p in prompts], np.nan, rewards)
+
+    with pytest.raises(InputError, match="prompt 5: 3 of 6 reference rewards are not finite"):
+        build(tmp_path / "cache", score=nan_at_five)
+    assert len(contents(tmp_path / "cache")) == 3  # the record and two shards
+    with pytest.raises(InputError, match="one float a response"):
+        build(tmp_path / "cache", score=lambda prompts, responses: [1.0])
+    with pytest.raises(InputError, match="no prompts"):
+        reference_cache.build(
+            tmp_path / "other",
+            provenance(),
+            PromptSet([], []),
+            sample=sample,
+            score=score,
+            decode=decode,
+            prompts_per_shard=2,
+        )
+
+
+def test_a_record_from_before_there_were_imports_is_read(tmp_path):
+    build(tmp_path)
+    record = json.loads((tmp_path / "provenance.json").read_text())
+    assert record["provenance"].pop("imported") is None
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    assert reference_cache.load(tmp_path, provenance()).provenance == provenance()
+    assert reference_cache.imported(tmp_path) is None
+    assert reference_cache.imported(tmp_path / "nowhere") is None
+
+
+def test_rewards_that_are_known_are_not_scored(tmp_path):
+    rewards_pm = np.arange(7 * M, dtype=np.float32).reshape(7, M)
+    known = {"score": None, "decode": decode, "prompts_per_shard": 3, "rewards_pm": rewards_pm}
+    known["sample"] = sample
+    reference_cache.build(tmp_path, provenance(imported="f00"), PROMPTS, **known)
+    cache = reference_cache.load(tmp_path, provenance(imported="f00"))
+    np.testing.assert_array_equal(cache.rewards_pm, rewards_pm)
+    assert reference_cache.imported(tmp_path) == "f00"
+    assert not cache.has_responses  # `sample` has some without a token
+    rewards_pm[5, 1] = np.inf
+    with pytest.raises(InputError, match="prompt 5: 1 of 9 reference rewards are not finite"):
+        reference_cache.build(tmp_path / "b", provenance(), PROMPTS, **known)
+
+
+def test_all_tokens_of_a_cache(tmp_path):
+    build(tmp_path)
+    cache = reference_cache.load(tmp_path)
+    everything = reference_cache.tokens(cache)
+    expected = sample(range(len(PROMPTS.token_ids)))
+    np.testing.assert_array_equal(everything, expected.tokens_bng)
+    assert everything.dtype == np.int32

@@ -1,0 +1,298 @@
+"""Rewards: which text is read, what a classifier says of it, and what is refused."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from vbon_jax.data import tokenizers, toy_reviews
+from vbon_jax.models import classifier, encoder
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.sampling import rewards
+from vbon_jax.types import InputError
+
+CONFIG = encoder.EncoderConfig(
+    vocab_size=320,
+    width=16,
+    num_layers=1,
+    num_heads=2,
+    mlp_width=32,
+    max_positions=112,
+    labels=("bad", "so-so", "good"),
+    initializer_std=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    written = [r.text for r in toy_reviews.generate(20, seed=3)]
+    return ["", "dull", *written, *(text[: 7 * n] for n, text in enumerate(written[:8]))]
+
+
+@pytest.fixture(scope="module")
+def wordpiece():
+    return tokenizers.train_wordpiece(
+        (r.text for r in toy_reviews.generate(300, seed=0)), vocab_size=320
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, wordpiece):
+    path = tmp_path_factory.mktemp("models") / "three"
+    model_folder.save(path, CONFIG, encoder.init(CONFIG, jax.random.key(0)), tokenizer=wordpiece)
+    return path
+
+
+def write(path, wordpiece, *, labels=CONFIG.labels, settings=None):
+    config = dataclasses.replace(CONFIG, labels=labels)
+    params = encoder.init(config, jax.random.key(1))
+    model_folder.save(path, config, params, tokenizer=wordpiece, settings=settings)
+    return path
+
+
+# Text ---------------------------------------------------------------------------------------------
+
+
+def test_rewards_read_prompt_and_response_as_one_run_without_special_tokens():
+    tokenizer = tokenizers.train_tokenizer(["the plot is good"], vocab_size=280)
+    snowman = tokenizer("☃")["input_ids"]
+    plot = tokenizer("the plot")["input_ids"]
+    good = [*tokenizer(" is good , .")["input_ids"], tokenizer.eos_token_id]
+    assert len(snowman) == 3
+    prompts, responses = [plot, snowman[:1], [0]], [good, [*snowman[1:], 0], []]
+    # A character that is cut between prompt and response is whole; " ," keeps its space.
+    assert rewards.texts(tokenizer, prompts, responses) == ["the plot is good , .", "☃", ""]
+    alone = rewards.texts(tokenizer, prompts, responses, part="response")
+    assert alone == [" is good , .", "\ufffd\ufffd", ""]
+    with pytest.raises(InputError, match="'prompt'; choose full or response"):
+        rewards.texts(tokenizer, prompts, responses, part="prompt")
+    with pytest.raises(ValueError, match="zip"):
+        rewards.texts(tokenizer, prompts, responses[:2])
+
+
+# Classifier ---------------------------------------------------------------------------------------
+
+
+def test_a_label_is_scored_as_logit_log_probability_or_probability():
+    logits_bc = np.asarray([[0.0, math.log(3.0)], [200.0, 0.0]], np.float32)
+
+    def of(output, *, independent=False, logits_bc=logits_bc, index=1):
+        return rewards._select(logits_bc, index, output=output, independent=independent)
+
+    np.testing.assert_array_equal(of("logit"), logits_bc[:, 1])
+    np.testing.assert_allclose(of("prob"), [0.75, 0.0], atol=1e-6)
+    np.testing.assert_allclose(of("log_prob"), [math.log(0.75), -200.0], rtol=1e-6)
+    np.testing.assert_allclose(of("prob", independent=True), [0.75, 0.5], rtol=1e-6)
+    one = of("log_prob", logits_bc=np.asarray([[0.0], [-150.0]], np.float32), index=0)
+    np.testing.assert_allclose(one, [math.log(0.5), -150.0], rtol=1e-6)
+    assert {of(output).dtype for output in rewards.OUTPUTS} == {np.dtype(np.float32)}
+
+
+def test_a_text_scores_what_it_scores_alone(folder, wordpiece, texts):
+    checkpoint = model_folder.load(folder)
+    classify = jax.jit(encoder.classify, static_argnums=0)
+    alone = []
+    for text in texts:
+        ids = wordpiece(text)["input_ids"]
+        padded = np.full((1, CONFIG.max_positions), 7, np.int32)  # 7: what stands there is unread
+        padded[0, : len(ids)] = ids
+        lengths = np.asarray([len(ids)], np.int32)
+        alone.append(classify(checkpoint.config, checkpoint.params, padded, lengths)[0, 2])
+    assert np.std(alone) > 0.1
+    order = np.random.default_rng(0).permutation(len(texts))
+    for batch_size in (7, 64):
+        score = rewards.classifier(folder, label="good", batch_size=batch_size).score
+        found = score(texts)
+        assert found.dtype == np.float32 and found.shape == (len(texts),)
+        np.testing.assert_allclose(found, alone, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(
+            score([texts[place] for place in order]), found[order], atol=1e-5, rtol=1e-5
+        )
+    assert score([]).shape == (0,)
+
+
+def test_labels_are_given_by_name_or_number(folder, texts):
+    by_name = [rewards.classifier(folder, label=name).score(texts) for name in CONFIG.labels]
+    for index, expected in enumerate(by_name):
+        for label in (index, str(index)):
+            found = rewards.classifier(folder, label=label).score(texts)
+            np.testing.assert_array_equal(found, expected)
+    probs = [
+        rewards.classifier(folder, label=name, output="prob").score(texts) for name in CONFIG.labels
+    ]
+    np.testing.assert_allclose(sum(probs), 1.0, rtol=1e-5)
+    for label in ("GOOD", 3, "-1", -1, ""):
+        with pytest.raises(InputError, match=r"no label .*one of: 0 bad, 1 so-so, 2 good"):
+            rewards.classifier(folder, label=label)
+
+
+def test_labels_that_do_not_exclude_each_other_have_their_own_probability(
+    tmp_path, wordpiece, texts
+):
+    plain = write(tmp_path / "plain", wordpiece)
+    settings = {**model_folder.load(plain).settings, "problem_type": "multi_label_classification"}
+    several = write(tmp_path / "several", wordpiece, settings=settings)
+    one = write(tmp_path / "one", wordpiece, labels=("reward",))
+    for path, label in ((several, "bad"), (one, "reward")):
+        logits = rewards.classifier(path, label=label).score(texts)
+        probs = rewards.classifier(path, label=label, output="prob").score(texts)
+        np.testing.assert_allclose(probs, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+
+
+def test_a_text_too_long_is_an_error_or_is_cut(folder, texts):
+    long = " ".join(texts[2:10])
+    score = rewards.classifier(folder, label="good").score
+    with pytest.raises(
+        InputError, match=r"text 1 has \d+ tokens where the reward takes 1 to 112 .*truncate"
+    ) as error:
+        score(["short", long])
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+    cut = rewards.classifier(folder, label="good", over_long="truncate")
+    assert np.isfinite(cut.score(["short", long])).all()
+    np.testing.assert_array_equal(cut.score([long]), cut.score(["It begins. " + long]))
+    assert cut.score([long]) != cut.score([long + " bad bad"])  # what was said last is read
+    shorter = rewards.classifier(folder, label="good", max_tokens=8)
+    with pytest.raises(InputError, match="1 to 8"):
+        shorter.score(texts[2:3])
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"output": "odds"}, "output is 'odds'; choose logit, log_prob, prob"),
+        ({"over_long": "drop"}, "over_long is 'drop'; choose error or truncate"),
+        ({"max_tokens": 113}, "max_tokens is 113; give 3 to 112"),
+        ({"max_tokens": 2}, "max_tokens is 2"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_choices_that_do_not_exist_are_refused(folder, choice, message):
+    with pytest.raises(InputError, match=message):
+        rewards.classifier(folder, label="good", **choice)
+
+
+def test_few_shapes_are_compiled(folder, texts):
+    reward = rewards.classifier(folder, label="good", batch_size=16)
+    reward.score(texts)
+    compiled = classifier.logits._cache_size()
+    for first in range(0, 24, 3):
+        reward.score(texts[first:])
+        rewards.classifier(folder, label="bad", batch_size=16).score(texts[first:])
+    # Batches of 16 rows or 8, of 16, 32, 48, 64, 80, ... tokens: whatever is asked for later.
+    assert classifier.logits._cache_size() - compiled <= 10
+    settled = classifier.logits._cache_size()
+    reward.score(texts)
+    assert classifier.logits._cache_size() == settled
+
+
+def test_a_fingerprint_covers_all_that_changes_a_score(folder, tmp_path, wordpiece):
+    other = write(tmp_path / "other", wordpiece)
+    prints = [
+        rewards.classifier(path, **choice).fingerprint
+        for path, choice in (
+            (folder, {"label": "good"}),
+            (folder, {"label": "bad"}),
+            (folder, {"label": "good", "output": "prob"}),
+            (folder, {"label": "good", "max_tokens": 32}),
+            (folder, {"label": "good", "over_long": "truncate"}),
+            (other, {"label": "good"}),
+        )
+    ]
+    assert len(set(prints)) == len(prints)
+    again = rewards.classifier(folder, label=2, batch_size=3)  # the same scores by other words
+    assert again.fingerprint == prints[0]
+
+
+def test_the_real_classifier_prefers_praise(shared):
+    path = shared / "models" / "distilbert-imdb-mini"
+    reward = rewards.classifier(path, label="POSITIVE", output="prob")
+    scores = reward.score(
+        [
+            "a wonderful, moving film with superb acting",
+            "dull, tedious and badly acted; a waste of time",
+        ]
+    )
+    assert scores[0] > 0.8 and scores[1] < 0.2
+
+
+# Callables ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Writes a module that can be imported, and forgets it afterwards."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write_module(name: str, source: str) -> None:
+        (tmp_path / f"{name}.py").write_text(source)
+
+    return write_module
+
+
+def test_a_callable_is_named_by_its_import_path(module):
+    module(
+        "my_rewards",
+        "import numpy as np\n"
+        "def length(texts):\n    return [len(text) for text in texts]\n"
+        "def halves(texts):\n    return np.full(len(texts), 0.5, np.float64)\n",
+    )
+    reward = rewards.from_callable("my_rewards:length")
+    found = reward.score(["a", "", "abc"])
+    assert found.dtype == np.float32 and found.tolist() == [1.0, 0.0, 3.0]
+    assert rewards.from_callable("my_rewards:halves").score(("x", "y")).tolist() == [0.5, 0.5]
+    assert reward.score([]).shape == (0,)
+    assert rewards.from_callable("statistics:mean").fingerprint  # importable is enough to be named
+
+
+def test_a_callables_fingerprint_follows_its_source(module):
+    same = "def score(texts):\n    return [0.0] * len(texts)\n"
+    module("reward_a", same)
+    first = rewards.from_callable("reward_a:score").fingerprint
+    assert rewards.from_callable("reward_a:score").fingerprint == first
+    module("reward_b", same)
+    assert rewards.from_callable("reward_b:score").fingerprint != first
+    assert rewards._sha256("m:f", "one") != rewards._sha256("m:f", "two")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("length", "no import path; write package.module:function"),
+        (".local:f", "no import path"),
+        ("os:system; rm", "no import path"),
+        ("no_such_module_here:f", "cannot import no_such_module_here .*PYTHONPATH"),
+        ("math:no_such", "math has no function no_such; name one"),
+        ("math:pi", "math has no function pi"),
+        ("broken_reward:f", "cannot import broken_reward .*correct it"),
+    ],
+)
+def test_a_name_that_is_no_reward_is_refused(module, name, message):
+    module("broken_reward", "def f(texts:\n")
+    with pytest.raises(InputError, match=message) as error:
+        rewards.from_callable(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([1.0, float("nan"), float("inf")], "nan for text 1 and is not finite for 2 of 3 .*'two"),
+        ([1e39, 0.0, 0.0], "inf for text 0 .*'one"),
+        ([1.0, 2.0], r"shape \(2,\) for 3 texts"),
+        ([[1.0], [2.0], [3.0]], r"shape \(3, 1\) for 3 texts"),
+        (1.0, r"shape \(\) for 3 texts"),
+        ([1.0, None, 2.0], "did not give numbers"),
+        (["1", "2", "3"], "did not give numbers"),
+        ([1j, 0, 0], "did not give numbers"),
+        ([[1.0], [1.0, 2.0], 3.0], "did not give numbers"),
+        (None, "did not give numbers"),
+        (({"POSITIVE": 1.0},) * 3, "did not give numbers"),
+    ],
+)
+def test_what_is_no_reward_is_named(returned, message):
+    score = rewards._checked("pkg:f", lambda texts: returned)
+    with pytest.raises(InputError, match=f"reward pkg:f .*{message}.*return") as error:
+        score(["one\n" * 50, "two\n", "three"])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300

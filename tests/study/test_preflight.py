@@ -1,0 +1,82 @@
+"""What is refused before anything is computed: networks without heads, labels, given pairs."""
+
+import json
+
+import pytest
+
+from tests.tiny_config import check_refusal, program
+from vbon_jax.config import defaults
+from vbon_jax.study import preflight
+
+
+@pytest.fixture
+def config(tiny):
+    config = defaults()
+    config.policy.path = str(tiny / "policy")
+    config.data.train = config.data.eval = str(tiny / "reviews")
+    config.reward.function = "tests.reward_functions:vowels"
+    return config
+
+
+def refused(config, *words):
+    check_refusal(lambda: preflight.check(config), *words)
+
+
+def test_what_is_in_order_passes(config):
+    preflight.check(config)
+
+
+def test_a_reward_without_a_head(config, tiny):
+    config.reward.function, config.reward.path = "", str(tiny / "policy")
+    refused(config, "config.json", "architectures", "GPT2ForSequenceClassification")
+
+
+def test_a_judge_without_a_head(config, tiny):
+    with config.unlocked():
+        config.judges.gold = {"path": str(tiny / "policy")}
+    refused(config, "config.json", "architectures", "GPT2ForSequenceClassification")
+
+
+def test_a_policy_that_is_none(config, tmp_path):
+    config.policy.path = str(tmp_path)
+    refused(config, str(tmp_path), "config.json")
+
+
+def test_a_label_that_a_stage_will_not_have(config, tmp_path):
+    """A model of preferences has one score, LABEL_0."""
+    rows = tmp_path / "train.jsonl"
+    rows.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    config.reward.function, config.reward.path = "", "stage:scored"
+    with config.unlocked():
+        config.stages.scored = {
+            "base": config.policy.path,
+            "method": "reward_model",
+            "data": {"train": str(rows), "label_field": ""},
+        }
+    refused(config, "reward (stage:scored)", "no label 'POSITIVE'", "0 LABEL_0")
+    config.reward.label = "0"
+    preflight.check(config)
+
+
+def test_given_pairs_of_any_cell(config, tmp_path):
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "a"}) + "\n")
+    config.pairs.path = str(rows)
+    config.methods = ("vbon",)
+    preflight.check(config)  # no method reads them
+    config.methods = ("vbon", "dpo")
+    refused(config, "pairs.jsonl: line 1: chosen and rejected are equal", "pairs.on_tie=drop")
+
+
+def test_references_of_held_out_prompts(config):
+    config.data.reference_field = "summary"
+    refused(config, "test.jsonl: line 1 has no field 'summary'")
+
+
+def test_a_comparison_is_refused_before_its_embedded_models(tiny, tmp_path):
+    """In one line, and nothing was made."""
+    arguments = [f"--config.reward.path={tiny / 'policy'}", "--config.policy.path="]
+    done = program("compare", "--workdir", tmp_path / "work", *arguments)
+    assert done.returncode == 2
+    assert "architectures" in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "work").exists()

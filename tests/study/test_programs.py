@@ -1,0 +1,380 @@
+"""Every program and every command of the documentation, on a tiny policy or the embedded one."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import re
+import shlex
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from tests.documents import documented
+from tests.tiny_config import ROOT, overrides, program
+from vbon_jax.models import decoder
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.workdir import results
+
+RUN = "vbon-n2-s0"
+
+
+@pytest.fixture(scope="module")
+def compared(tiny, tmp_path_factory) -> pathlib.Path:
+    """The workdir of a whole comparison: both methods at N = 2."""
+    workdir = tmp_path_factory.mktemp("compared")
+    done = program("compare", "--workdir", workdir, *overrides(tiny))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir
+
+
+def test_compare_writes_every_row_and_column(compared):
+    rows = results.read_results(compared / "results.csv")
+    with (compared / "results.csv").open() as file:
+        header = next(csv.reader(file))
+    promised = [
+        "method",
+        "n",
+        "bound",
+        "seed",
+        "temperature",
+        "reward",
+        "reward_se",
+        "win_rate",
+        "win_rate_lo",
+        "win_rate_hi",
+        "kl",
+        "kl_se",
+        "length",
+        "eos_rate",
+        "distinct2",
+        "bon_win_rate_at_kl",
+        "deficit",
+        "sampled_tokens",
+        "reward_calls",
+        "train_flops",
+        "seconds",
+    ]
+    assert header[: len(promised)] == promised
+    soft = ["soft_best_of_n"] * 2
+    names = ["reference", *["best_of_n"] * 3, *soft, "vbon", "kl_rl"]
+    assert [row["method"] for row in rows] == names
+    reference, first, second = rows[0], rows[1], rows[2]
+    assert abs(reference["kl"]) <= 1e-6
+    assert reference["win_rate_lo"] <= 0.5 <= reference["win_rate_hi"]
+    assert first["kl"] == pytest.approx(0.0, abs=1e-9)
+    assert second["win_rate"] == pytest.approx(2 / 3, abs=0.02)  # few ties
+    vbon, kl_rl = rows[6], rows[7]
+    # 6 steps x 16 responses each; vBoN's share of the cache: every prompt was drawn once
+    assert kl_rl["reward_calls"] == 96
+    assert vbon["reward_calls"] == 96 + 24 * 8
+    assert vbon["train_flops"] == kl_rl["train_flops"] > 1e6
+    assert vbon["bound"] == "l1"
+    assert kl_rl["bound"] is None
+    assert vbon["gradient"] == kl_rl["gradient"] == "ppo"
+    assert reference["gradient"] is None
+
+
+def test_the_report_is_the_same_from_the_folder_alone(compared):
+    files = [compared / name for name in ("results.csv", "means.csv", "pareto.csv", "report.html")]
+    before = [file.read_text() for file in files]
+    assert "vbon-n2-s0" in before[-1]
+    done = program("report", "--workdir", compared)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [file.read_text() for file in files] == before
+
+
+def test_compare_goes_on_where_it_stopped(compared, tiny):
+    stamps = {path: path.stat().st_mtime_ns for path in compared.rglob("*.jsonl")}
+    done = program("compare", "--workdir", compared, *overrides(tiny))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert stamps == {path: path.stat().st_mtime_ns for path in compared.rglob("*.jsonl")}
+
+
+def test_a_cache_for_something_else_is_refused(compared, tiny):
+    done = program("compare", "--workdir", compared, *overrides(tiny, references__seed=5))
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert "seed" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_an_exported_policy_loads_in_transformers(compared, tmp_path):
+    done = program("export", "--run", compared / "runs" / RUN, "--output", tmp_path / "policy")
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "policy").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "policy")
+    rows = [
+        {"prompt": "the second act", "response": " of this drama works."},
+        {"prompt": "on the whole,", "response": " a delight"},
+        {"prompt": "a", "response": ""},
+    ]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "scored" / "rows.jsonl"
+    arguments = ["--model", tmp_path / "policy", "--input", source, "--output", output]
+    done = program("score", *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for row, line in zip(rows, output.read_text().splitlines(), strict=True):
+        scored = json.loads(line)
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        response = tokenizer(row["response"])["input_ids"] if row["response"] else []
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+        expected = [
+            float(logits[len(prompt) - 1 + index, token]) for index, token in enumerate(response)
+        ]
+        np.testing.assert_allclose(scored["token_log_probs"], expected, atol=1e-4)
+        assert scored["log_prob"] == pytest.approx(sum(expected), abs=1e-3)
+        assert scored["prompt"] == row["prompt"]
+
+
+def test_the_best_checkpoint_is_exported_too(compared, tmp_path):
+    run = compared / "runs" / RUN
+    arguments = ["--run", run, "--output", tmp_path / "best", "--checkpoint=best"]
+    assert program("export", *arguments).returncode == 0
+    assert (tmp_path / "best" / "model.safetensors").is_file()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    saved = {int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()}
+    objective = {row["step"] + 1: row["objective/mean"] for row in rows if row["step"] % 2 == 1}
+    assert saved == {6, max(objective, key=objective.get)}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "a"}', "line 2"),
+        ("not json", "line 2"),
+        ('{"prompt": "a", "response": 3}', "response"),
+        (json.dumps({"prompt": "a " * 100, "response": "b"}), "line 2"),
+    ],
+)
+def test_score_refuses_bad_rows(tiny, tmp_path, line, words):
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"prompt": "a", "response": "b"}\n' + line + "\n")
+    arguments = ["--model", tiny / "policy", "--input", source, "--output", tmp_path / "out.jsonl"]
+    done = program("score", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_supervised_training_of_a_given_folder(tiny, tmp_path):
+    changes = {"method": "sft", "train__minibatches": 1, "train__text_tokens": 32}
+    done = program("train", "--workdir", tmp_path, *overrides(tiny, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = (tmp_path / "runs" / "sft-n4-s0" / "metrics.jsonl").read_text()
+    losses = [json.loads(line)["loss/nll"] for line in text.splitlines()]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+
+
+def test_a_trained_reward_model_is_exported(tiny, tmp_path):
+    """A language model as a classifier, trained with adapters, merged."""
+    base = model_folder.load(tiny / "policy", kind="decoder")
+    labels = ("NEGATIVE", "POSITIVE")
+    config, params = decoder.with_score(base.config, base.params, labels, jax.random.key(0))
+    model_folder.save(
+        tmp_path / "reward", config, params,
+        tokenizer=model_folder.load_tokenizer(tiny / "policy"),
+    )  # fmt: skip
+    changes = {
+        "method": "reward_model", "train__minibatches": 1, "train__text_tokens": 48,
+        "data__over_long": "truncate", "reward__path": tmp_path / "reward",
+        "reward__function": "", "policy__lora__pattern": "layer_1/.*",
+    }  # fmt: skip
+    done = program("train", "--workdir", tmp_path, *overrides(tiny, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    arguments = ["--run", tmp_path / "runs" / "reward_model-n4-s0", "--output", tmp_path / "made"]
+    done = program("export", *arguments, "--adapters")
+    assert done.returncode == 2
+    assert "has no policy with policy.lora" in done.stderr
+    assert program("export", *arguments).returncode == 0
+    made = model_folder.load(tmp_path / "made", kind="classifier")
+    assert made.config == config
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()),
+                         made.params, params)  # fmt: skip
+    assert moved["score"]["kernel"]
+    assert moved["layer_1"]["attention"]["query"]["kernel"]
+    assert not any(jax.tree.leaves((moved["layer_0"], moved["tokens"])))
+
+
+def test_a_prompt_that_the_reward_cannot_read(tiny, tmp_path):
+    """Found before anything is sampled; `data.longest_prompt` leaves it out."""
+    base = model_folder.load(tiny / "policy", kind="decoder")
+    short = dataclasses.replace(base.config, max_positions=24)
+    params = base.params | {"positions": {"embedding": base.params["positions"]["embedding"][:24]}}
+    config, params = decoder.with_score(short, params, ("POSITIVE",), jax.random.key(0))
+    tokenizer = model_folder.load_tokenizer(tiny / "policy")
+    model_folder.save(tmp_path / "reward", config, params, tokenizer=tokenizer)
+    changes = {
+        "reward__path": tmp_path / "reward", "reward__function": "", "data__max_tokens": 0,
+        "data__over_long": "truncate",
+    }  # fmt: skip
+    done = program("collect", "--workdir", tmp_path / "long", *overrides(tiny, **changes))
+    assert done.returncode == 2
+    assert "tokens where the reward takes 1 to 24" in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "long").exists()
+    changes |= {"data__longest_prompt": 12, "reward__over_long": "truncate"}
+    done = program("collect", "--workdir", tmp_path / "short", *overrides(tiny, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_given_pairs_beside_a_method_that_takes_none(tiny, tmp_path):
+    """And no cached response reaches the last new token, and prompts fill the policy's places."""
+    pairs = tmp_path / "pairs.jsonl"
+    row = {"prompt": "the film", "chosen": " was good", "rejected": " was bad"}
+    rows = [row, row | {"chosen": " was fine"}, row | {"rejected": row["chosen"]}]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {
+        "methods": "dpo,bond", "pairs__path": pairs, "train__steps": 2,
+        "pairs__on_tie": "drop",
+        "data__max_tokens": 0, "data__over_long": "truncate", "sampling__max_new_tokens": 21,
+    }  # fmt: skip
+    done = program("compare", "--workdir", tmp_path / "work", *overrides(tiny, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 pairs in" in done.stderr
+    assert "1 with equal responses left out" in done.stderr
+    inputs = json.loads((tmp_path / "work/runs/dpo-n2-s0/stage.json").read_text())["inputs"]
+    assert "pairs fingerprint" in inputs
+    assert "references seed" not in inputs
+    ledger = json.loads((tmp_path / "work/runs/dpo-n2-s0/ledger.json").read_text())
+    assert ledger["sampled_tokens"] == 0
+
+
+def test_cells_may_set_any_key(tiny, tmp_path):
+    config = tmp_path / "exact.py"
+    config.write_text(
+        "from vbon_jax.config import defaults\n"
+        "def get_config(arg=None):\n"
+        "    config = defaults()\n"
+        "    with config.unlocked():\n"
+        "        config.cells = ({'method': 'vbon', 'n': 3.5, 'seed': 1, 'bound': 'exact'},\n"
+        "                        {'n': 1, 'train.learning_rate': 5e-4})\n"
+        "    return config.lock()\n"
+    )
+    arguments = ["--config", config, "--workdir", tmp_path / "work"]
+    changes = {"train__steps": 2, "train__eval_every": 1, "train__eval_prompts": 4}
+    done = program("compare", *arguments, *overrides(tiny, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = results.read_results(tmp_path / "work" / "results.csv")[-2:]
+    assert [(row["n"], row["bound"], row["seed"]) for row in rows] == [
+        (3.5, "exact", 1),
+        (1, "l1", 0),
+    ]
+    run = tmp_path / "work" / "runs" / "vbon-n3.5-s1-bound=exact"
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0.0 <= logged["eval/win_rate"] <= 1.0
+
+
+# The rest of the documented commands, with what makes them run in seconds.
+
+
+def test_the_documented_commands_are_those_that_are_tested():
+    known = ("git clone", "cd ", "make ", "python -m experiments.", "python benchmarks/")
+    for command in documented():
+        assert command.startswith(known), f"no test runs {command!r}"
+        if command.startswith("make "):
+            target = command.split()[1]
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+ELSEWHERE = {  # with settings of theirs
+    "exact": "test_exact.py",
+    "cdf_study": "test_cdf_study.py",
+    "import_samples": "test_imports.py",
+    "llm_judge": "test_llm_judge.py",
+}
+
+
+def experiment_commands() -> list[str]:
+    """But for those of configs/tldr.py and configs/hh.py, which test_stages.py runs."""
+    commands = {line for line in documented() if line.startswith("python -m experiments.")}
+    commands -= {line for line in commands if re.search(r"configs/(tldr|hh)\.py", line)}
+    return sorted(line for line in commands if program_of(line) not in ELSEWHERE)
+
+
+def program_of(command: str) -> str:
+    return command.split()[2].removeprefix("experiments.")
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_commands_that_are_run_elsewhere(name):
+    assert name in {program_of(line) for line in documented() if " -m experiments." in line}
+    assert f'program("{name}"' in (ROOT / "tests" / ELSEWHERE[name]).read_text()
+
+
+@pytest.mark.parametrize("command", experiment_commands())
+def test_documented_commands_run(command, compared, tiny, tmp_path):
+    """As printed, but for the folders in capitals and the sizes."""
+    name, *arguments = shlex.split(command)[2:]
+    name = name.removeprefix("experiments.")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "the plot", "response": " works"}\n')
+    places = {
+        "POLICY": tiny / "policy",
+        "CLASSIFIER": "",
+        "REVIEWS": tiny / "reviews",
+        "ROWS.jsonl": rows,
+        "SCORED.jsonl": tmp_path / "scored.jsonl",
+        "EXPORTED": tmp_path / "exported",
+    }
+    filled = []
+    for argument in arguments:
+        key, equals, value = argument.rpartition("=")
+        if value.startswith("runs/"):
+            run = value.partition("/runs/")[2]
+            made = compared if name == "report" else tmp_path / "work"
+            value = compared / "runs" / RUN if run else made
+        filled.append(f"{key}{equals}{places.get(value, value)}")
+    if name == "generate":
+        filled += ["--max_new_tokens=6", "--reward_function=tests.reward_functions:vowels"]
+    elif name not in ("score", "export", "report"):
+        filled += overrides(tiny, train__steps=2)
+    done = program(name, *filled, environment={})
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+COMPARED = {"methods": "vbon,qrpo", "seeds": 0, "budget.sampled_tokens": 1500}
+
+
+@pytest.mark.parametrize(
+    ("config", "workdir", "changes"),
+    [("configs/demo.py", "runs/demo", {}), ("configs/demo.py:compare", "runs/compare", COMPARED)],
+)
+def test_the_demo_in_small(tmp_path, config, workdir, changes):
+    """What `make demo` and `make compare` run, with the embedded models made in seconds."""
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"-m experiments.compare --config {config} --workdir {workdir}" in makefile
+    sizes = {
+        "embedded.reviews": 200, "embedded.eval_reviews": 40, "embedded.vocab_size": 300,
+        "embedded.width": 16, "embedded.policy_steps": 4, "embedded.reward_steps": 4,
+        "embedded.batch_size": 8, "data.train_limit": 16, "data.eval_limit": 8,
+        "references.samples_per_prompt": 8, "train.steps": 2, "train.batch_size": 8,
+        "evaluation.samples_per_prompt": 2, "evaluation.resamples": 50, "n_values": 2,
+    } | changes  # fmt: skip
+    arguments = [f"--config.{key}={value}" for key, value in sizes.items()]
+    command = ["compare", "--config", config, "--workdir", tmp_path, *arguments]
+    done = program(*command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "report.html").is_file()
+    assert "deficit" in done.stdout
+    again = program(*command)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.stdout == done.stdout
+
+
+@pytest.mark.parametrize("gradient", ["rloo", "grpo"])
+def test_a_run_without_a_value_head(tiny, tmp_path, gradient):
+    done = program("train", "--workdir", tmp_path, *overrides(tiny, gradient=gradient))
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (tmp_path / "runs" / "vbon-n4-s0" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 6
+    assert rows[0]["rollout/kl"] == pytest.approx(0.0, abs=1e-6)
+    assert rows[-1]["rollout/kl"] != 0.0
+    assert not {"loss/value", "rollout/explained_variance"} & rows[0].keys()

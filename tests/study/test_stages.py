@@ -1,0 +1,283 @@
+"""Stages: what is refused, models that are made once, and both papers' tasks end to end."""
+
+import json
+import re
+import shlex
+
+import jax
+import numpy as np
+import pytest
+
+from configs import hh, tldr
+from tests import toy_tasks as made
+from tests.documents import documented
+from tests.tiny_config import check_refusal, program
+from vbon_jax.config import defaults
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.study import stages
+from vbon_jax.workdir import results
+
+SIZES = {
+    "data.train_limit": 16,
+    "data.eval_limit": 8,
+    "references.samples_per_prompt": 8,
+    "sampling.max_new_tokens": 8,
+    "budget.sampled_tokens": 1600,
+    "train.steps": 2,
+    "train.batch_size": 8,
+    "evaluation.samples_per_prompt": 2,
+    "evaluation.resamples": 50,
+    "evaluation.ruler_n": "1,2,4",
+    "evaluation.temperatures": 1.0,
+    "n_values": 2,
+}
+STAGES = {"sft": 4, "reward_model": 3, "judge": 3}
+
+
+def arguments(config: str, workdir, folders: dict, **changes) -> list[str]:
+    """The README's command with a configuration, its folders filled in, as a run of seconds."""
+    (printed,) = (line for line in documented() if f"--config {config} " in line)
+    printed = printed.replace(f"runs/{printed.partition(' runs/')[2].split()[0]}", str(workdir))
+    for name, folder in folders.items():
+        printed = re.sub(rf"={name}\b", f"={folder}", printed)
+    values = SIZES | changes
+    if config.endswith("small"):
+        values |= {f"stages.{name}.train.steps": steps for name, steps in STAGES.items()} | changes
+    sizes = [f"--config.{key}={value}" for key, value in values.items()]
+    return [*shlex.split(printed)[3:], *sizes]  # without python -m experiments.compare
+
+
+@pytest.fixture(scope="module")
+def posts(tmp_path_factory):
+    return made.make_tldr(tmp_path_factory.mktemp("tldr"), posts=160)
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory):
+    return made.make_hh(tmp_path_factory.mktemp("hh"), dialogues=120)
+
+
+def models(workdir) -> dict:
+    """What the stages of a working directory made, by the names of the README."""
+    names = {"POLICY": "sft", "REWARD": "reward_model", "JUDGE": "judge"}
+    return {name: workdir / "stages" / stage / "model" for name, stage in names.items()}
+
+
+def check_comparison(workdir, family: str, methods: set[str]) -> None:
+    """Every method stands in the results, the judge has judged, and each stage was measured."""
+    rows = results.read_results(workdir / "results.csv")
+    trained = {row["method"] for row in rows} - {"reference", "best_of_n", "soft_best_of_n"}
+    assert trained == methods
+    judged = (workdir / "judges.csv").read_text()
+    assert all(method in judged for method in trained)
+    page = (workdir / "report.html").read_text()
+    assert "Models made on the way" in page
+    for name in STAGES:
+        found = json.loads((workdir / "stages" / name / "evaluation.json").read_text())
+        measure = "perplexity" if name == "sft" else "accuracy"
+        assert found[measure]["lo"] <= found[measure]["value"] <= found[measure]["hi"]
+        settings = json.loads((workdir / "stages" / name / "model" / "config.json").read_text())
+        assert settings["model_type"] == family
+    policy = model_folder.load(workdir / "stages" / "sft" / "model", kind="decoder")
+    reward = model_folder.load(workdir / "stages" / "reward_model" / "model", kind="classifier")
+    assert reward.config.width == policy.config.width
+    judge = model_folder.load(workdir / "stages" / "judge" / "model", kind="classifier")
+    assert judge.config.width > policy.config.width
+
+
+def test_summaries_from_nothing(posts, tmp_path):
+    """From rows to the report, in and out of distribution; a second call makes nothing again."""
+    folders = {"POSTS": posts / "posts", "PREFERENCES": posts / "preferences"}
+    workdir = tmp_path / "small"
+    command = arguments("configs/tldr.py:small", workdir, folders)
+    command[command.index("configs/tldr.py:small")] += ",ood"
+    done = program("compare", *command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_comparison(workdir, "gpt_neox", {"vbon", "bonbon", "dpo", "kl_rl", "bon_sft"})
+    with (posts / "posts" / "train.jsonl").open() as file:
+        named = {row["prompt"] for row in map(json.loads, file) if "relation" in row["subreddit"]}
+    counted = int(re.search(r"train prompts: \d+ distinct of (\d+) rows", done.stderr)[1])
+    assert counted == len(named)
+    stamps = {path: path.stat().st_mtime_ns for path in workdir.rglob("stages/**/*.safetensors")}
+    assert len(stamps) >= 3
+    again = program("compare", *command)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout == done.stdout
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+    few = {"methods": "vbon", "evaluation.temperatures": "0.5,1.0"}
+    command = arguments("configs/tldr.py", tmp_path / "given", folders | models(workdir), **few)
+    done = program("compare", *command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = results.read_results(tmp_path / "given" / "results.csv")
+    assert {row["temperature"] for row in rows if row["method"] == "vbon"} == {0.5, 1.0}
+    assert all(0 <= row["rouge_l"] <= 1 for row in rows if row["method"] == "vbon")
+
+
+def test_dialogue_from_nothing(dialogues, tmp_path):
+    folders = {"PROMPTS": dialogues / "prompts", "DIALOGUES": dialogues / "dialogues"}
+    few = {"methods": "bonbon"}  # the test above has all
+    workdir = tmp_path / "small"
+    done = program("compare", *arguments("configs/hh.py:small", workdir, folders, **few))
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_comparison(workdir, "llama", {"bonbon"})
+    command = arguments("configs/hh.py", tmp_path / "given", folders | models(workdir), **few)
+    done = program("compare", *command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "bonbon" in (tmp_path / "given" / "judges.csv").read_text()
+
+
+def test_dialogues_that_were_held(shared, tmp_path):
+    """Real dialogues: answers in their prompts become preferences, and the prompts are prompts."""
+    prompts = shared / "data" / "hh" / "prompts.jsonl"
+    made.make_hh_of(prompts, tmp_path)
+    folders = {"PROMPTS": prompts, "DIALOGUES": tmp_path / "dialogues"}
+    few = {"methods": "vbon"}
+    workdir = tmp_path / "small"
+    done = program("compare", *arguments("configs/hh.py:small", workdir, folders, **few))
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_comparison(workdir, "llama", {"vbon"})
+
+
+# ---------------------------------------------------------------------------------------- refusals
+
+
+def refused(change, *words, config=None):
+    """The configuration after a change is refused, in one line with these words."""
+    config = config or tldr.get_config("small")
+    with config.unlocked():
+        config.stages.reward_model.data.train = "somewhere"
+        config.data.train = "somewhere"
+        change(config)
+    check_refusal(lambda: stages.check(config), *words)
+
+
+def _with(config):
+    """A configuration with the keys that `refused` fills in."""
+    with config.unlocked():
+        config.stages.reward_model = {"base": "x", "data": {"train": ""}}
+    return config
+
+
+def test_settings_that_cannot_be():
+    refused(lambda c: c.stages.sft.update(method="vbon"), "stages.sft.method='vbon'", "sft")
+    refused(lambda c: c.stages.sft.update(base="x"), "stages.sft", "base", "network")
+    refused(lambda c: c.stages.sft.__delattr__("network"), "stages.sft", "base", "network")
+    refused(lambda c: c.stages.sft.data.update(train=""), "stages.sft.data.train is empty")
+    refused(lambda c: c.stages.__setattr__("extra", 3), "stages.extra is 3", "dictionary")
+    refused(lambda c: c.stages.sft.train.update(step=3), "stages.sft", "train.step")
+    refused(lambda c: c.stages.sft.train.update(seed="x"), "train.seed")
+    refused(lambda c: c.stages.sft.train.update(steps=0), "train.steps=0", "from 1")
+    refused(
+        lambda c: c.stages.reward_model.reward_model.update(centring=-1.0),
+        "reward_model.centring=-1.0",
+    )
+    refused(lambda c: c.stages.reward_model.update(base="stage:dpo"), "no 'dpo'", "judge")
+    strings = defaults()
+    with strings.unlocked():
+        strings.stages.one = {"base": "x", "train": {"steps": "many"}}
+    refused(lambda c: None, "train.steps='many' is str, not int", config=_with(strings))
+
+
+def test_a_stage_in_the_wrong_place():
+    refused(
+        lambda c: c.policy.update(path="stage:judge"),
+        "config.policy.path='stage:judge'", "method reward_model", "sft",
+    )  # fmt: skip
+    refused(lambda c: c.judges.judge.update(path="stage:sft"), "judges.judge.path", "method sft")
+    refused(
+        lambda c: c.stages.judge.update(policy={"lora": {"pattern": ".*"}}),
+        "stages.judge", "policy.lora", "base",
+    )  # fmt: skip
+
+
+def test_a_stage_of_adapters_is_merged(posts, tmp_path):
+    """Only what the pattern names has moved, and the new head."""
+    config = tldr.get_config("small")
+    config.data.train = str(posts / "posts")
+    config.stages.reward_model.data.train = str(posts / "preferences")
+    with config.unlocked():
+        for name, steps in STAGES.items():
+            config.stages[name].train.steps = steps
+        config.stages.reward_model.policy = {"lora": {"pattern": r"layer_1/attention/query"}}
+    folder = stages.make(config, tmp_path, "reward_model")
+    made = model_folder.load(folder, kind="classifier").params
+    base = model_folder.load(tmp_path / "stages" / "sft" / "model", kind="decoder").params
+    assert made.pop("score")["kernel"].shape == (64, 1)
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), made,
+                         {name: base[name] for name in made})  # fmt: skip
+    assert moved["layer_1"]["attention"]["query"].pop("kernel")
+    assert not any(jax.tree.leaves(moved))
+
+
+def test_a_stage_that_begins_with_itself():
+    def circle(config):
+        del config.stages.sft.network
+        config.stages.sft.base = "stage:reward_model"
+
+    refused(circle, "begins with itself")
+
+
+def test_what_a_stage_inherits_and_sets():
+    config = hh.get_config("small")
+    with config.unlocked():
+        config.stages.sft.data.train = "dialogues"
+        config.train.trainable = "decoder/.*"
+        config.train.learning_rate = 9.0
+    own, run = stages.settings(config, "judge")
+    assert own.network.hidden_size == 96
+    assert run.data.train == "dialogues"  # follows the policy's data
+    assert run.method == "reward_model"
+    assert run.train.learning_rate == 2e-3
+    assert run.train.trainable == ""
+    assert run.train.warmup_updates == 10
+    default = defaults()
+    assert run.train.max_gradient_norm == default.train.max_gradient_norm
+    with pytest.raises(ValueError, match="not known"):
+        hh.get_config("large")
+    with pytest.raises(ValueError, match="'large' is not small or ood"):
+        tldr.get_config("small,large")
+
+
+def test_rows_longer_than_the_network(posts, tmp_path):
+    """Refused by name before anything is trained."""
+    folders = {"POSTS": posts / "posts", "PREFERENCES": posts / "preferences"}
+    long = {"stages.sft.train.text_tokens": 400}
+    done = program("compare", *arguments("configs/tldr.py:small", tmp_path / "w", folders, **long))
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert "text_tokens=400" in last
+    assert "192 positions" in last
+    assert not (tmp_path / "w" / "stages" / "sft" / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "row", "words"),
+    [
+        ("stages.reward_model.data.eval", {"prompt": "a", "chosen": "b"}, ["line 1", "'rejected'"]),
+        (
+            "stages.reward_model.data.train",
+            {"prompt": "a", "chosen": "b", "rejected": "b"},
+            ["line 1", "chosen and rejected are equal", "pairs.on_tie=drop"],
+        ),
+        ("data.train", {"prompt": "a", "completion": " ", "subreddit": "relationships"}, ["empty"]),
+        ("data.eval", {"text": "a", "subreddit": "relationships"}, ["line 1", "'completion'"]),
+        ("data.eval", {"prompt": "a", "completion": "b"}, ["'subreddit'"]),
+        (
+            "data.eval",
+            {"prompt": "a", "completion": "!", "subreddit": "relationships"},
+            ["line 1", "'completion'", "a text with words"],
+        ),
+    ],
+)
+def test_bad_rows_of_any_stage_are_found_before_the_first(posts, tmp_path, key, row, words):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    folders = {"POSTS": posts / "posts", "PREFERENCES": posts / "preferences"}
+    command = arguments("configs/tldr.py:small", tmp_path / "work", folders, **{key: file})
+    done = program("compare", *command)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    for word in [*words, "rows.jsonl"]:
+        assert word in last, last
+    assert not (tmp_path / "work" / "stages").exists()

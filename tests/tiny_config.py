@@ -1,0 +1,107 @@
+"""A tiny random policy and prompts as files, for tests that run whole programs on them."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import jax
+import pytest
+
+from tests import forkserver
+from vbon_jax.data import tokenizers, toy_reviews
+from vbon_jax.models import decoder
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.types import InputError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def make_policy(folder: pathlib.Path) -> pathlib.Path:
+    """A random GPT-2 of width 16 with a tokenizer of its own, as a Hugging Face folder."""
+    texts = [review.text for review in toy_reviews.generate(300, seed=1)]
+    tokenizer = tokenizers.train_tokenizer(texts, vocab_size=300)
+    config = decoder.DecoderConfig(
+        vocab_size=len(tokenizer),
+        width=16,
+        num_layers=2,
+        num_heads=2,
+        mlp_width=32,
+        max_positions=48,
+        initializer_std=0.5,
+    )
+    params = decoder.init(config, jax.random.key(0))
+    model_folder.save(folder, config, params, tokenizer=tokenizer)
+    return folder
+
+
+def make_reviews(folder: pathlib.Path) -> pathlib.Path:
+    """train.jsonl and test.jsonl of reviews."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = toy_reviews.generate(140, seed=2)
+    for name, part in (("train", made[:100]), ("test", made[100:])):
+        rows = [json.dumps({"text": review.text, "label": review.label}) for review in part]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def overrides(folder: pathlib.Path, **changes) -> list[str]:
+    """The command-line overrides of a run of seconds on the tiny policy under `folder`."""
+    values = {
+        "policy.path": folder / "policy",
+        "data.train": folder / "reviews",
+        "data.eval": folder / "reviews",
+        "reward.function": "tests.reward_functions:vowels",
+        "data.train_limit": 24,
+        "data.eval_limit": 12,
+        "sampling.max_new_tokens": 6,
+        "references.samples_per_prompt": 8,
+        "references.prompts_per_shard": 8,
+        "train.steps": 6,
+        "train.batch_size": 4,
+        "train.samples_per_prompt": 4,
+        "train.epochs": 2,
+        "train.minibatches": 2,
+        "train.checkpoint_every": 2,
+        "train.learning_rate": 1e-3,
+        "evaluation.samples_per_prompt": 4,
+        "evaluation.batch_prompts": 6,
+        "evaluation.resamples": 100,
+        "evaluation.shown_prompts": 2,
+        "evaluation.ruler_n": "1,2,4",
+        "n_values": "2",
+    } | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def check_refusal(call: Callable[[], object], *words: str) -> None:
+    """`call` raises an InputError of one line with these words."""
+    with pytest.raises(InputError) as error:
+        call()
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def program(
+    name: str, *arguments, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """Run `python -m experiments.NAME` in the repository; output is captured as text.
+
+    In a process that has imported most of what it needs; with an `environment`, these variables
+    beside ours, in one that starts from nothing, as a user's does.
+    """
+    module, words = f"experiments.{name}", list(map(str, arguments))
+    if environment is None:
+        return forkserver.run(module, words, ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

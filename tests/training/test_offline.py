@@ -1,0 +1,222 @@
+"""The offline methods: what they draw from a cache, and that each learns from it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tiny_config import overrides, program
+from vbon_jax.config import defaults
+from vbon_jax.data import prompt_sets
+from vbon_jax.functional import bon, cdf
+from vbon_jax.models import decoder
+from vbon_jax.sampling import reference_cache, sampler
+from vbon_jax.training import loop, methods, step
+from vbon_jax.training.methods import offline
+from vbon_jax.types import InputError
+from vbon_jax.workdir import results
+
+OFFLINE = [name for name, row in methods.METHODS.items() if row.source == "references"]
+
+
+def test_log_f_of_a_reference_counts_the_others():
+    rewards = jnp.array([[3.0, 1.0, 2.0, 2.0]])
+    harmonic = cdf.log_cdf_of_references(rewards)
+    for i in range(4):
+        others = jnp.delete(rewards[0], i)[None]
+        expected = cdf.log_cdf(rewards[:, i], others)
+        np.testing.assert_allclose(harmonic[0, i], expected[0], rtol=1e-6, atol=1e-7)
+    assert harmonic[0, 1] == pytest.approx(-11 / 6)
+    assert harmonic[0, 0] == 0.0
+    fitted = cdf.log_cdf_of_references(rewards, estimator="exponential_fit")
+    np.testing.assert_array_equal(
+        fitted, cdf.log_cdf(rewards, rewards, estimator="exponential_fit")
+    )
+    with pytest.raises(ValueError, match="at least 2"):
+        cdf.log_cdf_of_references(rewards[:, :1])
+
+
+# ---------------------------------------------------------------------------- batches
+
+PROMPTS, M, G = 6, 8, 5
+
+
+@pytest.fixture(scope="module")
+def task():
+    """A cache whose response m to prompt p is the one token 10 p + m + 1, of reward (m - 3)^2."""
+    config = defaults()
+    with config.unlocked():
+        config.train.batch_size, config.train.samples_per_prompt = 4, 3
+        config.references.samples_per_prompt, config.n = M, 3.0
+    rewards = np.tile((np.arange(M, dtype=np.float32) - 3) ** 2, (PROMPTS, 1))
+    number = 10 * np.arange(PROMPTS)[:, None] + np.arange(M) + 1
+    tokens = np.zeros((PROMPTS, M, G), np.int32)
+    tokens[..., 0] = number
+    cache = reference_cache.References(
+        rewards_pm=rewards,
+        lengths_pm=np.ones((PROMPTS, M), np.int32),
+        finished_pm=np.ones((PROMPTS, M), bool),
+        log_probs_pm=-number.astype(np.float32),
+        provenance=None,
+        files=(),
+        prompts_per_shard=1,
+    )
+    ids = [(100 + p, 200 + p) for p in range(PROMPTS)]
+    return methods.Task(
+        config=config,
+        model=None,
+        mesh=None,
+        prompts=prompt_sets.PromptSet(token_ids=ids, texts=[""] * PROMPTS),
+        prompt_width=2,
+        cache=cache,
+        cache_tokens_pmg=tokens,
+        sampling=sampler.Sampling(max_new_tokens=G),
+    )
+
+
+def decoded(sequences):
+    """Prompt and response numbers of rows, checked against each other."""
+    np.testing.assert_array_equal(sequences.lengths_s, 3)
+    tokens = sequences.tokens_st
+    prompt = tokens[:, 0] - 100
+    np.testing.assert_array_equal(tokens[:, 1], 200 + prompt)
+    response = tokens[:, 2] - 10 * prompt - 1
+    assert ((response >= 0) & (response < M)).all()
+    assert not tokens[:, 3:].any()
+    return prompt, response
+
+
+def test_a_batch_of_responses_holds_what_the_cache_says(task):
+    _, batch, row = offline.response_batch(task, None, 3, None)
+    prompt, response = decoded(batch.sequences)
+    assert len(prompt) == 12
+    np.testing.assert_array_equal(batch.reference_s, -(10 * prompt + response + 1))
+    reward = (response - 3.0) ** 2
+    assert row["cache/reward"] == pytest.approx(reward.mean())
+    expected = cdf.log_cdf_of_references(task.cache.rewards_pm[:1])[0]
+    np.testing.assert_allclose(batch.log_cdf_s, np.asarray(expected)[response], rtol=1e-6)
+    rewards = (np.arange(M) - 3.0) ** 2
+    share = [((rewards < r).sum() + ((rewards == r).sum() - 1) / 2) / (M - 1) for r in rewards]
+    np.testing.assert_allclose(batch.cdf_s, np.asarray(share)[response], rtol=1e-6)
+    again = offline.response_batch(task, None, 3, None)[1]
+    jax.tree.map(np.testing.assert_array_equal, batch, again)
+
+
+def test_the_best_are_drawn_as_often_as_they_win(task):
+    counts = np.zeros(M)
+    for at in range(400):
+        _, response = decoded(offline.best_response_batch(task, None, at, None)[1].sequences)
+        counts += np.bincount(response, minlength=M)
+    rewards = (np.arange(M) - 3.0) ** 2
+    law = bon.order_statistic_weights(M, 3)[np.argsort(np.argsort(rewards, kind="stable"))]
+    law = np.array([law[rewards == reward].mean() for reward in rewards])  # ties share
+    error = np.sqrt(law * (1 - law) / counts.sum())
+    assert (np.abs(counts / counts.sum() - law) <= 4 * error).all()
+
+
+def test_pairs_are_best_and_worst_of_n_and_ties_do_not_count(task):
+    rewards_pm = task.cache.rewards_pm.copy()
+    rewards_pm[0] = 1.0  # every pair of this prompt is tied, and no other can be
+    task = task._replace(cache=task.cache._replace(rewards_pm=rewards_pm))
+    tied = 0
+    for at in range(40):
+        _, batch, row = offline.pair_batch(task, None, at, None)
+        prompt, best = decoded(batch.best)
+        same, worst = decoded(batch.worst)
+        np.testing.assert_array_equal(prompt, same)
+        assert (rewards_pm[prompt, best] >= rewards_pm[prompt, worst]).all()
+        np.testing.assert_array_equal(batch.weight_s, prompt != 0)
+        np.testing.assert_array_equal(batch.reference_worst_s, -(10 * prompt + worst + 1))
+        assert (batch.target_s[batch.weight_s > 0] > 0).all()
+        assert row["pairs/tied"] == pytest.approx((prompt == 0).mean())
+        tied += (prompt == 0).sum()
+    assert tied > 0
+
+
+def settings(config, **changes):
+    """The constants of a method under changed keys."""
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return methods.method(changed.method).settings(changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n": 1.0}, r"n=1 .*bonbon takes a whole number from 2 to references"),
+        ({"n": 2.5}, r"n=2\.5"),
+        ({"method": "bond", "n": 2.5}, r"n=2\.5"),
+        ({"method": "raft", "n": 0.5}, r"n=0\.5 .*raft takes a whole number from 1"),
+        ({"method": "online_bonbon", "n": 1.0}, r"n=1 .*from 2$"),
+        ({"method": "vbon_regression", "n": 0.5}, r"n=0\.5 .*takes a number from 1$"),
+        ({"method": "qrpo", "n": 1.0}, r"pairs\.beta or a larger N"),
+        ({"pairs__alpha": 1.5}, r"pairs\.alpha=1\.5"),
+        ({"pairs__beta": -1.0}, r"pairs\.beta=-1"),
+        ({"bon_sft__kl_weight": -1.0}, r"bon_sft\.kl_weight=-1"),
+        ({"bon_sft__select": "all"}, r"bon_sft\.select='all'.*weighted, best"),
+        ({"references__samples_per_prompt": 1}, r"references\.samples_per_prompt=1.*at least 2"),
+        ({"references__used": 3}, r"n=4 .*references\.used=3"),
+        ({"references__used": 8, "references__refresh_every": 2}, r"set one of them to 0"),
+        ({"pairs__path": "x", "n": 2.5}, r"n=2\.5 .*bonbon takes a whole number from 2"),
+        ({"pairs__path": "x", "method": "bonbon_released", "n": 1.0}, r"n=1 "),
+        ({"pairs__average": True, "method": "ipo"}, r"pairs\.average: .*give pairs\.beta"),
+        ({"method": "bonbon_calibrated", "pairs__path": "x"}, r"pairs\.path: bonbon_calibrated"),
+        ({"method": "bond", "bond__backward": 2.0}, r"bond\.backward=2"),
+        ({"method": "j_bond", "bond__anchor_rate": 0.0}, r"bond\.anchor_rate=0"),
+        ({"method": "j_bond", "bond__anchor_kl": -1.0}, r"bond\.anchor_kl=-1"),
+        ({"method": "bond", "train__batch_size": 1, "train__samples_per_prompt": 1}, "at least 2"),
+    ],
+)
+def test_constants_are_refused_by_name(changes, message):
+    config = defaults()
+    with config.unlocked():
+        config.method, config.n = "bonbon", 4.0
+    settings(config)
+    with pytest.raises(InputError, match=message):
+        settings(config, **changes)
+
+
+def test_what_the_constants_default_to():
+    config = defaults()
+    assert settings(config, method="ipo", n=4.0).beta == pytest.approx(1 / 11)
+    assert settings(config, method="ipo", n=4.0, pairs__beta=0.3).beta == 0.3
+    assert settings(config, method="qrpo", n=5.0).beta == 0.25
+    assert settings(config, method="vbon_regression", n=2.5).n == 2.5
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_each_objective_falls_on_a_batch(task, name):
+    config = task.config.copy_and_resolve_references()
+    config.update(method=name)
+    config.pairs.alpha, config.sampling.max_new_tokens = 0.1, G
+    config.train.learning_rate = 1e-2
+    model = decoder.DecoderConfig(
+        vocab_size=256, width=16, num_layers=1, num_heads=2, mlp_width=32, max_positions=16
+    )
+    # a uniform reference, as the network nearly is: no method starts far from it
+    cache = task.cache._replace(log_probs_pm=np.full((PROMPTS, M), -np.log(256), np.float32))
+    task = task._replace(config=config, model=model, cache=cache)
+    learner = loop.make_learner(config, task)
+    params = decoder.init(model, jax.random.key(0))
+    state = step.init_state(learner, loop.initial_params(config, task, params))
+    assert state.params.keys() == {"decoder"}
+    batch = methods.METHODS[name].make_batch(task, state, 0, None)[1]
+    losses = []
+    for _ in range(30):
+        state, row = step.update(state, batch, np.float32(1.0), learner=learner)
+        losses.append(float(row["loss/total"]))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_every_offline_method_runs(tiny, tmp_path):
+    changes = {"methods": ",".join(OFFLINE), "train__steps": 3, "train__checkpoint_every": 3}
+    done = program("compare", "--workdir", tmp_path, *overrides(tiny, **changes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [
+        row for row in results.read_results(tmp_path / "results.csv") if row["seed"] is not None
+    ]
+    assert [row["method"] for row in rows] == OFFLINE
+    for row in rows:
+        assert row["kl"] > 1e-5, row["method"]
+        # nothing sampled, nothing scored but the share of the cache: 3 steps x 4 of 24 prompts
+        assert row["reward_calls"] == 12 * 8

@@ -1,0 +1,74 @@
+"""One body on one device, as data, as fsdp, mixed and under pmap: the same numbers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tiny_config import ROOT
+from vbon_jax.training import sharding
+from vbon_jax.types import InputError, Mean
+
+
+@pytest.fixture(scope="module")
+def steps() -> dict:
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.eight_devices"],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("method", ["vbon", "kl_rl", "j_bond", "bonbon_calibrated"])
+@pytest.mark.parametrize("layout", ["data", "fsdp", "mixed", "pmap"])
+def test_layouts_agree_with_one_device(steps, method, layout):
+    one, other = steps[method]["one"], steps[method][layout]
+    assert one["lengths"] == other["lengths"]
+    assert len(set(one["lengths"])) > 2, "the masks must be ragged for this to prove anything"
+    assert one["row"].get("rollout/kl", 1.0) > 0.01 or method == "j_bond"  # its anchor is itself
+    for name, value in one["row"].items():
+        assert other["row"][name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    for mine, theirs in zip(one["updates"], other["updates"], strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            assert theirs[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    for name, values in one["params"].items():
+        np.testing.assert_allclose(other["params"][name], values, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_the_methods_differ_in_their_numbers(steps):
+    vbon, kl_rl = (steps[method]["one"]["updates"][0] for method in ("vbon", "kl_rl"))
+    assert abs(vbon["loss/value"] - kl_rl["loss/value"]) > 1e-3
+
+
+def test_fsdp_splits_parameters_and_moments(steps):
+    for layout, split in (("fsdp", True), ("mixed", True), ("data", False)):
+        result = steps["vbon"][layout]
+        assert any("fsdp" in spec for spec in result["split"]) is split
+        assert any("fsdp" in spec for spec in result["moments_split"]) is split
+
+
+def test_a_mean_of_ragged_parts_is_the_global_mean():
+    # Two devices: tokens (10, 20) and (21): the mean is 17, the mean of means would be 18.
+    parts = [Mean(np.float32(30.0), np.float32(2.0)), Mean(np.float32(21.0), np.float32(1.0))]
+    whole = Mean(*(sum(column) for column in zip(*parts, strict=True)))
+    assert float(whole.value()) == 17.0
+    assert float(Mean(np.float32(0.0), np.float32(0.0)).value()) == 0.0
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match=r"mesh\.data x mesh\.fsdp"):
+        sharding.make_mesh(data=3, fsdp=5)
+    with pytest.raises(InputError, match=r"mesh\.fsdp is 0"):
+        sharding.make_mesh(data=1, fsdp=0)
+    assert sharding.make_mesh(data=-1, fsdp=1).size == len(jax.devices())

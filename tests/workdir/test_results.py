@@ -1,0 +1,159 @@
+"""Rows of the results, `results.csv`, and numbers as text."""
+
+import math
+
+import numpy as np
+import pytest
+
+from vbon_jax.evaluation import bon_curve, measures, sampled_policy
+from vbon_jax.evaluation.bootstrap import Estimate
+from vbon_jax.workdir import results
+
+ISSUE = """
+method,n,bound,seed,temperature,reward,reward_se,win_rate,win_rate_lo,win_rate_hi,kl,kl_se,length,
+eos_rate,distinct2,bon_win_rate_at_kl,deficit,sampled_tokens,reward_calls,train_flops,seconds
+"""
+ISSUE = ISSUE.replace("\n", "").split(",")
+
+
+def rows_of():
+    reference_bm = np.random.default_rng(0).normal(size=(12, 16)).astype(np.float32)
+    ruler = bon_curve.ruler(reference_bm, [2, 4], seed=0, resamples=100)
+    cells = {"prompts": 12, "reference_samples": 16}
+    summary = {
+        "reward": Estimate(1.234567, 0.0123, 1.21, 1.26),
+        "win_rate": Estimate(0.78, 0.02, 0.74, 0.82),
+        "kl": Estimate(0.7, 0.05, 0.6, 0.8),
+        "length": Estimate(39.5, 0.2, 39.1, 39.9),
+        "deficit": Estimate(0.021, 0.01, 0.001, 0.041),
+    }
+    budget = {"sampled_tokens": 123456, "reward_calls": 3200, "train_flops": 1.5e13, "seconds": 75}
+    policy = results.make_row(
+        "vbon",
+        summary,
+        n=4,
+        bound="l1",
+        seed=0,
+        temperature=1.0,
+        budget=budget,
+        run="vbon-4",
+        **cells,
+    )
+    reference = results.make_row("reference", {"win_rate": Estimate(0.5, 0.01, 0.48, 0.52)})
+    reference["kl"] = 0.0
+    return [reference, *results.ruler_rows(ruler, **cells), policy]
+
+
+# ------------------------------------------------------------------------------- results.csv
+
+
+def test_columns_begin_with_the_interface():
+    assert list(results.COLUMNS[: len(ISSUE)]) == ISSUE
+    assert len(set(results.COLUMNS)) == len(results.COLUMNS)
+
+
+def test_results_round_trip_and_empty_cells(tmp_path):
+    rows = rows_of()
+    path = tmp_path / "new" / "results.csv"
+    results.write_results(rows, path)
+    lines = path.read_text().splitlines()
+    assert lines[0].split(",")[: len(ISSUE)] == ISSUE
+    assert len(lines) == 1 + len(rows)
+    assert lines[4].startswith(
+        "vbon,4,l1,0,1.0,1.234567,0.0123,0.78,0.74,0.82,0.7,0.05,39.5,,,,0.021,"
+    )
+    assert "123456,3200,15000000000000.0,75,0.001,0.041" in lines[4]
+    assert "None" not in path.read_text() and "nan" not in path.read_text()
+    assert results.read_results(path) == rows
+    assert [p.name for p in path.parent.iterdir()] == ["results.csv"]  # nothing half-written
+
+
+def test_summary_of_an_evaluation_fills_a_row():
+    random = np.random.default_rng(0)
+    reference_bm = random.normal(size=(10, 8)).astype(np.float32)
+    responses = sampled_policy.Responses(
+        rewards_bk=random.normal(size=(10, 3)).astype(np.float32),
+        kl_bk=random.random((10, 3), np.float32),
+        log_probs_bk=np.full((10, 3), -3.0),
+        reference_log_probs_bk=np.full((10, 3), -4.0),
+        lengths_bk=np.full((10, 3), 2),
+        finished_bk=np.ones((10, 3), bool),
+        tokens=[[(1, 2)] * 3] * 10,
+    )
+    summary = measures.summarise(responses, reference_bm, seed=0, resamples=50)
+    row = results.make_row("kl_rl", summary, n=2)
+    asked = set(ISSUE) - {"bound", "seed", "temperature", *results.BUDGET}
+    assert all(row[name] is not None for name in asked)
+    assert row["deficit"] == summary["deficit"].value
+    assert (row["deficit_lo"], row["deficit_hi"]) == summary["deficit"][2:]
+
+
+def test_unknown_column_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such column of the results: sseed"):
+        results.make_row("vbon", {}, sseed=1)
+    with pytest.raises(ValueError, match="extra"):
+        results.write_results([{"method": "vbon", "extra": 1}], tmp_path / "results.csv")
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.78123, 0.0213, "0.781"),
+        (1.234567, 0.0123, "1.235"),
+        (-0.0312, 0.0049, "−0.0312"),
+        (-0.0001, 0.02, "0.000"),
+        (1234.5, 25.0, "1234"),
+        (0.123456, None, "0.1235"),
+        (1234567, None, "1 234 567"),
+        (1.5e13, None, "15 000 000 000 000"),
+        (2.5e-7, None, "2.50e−07"),
+        (4, None, "4"),
+        (0.0, None, "0"),
+        (None, None, "–"),
+        (math.nan, None, "not finite"),
+        (math.inf, 0.1, "not finite"),
+    ],
+)
+def test_numbers(value, unit, text):
+    assert results.number(value, unit=unit) == text
+
+
+def test_durations():
+    found = [results.duration(seconds) for seconds in (4.25, 75, 3725, None)]
+    assert found == ["4.2 s", "1 min 15 s", "1 h 02 min", "–"]
+
+
+# ------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("cells", "name"),
+    [
+        ({"method": "kl_rl", "gradient": "ppo", "run": "kl_rl-n4-s0"}, "kl_rl"),
+        ({"method": "vbon", "bound": "l1", "gradient": "ppo", "run": "vbon-n4-s0"}, "vbon (l1)"),
+        (
+            {"method": "vbon", "bound": "exact", "gradient": "rloo",
+             "run": "vbon-n3.5-s1-bound=exact-gradient=rloo"},
+            "vbon (exact, rloo)",
+        ),
+        (
+            {"method": "dpo", "run": "dpo-n4-s0-pairs.beta=0.1-train.learning_rate=1e-05"},
+            "dpo (beta=0.1, learning_rate=1e-05)",
+        ),
+        ({"method": "reference"}, "reference"),
+    ],
+)  # fmt: skip
+def test_a_policy_is_called_by_its_method_and_what_its_run_sets(cells, name):
+    assert results.row_name(cells) == name
+
+
+def test_intervals():
+    assert results.interval({"kl": 1.0, "kl_lo": 0.5, "kl_hi": 2.0, "kl_se": 9.0}, "kl") == (0.5, 2)
+    assert results.interval({"kl": 1.0, "kl_se": 0.5}, "kl") == pytest.approx((0.02, 1.98))
+    assert results.interval({"kl": 1.0}, "kl") is None
+    assert results.interval({"kl": math.nan, "kl_se": 0.1}, "kl") is None
+    assert results.interval({}, "kl") is None

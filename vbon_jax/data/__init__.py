@@ -1,0 +1,1 @@
+"""Rows, prompts, tokenizers and batches."""

@@ -1,0 +1,133 @@
+"""Best-of-N itself, from the reference cache alone: its curve of win rate against KL, its ruler.
+
+G  values of N on a curve
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vbon_jax.evaluation.bootstrap import (
+    RESAMPLES,
+    Estimate,
+    estimate,
+)
+from vbon_jax.functional import bon, soft
+from vbon_jax.types import Array
+
+CURVE_POINTS = 96
+CURVE_END = (
+    64  # the curve goes up to N = CURVE_END * M, where Best-of-N has all but reached the top
+)
+
+
+class Curve(NamedTuple):
+    """Best-of-N on the cache, for G values of N, of each prompt or (no B axis) their mean."""
+
+    n_g: np.ndarray  # real N, ascending from 1
+    reward_bg: np.ndarray  # float64, the reward's unit
+    win_rate_bg: np.ndarray
+    kl_bg: np.ndarray  # nats
+
+
+def curve(reference_bm: np.ndarray, n_g: Sequence[float] | None = None) -> Curve:
+    """The exact Best-of-N law of each prompt's empirical reference law, for every N of a grid.
+
+    reference_bm [B, M] floating: the cached rewards. The default grid is geometric, from N = 1 to
+    64 * M, where Best-of-N has all but become the best cached response: ties are in, and no
+    continuous formula is.
+    """
+    if n_g is None:
+        n_g = np.geomspace(1, CURVE_END * reference_bm.shape[1], CURVE_POINTS)
+    best = _empirical(jnp.asarray(reference_bm), jnp.asarray(n_g, jnp.float32))
+    return Curve(np.asarray(n_g, np.float64), *(np.asarray(of, np.float64).T for of in best))
+
+
+@jax.jit
+def _empirical(reference_bm, n_g):
+    return jax.lax.map(lambda n: bon.empirical_best_of_n(reference_bm, n), n_g)
+
+
+def mean_curve(best: Curve) -> Curve:
+    """The mean over prompts, [G] each: what is drawn, and what a policy is held against."""
+    return Curve(best.n_g, *(of_bg.mean(axis=0) for of_bg in best[1:]))
+
+
+def win_rate_at(kl: Array, kl_g: np.ndarray, win_rate_g: np.ndarray) -> np.ndarray:
+    """Best-of-N's win rate at each KL: linear between the points of a mean curve, never falling.
+
+    1/2 at KL <= 0. Beyond the curve's last KL (near log M) it stays at its last win rate: what the
+    best cached response of every prompt wins, half its own probability short of 1.
+    """
+    kl_g = np.maximum.accumulate(kl_g)
+    win_rate_g = np.maximum.accumulate(win_rate_g)
+    return np.where(np.asarray(kl) > 0, np.interp(kl, kl_g, win_rate_g), 0.5)
+
+
+def kl_at(win_rate: Array, kl_g: np.ndarray, win_rate_g: np.ndarray) -> np.ndarray:
+    """The KL at which Best-of-N has each win rate, the other way round: 0 up to one half."""
+    kl_g = np.maximum.accumulate(kl_g)
+    win_rate_g = np.maximum.accumulate(win_rate_g)
+    return np.where(np.asarray(win_rate) > 0.5, np.interp(win_rate, win_rate_g, kl_g), 0.0)
+
+
+class RulerRow(NamedTuple):
+    """Best-of-N itself at one N, over prompts."""
+
+    n: float
+    reward: Estimate
+    win_rate: Estimate
+    kl: Estimate
+
+
+def ruler(
+    reference_bm: np.ndarray, n_values: Sequence[float], *, seed: int, resamples: int = RESAMPLES
+) -> list[RulerRow]:
+    """Best-of-N's reward, win rate and KL for every N, from the cache [B, M] alone.
+
+    Reward (N <= M) and win rate (N <= M - 1) are the U-statistics of whole N, unbiased for the law
+    that the cache was drawn from; for other N, and for the KL always, they are those of the
+    empirical law. Raises ValueError for N < 1, and as `resampled_means` does.
+    """
+    reference_bm = np.asarray(reference_bm)
+    most = reference_bm.shape[1]
+    rows = []
+    for n in n_values:
+        reward_b, win_rate_b, kl_b = bon.empirical_best_of_n(reference_bm, n)
+        if n == int(n) and n <= most:
+            reward_b = bon.expected_best(reference_bm, int(n))
+        if n == int(n) and n <= most - 1:
+            win_rate_b = bon.best_of_n_win_rate(reference_bm, int(n))
+        measure = functools.partial(estimate, seed=seed, resamples=resamples)
+        rows.append(RulerRow(n, measure(reward_b), measure(win_rate_b), measure(kl_b)))
+    return rows
+
+
+def soft_ruler(
+    reference_bm: np.ndarray,
+    n_values: Sequence[int],
+    *,
+    temperature: float,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> list[RulerRow]:
+    """What soft Best-of-N does for every whole N, from the cache [B, M] alone.
+
+    `temperature`, in the reward's unit, is that of its softmax. Raises ValueError as
+    `functional.soft` and `resampled_means` do.
+    """
+    measure = functools.partial(estimate, seed=seed, resamples=resamples)
+    laws = (
+        soft.empirical_soft_best_of_n(
+            reference_bm, n, jax.random.key(seed), temperature=temperature
+        )
+        for n in n_values
+    )
+    return [
+        RulerRow(n, measure(law.reward_b), measure(law.win_rate_b), measure(law.kl_b))
+        for n, law in zip(n_values, laws, strict=True)
+    ]

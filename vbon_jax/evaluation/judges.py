@@ -1,0 +1,279 @@
+"""Judges: other rewards that score the responses which evaluation has stored, without resampling.
+
+What a judge makes of a policy stands in `evaluation/judges/NAME` of its run (`reference/judges` for
+the reference's): its rewards and a row for each temperature. Its rewards of the cached reference
+responses, which every policy is held against, stand in `references/eval/judges/NAME`.
+"""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tqdm
+from ml_collections import ConfigDict
+
+from vbon_jax import files
+from vbon_jax.evaluation import agreement, bon_curve, judged, measures, stored_responses
+from vbon_jax.evaluation.bootstrap import estimate
+from vbon_jax.evaluation.length_control import length_controlled_win_rate
+from vbon_jax.evaluation.stored_responses import columns
+from vbon_jax.sampling import reference_cache, rewards
+from vbon_jax.study import pipeline, plan
+from vbon_jax.types import InputError
+from vbon_jax.workdir import layout, results
+
+FOLDER = "judges"  # of an evaluation, and of the cache
+CACHE = "cache"  # the method of a judge's row about the cached reference responses
+MEASURES = ("reward", "win_rate", "lc_win_rate", "agreement", "tau_b", "ordered")
+COLUMNS = (
+    *("judge", "method", "n", "bound", "seed", "temperature"),
+    *(name + end for name in MEASURES for end in stored_responses.ENDS),
+    *("kl", "kl_lo", "kl_hi", "training_win_rate", "prompts", "samples_per_prompt"),
+    *("run", "gradient"),
+)
+
+
+class Judge(NamedTuple):
+    """A reward that looks at responses, and what it says of the cached reference responses."""
+
+    name: str
+    reward: rewards.Reward
+    part: str  # of the text that it reads: full | response
+    cached_pm: np.ndarray  # [prompts, M] float32
+
+
+# ------------------------------------------------------------------------------- scoring
+
+
+def panel(
+    config: ConfigDict,
+    materials: pipeline.Materials,
+    workdir: pathlib.Path,
+    cache: reference_cache.References,
+) -> list[Judge]:
+    """The judges of the configuration; the cached responses are scored where they are not yet.
+
+    Raises InputError where the cache has rewards and no responses: no other reward can score those.
+    """
+    asked, folder = plan.judges(config), workdir / "references" / "eval"
+    if asked and not cache.has_responses:
+        raise InputError(
+            f"{folder}: its rewards were imported without responses, which config.judges "
+            f"({', '.join(asked)}) would score; import responses, or take the judges out"
+        )
+    return [
+        _judge(config, name, settings, materials, folder, cache) for name, settings in asked.items()
+    ]
+
+
+def _judge(config, name, settings, materials, folder: pathlib.Path, cache) -> Judge:
+    """One judge, with its rewards of all cached responses in `folder/judges/NAME`."""
+    reward = pipeline.make_reward(settings, settings.path)
+    stage = folder / FOLDER / name
+    inputs = {"judge": reward.fingerprint, "text": settings.text}
+    held = {f"references {k}": v for k, v in cache.provenance._asdict().items()}
+    if files.begin(stage, inputs | held):
+        everyone = range(len(cache.rewards_pm))
+        tokens = reference_cache.read(cache, everyone, column="response_tokens")
+        scorer = pipeline.scorer(reward, materials.tokenizer, settings.text)
+        cached_pm = _scored(config, f"{name} references", scorer, materials, tokens)
+        _write(stage / "rewards.parquet", cached_pm)
+        files.finish(stage)
+    return Judge(name, reward, settings.text, _read(stage / "rewards.parquet"))
+
+
+def _scored(config, title: str, score, materials, responses: list) -> np.ndarray:
+    """Rewards [B, K] float32 of K responses (token ids) to each held-out prompt, in portions."""
+    prompts, parts = materials.eval_prompts.token_ids, []
+    size = config.evaluation.batch_prompts
+    with tqdm.tqdm(total=len(responses), desc=f"judge {title}", unit="prompt") as bar:
+        for first in range(0, len(responses), size):
+            some = responses[first : first + size]
+            ids = [ids for at, of in enumerate(some, first) for ids in [prompts[at]] * len(of)]
+            scored_s = score(ids, [list(one) for of in some for one in of])
+            parts.append(np.asarray(scored_s, np.float32).reshape(len(some), -1))
+            bar.update(len(some))
+    return np.concatenate(parts)
+
+
+def judge_policy(
+    config: ConfigDict,
+    judges: list[Judge],
+    materials: pipeline.Materials,
+    cache: reference_cache.References,
+    folder: pathlib.Path,
+) -> None:
+    """What each judge says of the policy whose evaluation stands in `folder`, where it is missing.
+
+    Raises InputError where it stands and was made with another judge or from other responses.
+    """
+    options = {"seed": config.evaluation.seed, "resamples": config.evaluation.resamples}
+    for judge in judges:
+
+        def work_out(responses: stored_responses.Stored, stage, judge=judge) -> dict[str, Any]:
+            of = folder.parent if folder.name == "evaluation" else folder
+            title = f"{judge.name} {of.name}"
+            rewards_bk = _judged(config, title, judge, materials, responses)
+            _write(stage / f"rewards-t{responses.temperature:g}.parquet", rewards_bk)
+            return measured(judge, cache, responses, rewards_bk, **options)
+
+        inputs = {"judge": judge.reward.fingerprint, "text": judge.part} | options
+        stored_responses.derive(folder, f"{FOLDER}/{judge.name}", cache, inputs, work_out)
+
+
+def _judged(
+    config, title: str, judge: Judge, materials, responses: stored_responses.Stored
+) -> np.ndarray:
+    """The judge's rewards [B, K] of stored responses, of the bytes that training's reward reads.
+
+    Responses that were stored without their tokens are scored as prompt and text put together.
+    """
+    if responses.tokens is not None:
+        score = pipeline.scorer(judge.reward, materials.tokenizer, judge.part)
+        return _scored(config, title, score, materials, responses.tokens)
+    before = responses.prompts if judge.part == "full" else [""] * len(responses.prompts)
+    texts = [a + b for a, of in zip(before, responses.texts, strict=True) for b in of]
+    return judge.reward.score(texts).reshape(responses.rewards_bk.shape)
+
+
+def measured(
+    judge: Judge,
+    cache: reference_cache.References,
+    responses: stored_responses.Stored,
+    rewards_bk: np.ndarray,
+    *,
+    seed: int,
+    resamples: int,
+) -> dict[str, Any]:
+    """A judge's row about one policy: its numbers with their intervals, by column."""
+    options = {"seed": seed, "resamples": resamples}
+    win_bk = measures.win_rates(rewards_bk, judge.cached_pm)
+    row = columns("reward", estimate(rewards_bk, **options))
+    row |= columns("win_rate", estimate(win_bk, **options))
+    if responses.lengths_bk is not None:
+        row |= columns(
+            "lc_win_rate",
+            length_controlled_win_rate(
+                rewards_bk, responses.lengths_bk, judge.cached_pm, cache.lengths_pm, **options
+            ),
+        )
+    prompts, samples = rewards_bk.shape
+    row |= _agreement(responses.rewards_bk, rewards_bk, **options)
+    return row | {"prompts": prompts, "samples_per_prompt": samples}
+
+
+def _agreement(rewards_bk: np.ndarray, judge_bk: np.ndarray, **options) -> dict[str, Any]:
+    """The agreement of a judge with the training reward; nothing for one response a prompt."""
+    if rewards_bk.shape[1] < 2:
+        return {}
+    found = agreement.agreement(rewards_bk, judge_bk, **options)._asdict()
+    return {key: value for name in found for key, value in columns(name, found[name]).items()}
+
+
+def _write(path: pathlib.Path, rewards_bk: np.ndarray) -> None:
+    pq.write_table(pa.table({"rewards": list(rewards_bk)}), path)
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+    return np.asarray(pq.read_table(path)["rewards"].to_pylist(), np.float32)
+
+
+# ------------------------------------------------------------------------------- reading
+
+
+class Judged(NamedTuple):
+    """Everything that the judges of a working directory say."""
+
+    rows: list[dict[str, Any]]  # of `judges.csv`
+    curves: dict[str, bon_curve.Curve]  # judge -> Best-of-N by the training reward, seen by it
+
+
+def read(work: layout.Work) -> Judged:
+    """What stands in a working directory; what cannot be read becomes one of its problems."""
+    folder = work.path / "references" / "eval" / FOLDER
+    rows, curves = [], {}
+    names = sorted(path.name for path in folder.glob("*")) if work.cache is not None else []
+    for name in names:
+        try:
+            cached_pm = _cached(folder / name, work.cache)
+            if cached_pm is None:
+                continue
+            rows += _cache_rows(work, name, cached_pm)
+            curves[name] = curve(work.cache.rewards_pm, cached_pm)
+        except layout.UNREADABLE as error:
+            work.problems.append(f"The judge {name} is not shown: {error}.")
+            continue
+        own = [row for row in work.reference_rows if row["method"] == results.REFERENCE]
+        policies = [(work.path / "reference", own)]
+        policies += [(run.folder / "evaluation", run.rows) for run in work.runs]
+        for place, of_policy in policies:
+            try:
+                rows += _policy_rows(place, name, work.cache, of_policy)
+            except layout.UNREADABLE as error:
+                work.problems.append(f"What {name} says of {place} cannot be read: {error}.")
+    return Judged(rows, curves)
+
+
+def _cached(stage: pathlib.Path, cache: reference_cache.References) -> np.ndarray | None:
+    """A judge's rewards of the cache; None where they are not there yet, or of another cache."""
+    made = json.loads((stage / files.STAGE_FILE).read_text())
+    held = {f"references {k}": v for k, v in cache.provenance._asdict().items()}
+    if not made["finished"] or any(made["inputs"].get(key) != value for key, value in held.items()):
+        return None
+    cached_pm = _read(stage / "rewards.parquet")
+    if cached_pm.shape != cache.rewards_pm.shape:
+        raise InputError(f"{stage} has rewards of shape {cached_pm.shape}; delete it")
+    return cached_pm
+
+
+def _policy_rows(folder: pathlib.Path, name: str, cache, rows: list[dict]) -> list[dict[str, Any]]:
+    """A judge's rows about one policy, with what names the policy and its KL."""
+    found = stored_responses.rows(folder, f"{FOLDER}/{name}", cache)
+    kept = ("method", "n", "bound", "seed", "temperature", "run", "gradient", "kl")
+    made = []
+    for row in rows:
+        if row["temperature"] not in found:
+            continue
+        ends = results.interval(row, "kl") or (None, None)
+        own = {key: row[key] for key in kept} | {"kl_lo": ends[0], "kl_hi": ends[1]}
+        own |= {"judge": name, "training_win_rate": row["win_rate"]}
+        made.append(dict.fromkeys(COLUMNS) | own | found[row["temperature"]])
+    return made
+
+
+def _cache_rows(work: layout.Work, name: str, cached_pm: np.ndarray) -> list[dict[str, Any]]:
+    """What a judge says of the cached reference responses, and of the best of N of them."""
+    rewards_pm = work.cache.rewards_pm
+    prompts, most = rewards_pm.shape
+    if prompts < 2:
+        return []
+    options = {"seed": work.settings["seed"], "resamples": work.settings["resamples"]}
+    common = dict.fromkeys(COLUMNS) | {
+        "judge": name,
+        "temperature": work.temperature,
+        "prompts": prompts,
+        "samples_per_prompt": most,
+    }
+    own = columns("reward", estimate(cached_pm, **options))
+    own |= _agreement(rewards_pm, cached_pm, **options)
+    rows = [common | own | {"method": CACHE, "run": CACHE, "n": 1.0}]
+    ruler = [row for row in work.reference_rows if row["method"] == results.BEST_OF_N]
+    for row in ruler:
+        if row["n"] != int(row["n"]) or row["n"] > most - 1:
+            continue
+        best = judged.best_of_n(rewards_pm, cached_pm, int(row["n"]))
+        said = columns("reward", estimate(best.reward_b, **options))
+        said |= columns("win_rate", estimate(best.win_rate_b, **options))
+        said |= {key: row[key] for key in ("method", "n", "run", "kl", "kl_lo", "kl_hi")}
+        rows.append(common | said | {"training_win_rate": row["win_rate"]})
+    return rows
+
+
+def curve(rewards_pm: np.ndarray, cached_pm: np.ndarray) -> bon_curve.Curve:
+    """Best-of-N by the training reward as a judge sees it, for a grid of N: means over prompts."""
+    best = bon_curve.curve(rewards_pm)
+    reward_bg, win_rate_bg = judged.empirical_curve(rewards_pm, cached_pm, best.n_g)
+    return bon_curve.mean_curve(best._replace(reward_bg=reward_bg, win_rate_bg=win_rate_bg))

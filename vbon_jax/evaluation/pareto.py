@@ -1,0 +1,88 @@
+"""Pareto fronts of cost against quality, and the share of a method's points that lie on one.
+
+Host arithmetic in numpy's float64, next to the bootstrap that gives it its intervals.
+
+    B  prompts     P  points (policies)     R  resamples     G  groups of points (methods)
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, resampled_means
+
+
+class Membership(NamedTuple):
+    """How much of one group of points is on the front of all of them."""
+
+    points: int
+    share: Estimate  # of the group's points; its interval resamples prompts
+
+
+def on_front(cost: np.ndarray, quality: np.ndarray) -> np.ndarray:
+    """Which points no other point beats, `[..., P]` bool for costs and qualities `[..., P]`.
+
+    A point is off the front when another one costs no more and is no worse, one of them strictly;
+    equal points do not beat each other. A point with a coordinate that is not finite is off the
+    front and beats none. Every leading index is a front of its own; O(P log P) each. Raises
+    ValueError for two shapes.
+    """
+    cost, quality = np.asarray(cost, np.float64), np.asarray(quality, np.float64)
+    if cost.shape != quality.shape or not cost.ndim:
+        raise ValueError(f"costs of shape {cost.shape} and qualities of shape {quality.shape}")
+    known = np.isfinite(cost) & np.isfinite(quality)
+    cost, quality = np.where(known, cost, np.inf), np.where(known, quality, -np.inf)
+    # By cost, the best first among equals: only a point that stands before can beat another, and
+    # it does where it is as good; the first of equal points answers for all of them.
+    order = np.lexsort((-quality, cost), axis=-1)
+    cost, quality = (np.take_along_axis(of, order, axis=-1) for of in (cost, quality))
+    best = np.maximum.accumulate(quality, axis=-1)
+    before = np.concatenate([np.full_like(best[..., :1], -np.inf), best[..., :-1]], axis=-1)
+    differs = np.ones(cost.shape, bool)
+    differs[..., 1:] = (cost[..., 1:] != cost[..., :-1]) | (quality[..., 1:] != quality[..., :-1])
+    first = np.maximum.accumulate(np.where(differs, np.arange(cost.shape[-1]), 0), axis=-1)
+    front = np.empty(cost.shape, bool)
+    np.put_along_axis(front, order, np.take_along_axis(quality > before, first, axis=-1), axis=-1)
+    return front & known
+
+
+def membership(
+    cost_bp: np.ndarray,
+    quality_bp: np.ndarray,
+    groups: Sequence[str],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> dict[str, Membership]:
+    """The share of each group's points on the front of all P points, with its interval.
+
+    cost_bp, quality_bp [B, P]: what each prompt says of each point; a point is the mean over
+    prompts. `groups` names the group of each point. The interval is a 95 % percentile bootstrap:
+    every resample of prompts moves all points together and has a front of its own. A point with a
+    value that is not finite counts as one off the front. Groups in order of first appearance.
+    Raises ValueError as `resampled_means` does, and where the shapes do not agree.
+    """
+    cost_bp, quality_bp = np.asarray(cost_bp, np.float64), np.asarray(quality_bp, np.float64)
+    if cost_bp.shape != quality_bp.shape or cost_bp.shape[1:] != (len(groups),):
+        raise ValueError(
+            f"{len(groups)} groups, costs {cost_bp.shape} and qualities {quality_bp.shape}"
+        )
+    names = list(dict.fromkeys(groups))
+    shares_pg = np.asarray([[group == name for name in names] for group in groups], np.float64)
+    shares_pg = shares_pg.reshape(len(groups), len(names))
+    shares_pg = shares_pg / shares_pg.sum(axis=0)
+    known_p = np.isfinite(cost_bp).all(axis=0) & np.isfinite(quality_bp).all(axis=0)
+    columns_bc = np.concatenate([cost_bp[:, known_p], quality_bp[:, known_p]], axis=1)
+    means_rc = resampled_means(columns_bc, seed=seed, resamples=resamples)
+    observed_rg, resampled_rg = (
+        on_front(*np.split(means, 2, axis=1)) @ shares_pg[known_p]
+        for means in (columns_bc.mean(axis=0, keepdims=True), means_rc)
+    )
+    lo_g, hi_g = np.percentile(resampled_rg, [2.5, 97.5], axis=0)
+    spread_g = resampled_rg.std(axis=0, ddof=1)
+    numbers = zip(observed_rg[0], spread_g, lo_g, hi_g, strict=True)
+    return {
+        name: Membership(list(groups).count(name), Estimate(*map(float, of)))
+        for name, of in zip(names, numbers, strict=True)
+    }

@@ -1,0 +1,1 @@
+"""The exact lab: policies whose responses can be enumerated."""

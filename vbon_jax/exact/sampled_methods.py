@@ -1,0 +1,136 @@
+"""Every method of the package on the enumerable policy, sampled as it is everywhere else.
+
+Only the task is made by hand: the prompts, a cache of M samples, and a reward that is looked up.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vbon_jax.data import batching, prompt_sets
+from vbon_jax.exact import enumeration
+from vbon_jax.exact.enumeration import Law
+from vbon_jax.exact.gradients import Setting
+from vbon_jax.sampling import reference_cache, sampler
+from vbon_jax.study import plan
+from vbon_jax.training import loop, methods, sharding, step
+from vbon_jax.types import Params
+
+# Names that are a method and something else; every other name is a row of METHODS.
+NAMES = {"vbon_l1": {"method": "vbon", "bound": "l1"}}
+
+
+def every() -> list[str]:
+    """All that can be trained: every method but those of texts."""
+    rows = [name for name, row in methods.METHODS.items() if row.source != "text"]
+    return [*rows, *NAMES]
+
+
+def names(config: ConfigDict) -> list[str]:
+    """What is trained: `lab.sampled_methods`, or all."""
+    return list(config.lab.sampled_methods) or every()
+
+
+def settings(config: ConfigDict, name: str, n: float):
+    """The constants of a run's objective; InputError, naming the key, for one without a meaning."""
+    own = cell_config(config, name, n)
+    return methods.method(own.method).settings(own)
+
+
+def cell_config(config: ConfigDict, name: str, n: float) -> ConfigDict:
+    """The configuration of one run."""
+    return plan.config_of(config, {"n": float(n), "method": name} | NAMES.get(name, {}))
+
+
+def make_task(config: ConfigDict, setting: Setting, law: Law) -> methods.Task:
+    """What a run works on: the reference cache is drawn here, a function of its seed."""
+    model = setting.model
+    prompts = prompt_sets.PromptSet([tuple(row) for row in setting.prompts_pt.tolist()], [])
+    width = setting.prompts_pt.shape[1]
+    sampling = sampler.Sampling(
+        max_new_tokens=config.lab.length,
+        temperature=config.sampling.temperature,
+        eos_token_ids=(enumeration.EOS,),
+    )
+    key = jax.random.key(config.references.seed)
+    samples = sampler.generate(
+        model,
+        setting.params,
+        batching.pad_prompts(prompts.token_ids, width=width),
+        sampler.prompt_keys(key, np.arange(len(prompts.token_ids))),
+        num_samples=config.references.samples_per_prompt,
+        sampling=sampling,
+    )
+    samples = jax.device_get(samples)
+    score = _look_up(setting, law)
+    cache = reference_cache.References(
+        rewards_pm=np.stack([
+            score([ids] * len(tokens), [row[:size].tolist() for row, size in
+                                        zip(tokens, lengths, strict=True)])
+            for ids, tokens, lengths in zip(
+                prompts.token_ids, samples.tokens_bng, samples.lengths_bn, strict=True
+            )
+        ]),
+        lengths_pm=samples.lengths_bn,
+        finished_pm=samples.finished_bn,
+        log_probs_pm=samples.log_probs_bng.sum(axis=-1),
+        provenance=None,
+        files=(),
+        prompts_per_shard=1,
+    )  # fmt: skip
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    return methods.Task(
+        config=config,
+        model=model,
+        mesh=mesh,
+        prompts=prompts,
+        prompt_width=width,
+        reference_params=sharding.place(setting.params, mesh),
+        cache=cache,
+        cache_tokens_pmg=samples.tokens_bng,
+        score=score,
+        sampling=sampling,
+        memo={},
+    )
+
+
+def _look_up(setting: Setting, law: Law):
+    """The reward of a task: (prompt ids, response ids) -> float32 rewards."""
+    space, table = setting.space, {}
+    responses = [
+        tuple(row[:size].tolist())
+        for row, size in zip(space.tokens_kl, space.lengths_k, strict=True)
+    ]
+    for prompt, rewards_k in zip(setting.prompts_pt.tolist(), law.rewards_pk, strict=True):
+        for response, reward in zip(responses, rewards_k, strict=True):
+            table[tuple(prompt), response] = reward
+
+    def score(prompt_ids, response_ids) -> np.ndarray:
+        pairs = zip(prompt_ids, response_ids, strict=True)
+        return np.array([table[tuple(x), tuple(y)] for x, y in pairs], np.float32)
+
+    return score
+
+
+def run(task: methods.Task, network: Params) -> Iterator[Params]:
+    """The network after each step of a run: batches, minibatches and updates as in `loop.run`."""
+    config, settings = task.config, task.config.train
+    method = methods.method(config.method)
+    loop.check_rows(config, task.mesh)
+    learner = loop.make_learner(config, task)
+    params = loop.initial_params(config, task, network)
+    state = step.init_state(learner, params, anchor=method.anchor)
+    key = jax.random.key(config.seed)
+    for at in range(settings.steps):
+        state, batch, _ = method.make_batch(task, state, at, jax.random.fold_in(key, at))
+        for number, part in enumerate(loop.minibatches(batch, config, at, task.mesh)):
+            rate = step.rate_factor(
+                settings.schedule,
+                at / settings.steps,
+                update=at * settings.epochs * settings.minibatches + number,
+                warmup_updates=settings.warmup_updates,
+            )
+            state, _ = step.update(state, part, np.float32(rate), learner=learner)
+        yield state.params["decoder"]

@@ -1,0 +1,310 @@
+"""Hugging Face folders in and out.
+
+Only JSON and safetensors are read; pickled weights are refused and remote code is never run.
+A family of models joins by an entry in `FAMILIES`: its config and its tensors, both ways.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from vbon_jax.models.huggingface import bert, gpt, llama, safe_files
+from vbon_jax.models.huggingface.families import Config, Family, Tensor
+from vbon_jax.models.huggingface.safe_files import CONFIG_FILE, GENERATION_FILE, Fields
+from vbon_jax.types import InputError, Params
+
+Path = str | pathlib.Path
+
+FAMILIES: dict[str, Family] = gpt.FAMILIES | llama.FAMILIES | bert.FAMILIES
+
+fingerprint = safe_files.fingerprint
+
+# Fields of a source folder that would be untrue of the one that is written.
+DROPPED_FIELDS = ("_name_or_path", "auto_map", "torch_dtype", "transformers_version", "num_labels")
+EXPERT_FIELDS = ("num_local_experts", "num_experts", "n_routed_experts")
+TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class Checkpoint(NamedTuple):
+    """What a folder holds: `settings` is its raw config.json."""
+
+    config: Config
+    params: Params  # nested dict of float32 arrays on the default device
+    settings: dict[str, Any]
+    eos_token_ids: tuple[int, ...]  # empty where the folder names none
+
+
+# ------------------------------------------------------------------------------ reading config.json
+
+
+def _labels(fields: Fields) -> tuple[str, ...]:
+    """The classes' names from `id2label`, in the order of their numbers."""
+    names = fields.settings.get("id2label")
+    if names is None:
+        return tuple(f"LABEL_{index}" for index in range(fields.size("num_labels", 2)))
+    if isinstance(names, dict) and names:
+        in_order = [str(index) for index in range(len(names))]
+        if set(names) == set(in_order):
+            return tuple(str(names[index]) for index in in_order)
+    raise fields.error("id2label", "give an object with a name for each of 0, 1, ...")
+
+
+def _eos_token_ids(folder: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end a response: what generation_config.json says, else config.json."""
+    sources = [(folder / CONFIG_FILE, settings)]
+    if (folder / GENERATION_FILE).exists():
+        file = folder / GENERATION_FILE
+        sources.insert(0, (file, safe_files.read_json(file, "correct it or remove it")))
+    for file, fields in sources:
+        value = fields.get("eos_token_id")
+        if value is not None:
+            ids = value if isinstance(value, list) else [value]
+            if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+                raise Fields(file, fields).error(
+                    "eos_token_id", "give a token id or a list of them"
+                )
+            return tuple(ids)
+    return ()
+
+
+# ----------------------------------------------------------------------------------- in and out
+
+
+def load(path: Path, *, kind: str | None = None) -> Checkpoint:
+    """Read a Hugging Face folder (or, where none is there, the hub's `owner/name`).
+
+    `kind` is "decoder" (a language model) or "classifier" where only one will do. Weights of
+    float32, float16 or bfloat16 become float32. Raises InputError, in one line that names file and
+    field or tensor, for everything that cannot be read faithfully.
+    """
+    folder = safe_files.find(path)
+    config, family, settings = _read_config(folder, kind)
+    params = _read_params(folder, family, config)
+    return Checkpoint(config, params, settings, _eos_token_ids(folder, settings))
+
+
+def read_config(path: Path, *, kind: str | None = None) -> Config:
+    """The network that a folder holds, by its config.json alone; raises InputError as `load`."""
+    return _read_config(safe_files.find(path), kind)[0]
+
+
+def _read_config(folder: pathlib.Path, kind: str | None) -> tuple[Config, Family, dict[str, Any]]:
+    file = folder / CONFIG_FILE
+    fields = Fields(file, safe_files.read_json(file, "give the folder of a Hugging Face model"))
+    family, kind = _family(fields, kind)
+    config = family.read_config(fields)
+    if kind == "classifier":
+        config = dataclasses.replace(config, labels=_labels(fields))
+    return config, family, fields.settings
+
+
+def config_of(settings: Mapping[str, Any], *, labels: tuple[str, ...] = (), source: str) -> Config:
+    """The config of a network that a config.json would describe; with labels, of a classifier.
+
+    Raises InputError, naming `source` and the field, as `load` does.
+    """
+    fields = Fields(pathlib.Path(source), dict(settings))
+    family, _ = _family(fields, "classifier" if labels else "decoder")
+    config = family.read_config(fields)
+    return dataclasses.replace(config, labels=labels) if labels else config
+
+
+def save(
+    path: Path,
+    config: Config,
+    params: Params,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+    eos_token_ids: tuple[int, ...] | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Write a folder that transformers (and `load`) reads, whole or not at all.
+
+    `settings` is the raw config.json that the model came from, whose other fields are kept;
+    `eos_token_ids` are by default those of `settings`, else the tokenizer's. A model that lies at
+    `path` is replaced; InputError where something else does, or the family has no such network.
+    """
+    settings = dict(settings or {})
+    model_type, family = family_of(config, settings)
+    shapes = _shapes(family, config)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    if {name: tuple(value.shape) for name, value in flat.items()} != shapes:
+        raise ValueError("the parameters are not those of this config")
+    settings |= _token_fields(settings, tokenizer, eos_token_ids) | family.write_config(config)
+    settings |= {"model_type": model_type, "dtype": "float32"}
+    settings["architectures"] = [_architecture(family, config)]
+    if config.labels:
+        settings["id2label"] = {str(index): name for index, name in enumerate(config.labels)}
+        settings["label2id"] = {name: index for index, name in enumerate(config.labels)}
+    tensors = {tensor.name: tensor for tensor in family.tensors(config) if not tensor.copy}
+    sizes = {
+        name: 4 * sum(int(np.prod(shapes[part])) for part in tensor.paths)
+        for name, tensor in tensors.items()
+    }
+    with safe_files.whole(path) as folder:
+        kept = {name: value for name, value in settings.items() if name not in DROPPED_FIELDS}
+        safe_files.write_json(folder / CONFIG_FILE, kept)
+        if not config.labels:
+            ids = {name: kept[name] for name in TOKEN_FIELDS if kept[name] is not None}
+            safe_files.write_json(folder / GENERATION_FILE, ids)
+        safe_files.write_tensors(
+            folder,
+            sizes,
+            lambda name: join(tensors[name], [flat[part] for part in tensors[name].paths]),
+            max_shard_bytes=max_shard_bytes,
+        )
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+def _family(fields: Fields, kind: str | None) -> tuple[Family, str]:
+    """The family that config.json names and which of its kinds, unless the network is another."""
+    supported = {
+        name: family
+        for name, family in FAMILIES.items()
+        if kind is None or kind in family.architectures
+    }
+    model_type = fields.settings.get("model_type")
+    if model_type not in supported:
+        raise fields.error("model_type", f"not supported here; use one of {', '.join(supported)}")
+    family = supported[model_type]
+    for name in EXPERT_FIELDS:
+        fields.refuse(name, "a mixture of experts")
+    fields.refuse("quantization_config", "quantised weights")
+    kinds = family.architectures if kind is None else {kind: family.architectures[kind]}
+    written = fields.settings.get("architectures")
+    if not written:
+        return family, next(iter(kinds))
+    for name, architectures in kinds.items():
+        if written[0] in architectures:
+            return family, name
+    every = [name for architectures in kinds.values() for name in architectures]
+    raise fields.error("architectures", f"use a {' or '.join(every)}")
+
+
+def family_of(config: Config, settings: Mapping[str, Any]) -> tuple[str, Family]:
+    """What a config is written as: as it was read, else the first family of its class."""
+    name = settings.get("model_type")
+    if name in FAMILIES and isinstance(config, FAMILIES[name].config_class):
+        return name, FAMILIES[name]
+    return next(
+        (name, family)
+        for name, family in FAMILIES.items()
+        if isinstance(config, family.config_class)
+    )
+
+
+def _shapes(family: Family, config: Config) -> dict[str, tuple[int, ...]]:
+    abstract = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
+    return {n: leaf.shape for n, leaf in traverse_util.flatten_dict(abstract, sep="/").items()}
+
+
+def _read_params(folder: pathlib.Path, family: Family, config: Config) -> Params:
+    """Check every name, type and shape from the headers first, then read."""
+    stored, shapes = safe_files.stored_tensors(folder), _shapes(family, config)
+    on_disk = {name.removeprefix(family.prefix): name for name in stored}
+    if len(on_disk) < len(stored):
+        raise InputError(f"{folder}: a tensor is there twice, with and without {family.prefix!r}")
+    flat: dict[str, jax.Array] = {}
+    found, copies = [], []
+    for tensor in family.tensors(config):
+        name = on_disk.pop(tensor.name.removeprefix(family.prefix), None)
+        if name is not None:
+            stored[name].check(name, _joined_shape(tensor, shapes))
+            (copies if tensor.copy else found).append((tensor, name))
+        elif not tensor.copy:
+            raise InputError(f"{folder}: no tensor {tensor.name}; give a complete model")
+    unknown = sorted(name for short, name in on_disk.items() if not family.ignored.fullmatch(short))
+    if unknown:
+        raise InputError(
+            f"{stored[unknown[0]].file}: unknown tensor {unknown[0]} (of {len(unknown)}); "
+            f"give a plain {_architecture(family, config)}"
+        )
+    for tensor, name in found:
+        for part, value in zip(tensor.paths, _split(tensor, name, stored, shapes), strict=True):
+            flat[part] = jnp.array(value)
+    for tensor, name in copies:
+        if not np.array_equal(safe_files.read_tensor(name, stored[name]), flat[tensor.paths[0]]):
+            raise InputError(
+                f"{stored[name].file}: {name} differs from the embeddings that {CONFIG_FILE} ties "
+                "it to; set tie_word_embeddings to false"
+            )
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _joined_shape(tensor: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    parts = [shapes[part] for part in tensor.paths]
+    joined = (*parts[0][:-1], sum(part[-1] for part in parts))
+    return joined[::-1] if tensor.transposed else joined
+
+
+def _split(tensor: Tensor, name: str, stored: Mapping, shapes: Mapping) -> list[np.ndarray]:
+    """Our parts of a foreign tensor."""
+    value = safe_files.read_tensor(name, stored[name])
+    value = value.T if tensor.transposed else value
+    by_head = value.reshape(*value.shape[:-1], tensor.heads, -1)
+    ends = np.cumsum([shapes[part][-1] // tensor.heads for part in tensor.paths])[:-1]
+    parts = np.split(by_head, ends, axis=-1)
+    return [part.reshape(shapes[path]) for part, path in zip(parts, tensor.paths, strict=True)]
+
+
+def join(tensor: Tensor, parts: list[jax.Array]) -> np.ndarray:
+    """The foreign tensor of our parts."""
+    arrays = [np.asarray(part, np.float32) for part in parts]
+    by_head = [array.reshape(*array.shape[:-1], tensor.heads, -1) for array in arrays]
+    joined = np.concatenate(by_head, axis=-1)
+    value = joined.reshape(*joined.shape[:-2], -1)
+    return value.T if tensor.transposed else value
+
+
+def _architecture(family: Family, config: Config) -> str:
+    """The name under which a network of this config is written."""
+    return family.architectures["classifier" if config.labels else "decoder"][0]
+
+
+def _token_fields(
+    settings: Mapping[str, Any], tokenizer: Any, eos_token_ids: tuple[int, ...] | None
+) -> dict[str, Any]:
+    """Special tokens' ids, all of them: transformers would fill in its own where one is absent."""
+    fields = {name: settings.get(name, getattr(tokenizer, name, None)) for name in TOKEN_FIELDS}
+    if eos_token_ids is not None:
+        several = list(eos_token_ids) or None
+        fields["eos_token_id"] = several[0] if several and len(several) == 1 else several
+    return fields
+
+
+# ------------------------------------------------------------------------------------ tokenizers
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The folder's tokenizer, as transformers reads it; InputError where there is none."""
+    from transformers import AutoTokenizer
+
+    folder = safe_files.find(path)
+    if not safe_files.matching(folder, safe_files.VOCABULARY_FILES):
+        names = ", ".join(safe_files.VOCABULARY_FILES)
+        raise InputError(f"{folder}: no tokenizer; add its files (one of {names})")
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {reason}); "
+            "save it again with a current transformers"
+        ) from error
+
+
+def check_vocabulary(tokenizer: Any, config: Config, path: Path) -> None:
+    """InputError where the tokenizer of `path` has a token that the model has no embedding for."""
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens and the model only "
+            f"vocab_size = {config.vocab_size}; use the tokenizer that the model was trained with"
+        )

@@ -1,0 +1,426 @@
+"""The figures of a report, as Altair charts: policies held against Best-of-N.
+
+Every chart takes points (dictionaries of `points`) and draws those that it has numbers for. All of
+them read the parameter `chosen`: method names to stand out; none chosen, all stand out.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import altair as alt
+import numpy as np
+
+from vbon_jax.evaluation.bon_curve import Curve
+from vbon_jax.functional import bon
+from vbon_jax.report import style
+from vbon_jax.workdir import results
+from vbon_jax.workdir.results import BEST_OF_N, REFERENCE, SOFT
+
+TITLES = {
+    "kl": "KL to the reference (nats per response)",
+    "win_rate": "win rate against the reference",
+    "reward": "reward",
+    "deficit": "deficit to Best-of-N (win rate)",
+    "length": "length (tokens)",
+    "distinct2": "distinct-2 within a prompt",
+    "sampled_tokens": "sampled tokens",
+    "train_flops": "training FLOPs",
+    "temperature": "temperature",
+}
+TIPS = ("kl", "win_rate", "reward", "deficit", "length", "distinct2")
+ON_CACHE, IN_THEORY = "Best-of-N on the cache", "Best-of-N, continuous rewards"
+POINTS, TEMPERATURES, CURVES = "points", "temperatures", "curves"  # names of data
+LABELLED = 8  # points of a figure at most, for each to carry its N
+DIGITS = 6  # significant ones of a coordinate
+
+
+class Drawing(NamedTuple):
+    """A chart and the data that it names: apart, since Altair would check every number."""
+
+    chart: alt.TopLevelMixin
+    data: dict[str, list[dict[str, Any]]]
+
+
+class Figure(NamedTuple):
+    """One figure: the name of its files, what it shows, its drawing."""
+
+    name: str
+    title: str
+    caption: str
+    drawing: Drawing
+
+
+# ------------------------------------------------------------------------------- data
+
+
+def points(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the results as points: coordinates, ends of 95 % intervals, texts to hover over."""
+    return [_point(row) for row in rows]
+
+
+def _point(row: Mapping[str, Any]) -> dict[str, Any]:
+    n, at, ruler = row.get("n"), row.get("temperature"), results.RULERS.get(row["method"])
+    point = {
+        "run": ruler.format(n) if ruler else row.get("run") or row["method"],
+        "method": results.row_name(row),
+        "kind": "policy" if results.is_policy(row) else row["method"],
+        "n": rounded(n),
+        "seed": row.get("seed"),
+        "label": "" if n is None else f"N={n:g}",
+        "size": 45 if n is None else round(min(45 + 18 * math.log2(max(n, 1)), 180)),
+        "temperature": rounded(at),
+        "sampled_tokens": rounded(row.get("sampled_tokens")),
+        "train_flops": rounded(row.get("train_flops")),
+    }
+    for name in TIPS:
+        point[name] = rounded(row.get(name))
+        lo, hi = results.interval(row, name) or (None, None)
+        if point[name] is not None and lo is not None:
+            point |= {f"{name}_lo": rounded(lo), f"{name}_hi": rounded(hi)}
+        point[f"{name}_text"] = " ".join(results.estimate_text(row, name)).strip()
+    point["cost_text"] = results.number(row.get("sampled_tokens"))
+    return point
+
+
+def rounded(value: float | None) -> float | None:
+    """A number of `DIGITS` significant digits; None where it is none or not finite."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _numbers(points: Sequence[Mapping], name: str, kind: str = "policy") -> list[float]:
+    """The coordinates of one kind of points, where they have them."""
+    return [p[name] for p in points if p["kind"] == kind and p[name] is not None]
+
+
+def method_names(points: Sequence[Mapping]) -> list[str]:
+    """The names of the policies' methods, each once."""
+    return list(dict.fromkeys(point["method"] for point in points if point["kind"] == "policy"))
+
+
+# ------------------------------------------------------------------------------- parts of a chart
+
+
+def _faded(full: float, faint: float) -> Any:
+    """Opacity by the method's being chosen."""
+    chosen = "!length(chosen) || indexof(chosen, datum.method) >= 0"
+    return alt.condition(chosen, alt.value(full), alt.value(faint))
+
+
+def _tooltip() -> list[alt.Tooltip]:
+    titles = {name: TITLES[name].split(" (")[0] for name in TIPS} | {"win_rate": "win rate"}
+    return [
+        alt.Tooltip("run:N", title="run"),
+        alt.Tooltip("method:N", title="method"),
+        alt.Tooltip("n:Q", title="N", format="~g"),
+        *(alt.Tooltip(f"{name}_text:N", title=title) for name, title in titles.items()),
+        alt.Tooltip("cost_text:N", title="sampled tokens"),
+    ]
+
+
+def _top(*layers: alt.Chart, description: str) -> alt.LayerChart:
+    chosen = alt.param(name="chosen", value=[])
+    return alt.layer(*layers).properties(description=description).add_params(chosen)
+
+
+def _base(data: str, *names: str, kind: str = "policy") -> alt.Chart:
+    """The points of one kind that have all these numbers, of the data of a name."""
+    there = [f"datum.kind == '{kind}'", *(f"isValid(datum.{name})" for name in names)]
+    return alt.Chart(alt.NamedData(name=data)).transform_filter(" && ".join(there))
+
+
+def _rule(base: alt.Chart, names: list[str], measure: str, **channels: Any) -> alt.Chart:
+    """The 95 % intervals of a measure, where there are any."""
+    chart = base.transform_filter(f"isValid(datum.{measure}_lo)")
+    return chart.mark_rule(strokeWidth=1.2, clip=True).encode(
+        color=style.colour(names), opacity=_faded(0.55, 0.06), tooltip=_tooltip(), **channels
+    )
+
+
+def _scatter(
+    points: Sequence[Mapping],
+    across: str,
+    along: str,
+    *,
+    x_options: Mapping[str, Any] | None = None,
+    below: Callable[[Callable, Callable], list[alt.Chart]] = lambda x, y: [],
+    data: str = POINTS,
+    description: str,
+) -> Drawing:
+    """Policies as points with their intervals, larger for a larger N.
+
+    `below(x, y)` makes what lies under them from the makers of both axes. Few points carry their N.
+    `data` names the points.
+    """
+    names, base = method_names(points), _base(data, across, along)
+    x = functools.partial(alt.X, title=TITLES[across], **(x_options or {}))
+    y = functools.partial(alt.Y, title=TITLES[along], scale=alt.Scale(zero=False, nice=True))
+    at = {"x": x(f"{across}:Q"), "y": y(f"{along}:Q")}
+    marks = base.mark_point(filled=True, clip=True, strokeWidth=0).encode(
+        **at,
+        color=style.colour(names),
+        shape=style.shape(names),
+        tooltip=_tooltip(),
+        opacity=_faded(1.0, 0.1),
+        size=alt.Size("size:Q", scale=None, legend=None),
+    )
+    bars = [_rule(base, names, along, x=at["x"], y=y(f"{along}_lo:Q"), y2=f"{along}_hi:Q")]
+    if across in TIPS:
+        ends = {"x": x(f"{across}_lo:Q"), "x2": f"{across}_hi:Q"}
+        bars.append(_rule(base, names, across, **ends, y=at["y"]))
+    text = base.mark_text(align="left", dx=8, dy=9, style="note", clip=True)
+    text = text.encode(**at, text="label:N", opacity=_faded(0.9, 0.1))
+    labels = [text] if len(_numbers(points, along)) <= LABELLED else []
+    # A legend of no methods would have no size, and with it the figure.
+    layers = below(x, y) + ([*bars, *labels, marks] if names else [])
+    return Drawing(_top(*layers, description=description), {data: list(points)})
+
+
+# ------------------------------------------------------------------------------- Best-of-N
+
+
+def last_kl(points: Sequence[Mapping]) -> float:
+    """Where a KL axis ends: behind every policy, and behind Best-of-N at every N of a policy.
+
+    Best-of-N at a larger N would press the policies together at the left.
+    """
+    largest = max(_numbers(points, "n"), default=math.inf)
+    near = [point for point in points if point["kind"] == BEST_OF_N and point["n"] <= largest]
+    return 1.1 * max(_numbers(points, "kl") + _numbers(near, "kl", BEST_OF_N), default=1.0) + 0.02
+
+
+def _curves(best: Curve, measure: str, end: float, in_theory: bool) -> list[dict[str, Any]]:
+    """Best-of-N on the cache, and what continuous rewards would give `in_theory`."""
+    value_g = {"win_rate": best.win_rate_bg, "reward": best.reward_bg}[measure]
+    kl_g = np.maximum.accumulate(best.kl_bg)
+    shown = np.append(kl_g[kl_g < end], min(end, kl_g[-1]))
+    lines = {}
+    if in_theory:
+        n = np.geomspace(1, 1e6, 400)
+        kl, rate = np.asarray(bon.kl(n)), np.asarray(bon.win_rate(n))
+        lines[IN_THEORY] = (kl[kl <= end], rate[kl <= end])
+    lines[ON_CACHE] = (shown, np.interp(shown, kl_g, value_g))
+    return [
+        {"line": name, "kl": rounded(kl), measure: rounded(value)}
+        for name, line in lines.items()
+        for kl, value in zip(*map(np.ndarray.tolist, line), strict=True)
+    ]
+
+
+def _lines(data: str, in_theory: bool) -> alt.Chart:
+    """Best-of-N's curve over the broad, faint theoretical one, which it all but covers."""
+    names, widths, shades = [IN_THEORY, ON_CACHE], [6, 1.6], [0.3, 1.0]
+    if not in_theory:
+        names, widths, shades = names[1:], widths[1:], shades[1:]
+    chart = alt.Chart(alt.NamedData(name=data))
+    return chart.mark_line(style="ink", clip=True).encode(
+        strokeWidth=alt.StrokeWidth(
+            "line:O", scale=alt.Scale(type="ordinal", domain=names, range=widths), title=None
+        ),
+        opacity=alt.Opacity(
+            "line:O", scale=alt.Scale(type="ordinal", domain=names, range=shades), title=None
+        ),
+        tooltip=[alt.Tooltip("line:N", title="line")],
+    )
+
+
+def against_kl(points: Sequence[Mapping], best: Curve, measure: str, *, judge: str = "") -> Drawing:
+    """Win rate or reward against KL, over Best-of-N's curve and points and the reference's own.
+
+    `best` is `evaluate.mean_curve(...)`. Points and curve may be those of another `judge`, whose
+    win rates are not N/(N+1) in theory.
+    """
+    end, line = last_kl(points), f"best-of-n-{measure}{judge and f'-{judge}'}"
+    data, in_theory = f"{POINTS}{judge and f'-{judge}'}", measure == "win_rate" and not judge
+
+    def below(x, y) -> list[alt.Chart]:
+        at = {"x": x("kl:Q"), "y": y(f"{measure}:Q")}
+        layers = [_lines(line, in_theory).encode(**at)]
+        for kind, path in ((BEST_OF_N, style.CROSS), (SOFT, "circle"), (REFERENCE, style.STAR)):
+            fixed = _base(data, measure, kind=kind).transform_filter(f"datum.kl <= {end}")
+            mark = {"shape": path, "style": "ink", "clip": True, "strokeWidth": 1.5}
+            mark["filled"] = kind == REFERENCE
+            layers.append(fixed.mark_point(size=60, **mark).encode(**at, tooltip=_tooltip()))
+        return layers
+
+    left = min([0.0, -0.02 * end, *_numbers(points, "kl")])
+    drawing = _scatter(
+        points,
+        "kl",
+        measure,
+        x_options={"scale": alt.Scale(domain=[left, end], nice=False)},
+        below=below,
+        data=data,
+        description=f"{TITLES[measure]} {judge} against KL, with Best-of-N's curve",
+    )
+    return drawing._replace(data=drawing.data | {line: _curves(best, measure, end, in_theory)})
+
+
+# ------------------------------------------------------------------------------- the other figures
+
+
+def pareto_bars(shares: Sequence[Mapping[str, Any]], quality: str) -> Drawing:
+    """Each method's share of points on the front, with its interval, the largest on top."""
+    bars = [
+        {
+            **share,
+            "text": f"{share['share']:.0%} of {share['points']}",
+            "ends": f"[{share['share_lo']:.0%}, {share['share_hi']:.0%}]",
+        }
+        for share in sorted(shares, key=lambda share: -share["share"])
+        if share["quality"] == quality
+    ]
+    names = list(dict.fromkeys(share["method"] for share in shares))
+    y = alt.Y(
+        "method:N",
+        sort=[bar["method"] for bar in bars],
+        title=None,
+        axis=alt.Axis(labelLimit=160, ticks=False),
+    )
+    x = functools.partial(
+        alt.X,
+        title="share of its points on the front",
+        axis=alt.Axis(format="%"),
+        scale=alt.Scale(domain=[0, 1]),
+    )
+    tooltip = [
+        alt.Tooltip(f"{name}:N", title=title)
+        for name, title in (
+            ("method", "method"),
+            ("text", "on the front"),
+            ("ends", "95 % interval"),
+        )
+    ]
+    data = f"pareto-{quality}"
+    base = alt.Chart(alt.NamedData(name=data))
+    chart = _top(
+        base.mark_bar(height={"band": 0.62}).encode(
+            x=x("share:Q"),
+            y=y,
+            tooltip=tooltip,
+            opacity=_faded(0.85, 0.15),
+            color=style.colour(names, legend=None),
+        ),
+        base.mark_rule(style="ink", strokeWidth=1.6).encode(
+            x=x("share_lo:Q"), x2="share_hi:Q", y=y
+        ),
+        description=f"Share of each method's points on the front of KL and {TITLES[quality]}",
+    )
+    return Drawing(chart.properties(height=26 * max(len(bars), 1)), {data: bars})
+
+
+def deficit_by_n(points: Sequence[Mapping]) -> Drawing:
+    """The deficit at each N: a point and its interval a run, a line through the mean of seeds."""
+    names, base = method_names(points), _base(POINTS, "deficit", "n")
+    x = alt.X("n:O", title="N", axis=alt.Axis(labelAngle=0, format="~g"))
+    offset = alt.XOffset("method:N", scale=alt.Scale(domain=names, paddingOuter=0.2))
+    y = functools.partial(alt.Y, title=TITLES["deficit"])
+    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(style="ink", strokeDash=[2, 3])
+    chart = _top(
+        zero.encode(y=y("zero:Q")),
+        base.mark_line(strokeWidth=1.5).encode(
+            x=x,
+            y=y("mean(deficit):Q"),
+            color=style.colour(names),
+            xOffset=offset,
+            opacity=_faded(0.7, 0.06),
+        ),
+        _rule(base, names, "deficit", x=x, xOffset=offset, y=y("deficit_lo:Q"), y2="deficit_hi:Q"),
+        base.mark_point(filled=True, size=60, strokeWidth=0).encode(
+            x=x,
+            xOffset=offset,
+            y=y("deficit:Q"),
+            color=style.colour(names),
+            tooltip=_tooltip(),
+            shape=style.shape(names),
+            opacity=_faded(1.0, 0.1),
+        ),
+        description="Deficit to Best-of-N at each N",
+    )
+    return Drawing(chart, {POINTS: list(points)})
+
+
+def against_budget(points: Sequence[Mapping], measure: str, budget: str) -> Drawing:
+    """Win rate or deficit against what a run cost; logarithmic where costs differ much."""
+    costs = _numbers(points, budget)
+    wide = bool(costs) and min(costs) > 0 and max(costs) / min(costs) > 20
+    shape = {"type": "log"} if wide else {"type": "linear", "zero": False}
+    scale = alt.Scale(**shape, nice=False, padding=16)
+    return _scatter(
+        points,
+        budget,
+        measure,
+        x_options={"scale": scale, "axis": alt.Axis(format="~s")},
+        description=f"{TITLES[measure]} against {TITLES[budget]}",
+    )
+
+
+def by_temperature(points: Sequence[Mapping], measure: str) -> Drawing:
+    """A line a run over the temperatures that it was evaluated at."""
+    names, base = method_names(points), _base(TEMPERATURES, measure, "temperature")
+    x = alt.X(
+        "temperature:Q",
+        title=TITLES["temperature"],
+        scale=alt.Scale(zero=False, nice=False, padding=16),
+    )
+    y = functools.partial(alt.Y, title=TITLES[measure], scale=alt.Scale(zero=False))
+    chart = _top(
+        base.mark_line(strokeWidth=1.5).encode(
+            x=x,
+            y=y(f"{measure}:Q"),
+            color=style.colour(names),
+            detail="run:N",
+            opacity=_faded(0.7, 0.06),
+        ),
+        _rule(base, names, measure, x=x, y=y(f"{measure}_lo:Q"), y2=f"{measure}_hi:Q"),
+        base.mark_point(filled=True, size=60, strokeWidth=0).encode(
+            x=x,
+            y=y(f"{measure}:Q"),
+            color=style.colour(names),
+            shape=style.shape(names),
+            tooltip=_tooltip(),
+            opacity=_faded(1.0, 0.1),
+        ),
+        description=f"{TITLES[measure]} against temperature",
+    )
+    return Drawing(chart, {TEMPERATURES: list(points)})
+
+
+def drift(points: Sequence[Mapping], measure: str) -> Drawing:
+    """Length or diversity against KL; the dashed line is the reference's own."""
+
+    def below(x, y) -> list[alt.Chart]:
+        own = _base(POINTS, measure, kind=REFERENCE).mark_rule(style="ink", strokeDash=[2, 3])
+        return [own.encode(y=y(f"{measure}:Q"), tooltip=_tooltip())]
+
+    scale = alt.Scale(zero=True, nice=False, padding=8)
+    description = f"{TITLES[measure]} against KL"
+    return _scatter(
+        points, "kl", measure, x_options={"scale": scale}, below=below, description=description
+    )
+
+
+def training(values: Sequence[Mapping[str, Any]], names: list[str], metric: str) -> Drawing:
+    """A metric over the steps of training, a line a run; `values` have run, method, step, value."""
+    chart = alt.Chart(alt.NamedData(name=CURVES)).mark_line(strokeWidth=1.5)
+    chart = (
+        chart.encode(
+            x=alt.X("step:Q", title="step"),
+            y=alt.Y("value:Q", title=metric, scale=alt.Scale(zero=False)),
+            color=style.colour(names),
+            detail="run:N",
+            opacity=_faded(0.85, 0.06),
+            tooltip=[
+                alt.Tooltip("run:N", title="run"),
+                alt.Tooltip("method:N", title="method"),
+                alt.Tooltip("step:Q", title="step"),
+                alt.Tooltip("value:Q", title=metric, format=".4~g"),
+            ],
+        )
+        .properties(description="Training curves")
+        .add_params(alt.param(name="chosen", value=[]))
+    )
+    return Drawing(chart, {CURVES: list(values)})

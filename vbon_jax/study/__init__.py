@@ -1,0 +1,1 @@
+"""The runs of a working directory and what they share."""

@@ -1,0 +1,375 @@
+"""From a configuration to what a run works on: checkpoints, prompts, reward, caches.
+
+Everything that is missing is built, in the working directory, and used again when it stands.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vbon_jax.data import configured, formats, prompt_sets
+from vbon_jax.evaluation import measures, sampled_policy
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.sampling import reference_cache, rewards, sampler
+from vbon_jax.saying import say
+from vbon_jax.study import caches, embedded, plan, preflight, stages, supervision
+from vbon_jax.training import loop, methods, sharding
+from vbon_jax.types import InputError, Params
+from vbon_jax.workdir import results
+
+
+class Materials(NamedTuple):
+    """What every stage of one working directory shares."""
+
+    policy_path: str
+    policy_fingerprint: str
+    checkpoint: model_folder.Checkpoint  # the reference policy
+    tokenizer: Any
+    reward: rewards.Reward
+    train_prompts: prompt_sets.PromptSet
+    eval_prompts: prompt_sets.PromptSet
+    sampling: sampler.Sampling
+    score: Callable  # (prompt ids, response ids) -> float32 rewards
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
+    """Load, and where no path is given build, the policy, the reward and the prompts.
+
+    Where the configuration names a stage, the folder of its model takes the name's place.
+    """
+    plan.check(config)
+    preflight.check(config)
+    stages.resolve(config, workdir)
+    paths = embedded.resolve(config, workdir)
+    checkpoint = model_folder.load(paths.policy, kind="decoder")
+    model = dataclasses.replace(checkpoint.config, dtype=config.policy.dtype)
+    model, params = loop.with_adapters(config, model, checkpoint.params, paths.policy)
+    checkpoint = checkpoint._replace(config=model, params=params)
+    tokenizer = model_folder.load_tokenizer(paths.policy)
+    model_folder.check_vocabulary(tokenizer, model, paths.policy)
+    sampling = make_sampling(config, checkpoint, tokenizer)
+    train_prompts, eval_prompts = _prompts(config, paths, tokenizer, model)
+    reward = make_reward(config.reward, paths.reward)
+    # A reward that is broken, or too short for a prompt alone, is found before anything is sampled.
+    texts = sorted(train_prompts.texts + eval_prompts.texts, key=len)
+    reward.score(texts[-2:] if config.reward.text == "full" else texts[:2])
+    return Materials(
+        policy_path=paths.policy,
+        policy_fingerprint=model_folder.fingerprint(paths.policy),
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        reward=reward,
+        train_prompts=train_prompts,
+        eval_prompts=eval_prompts,
+        sampling=sampling,
+        score=scorer(reward, tokenizer, config.reward.text),
+    )
+
+
+def make_sampling(
+    config: ConfigDict, checkpoint: model_folder.Checkpoint, tokenizer
+) -> sampler.Sampling:
+    """How responses are drawn; EOS from the folder's configuration, else from its tokenizer."""
+    eos = checkpoint.eos_token_ids
+    if not eos and tokenizer.eos_token_id is not None:
+        eos = (tokenizer.eos_token_id,)
+    try:
+        return sampler.Sampling(
+            max_new_tokens=config.sampling.max_new_tokens,
+            temperature=config.sampling.temperature,
+            eos_token_ids=tuple(eos),
+        )
+    except ValueError as error:
+        raise InputError(f"config.sampling: {error}") from error
+
+
+def _prompts(
+    config, paths, tokenizer, model
+) -> tuple[prompt_sets.PromptSet, prompt_sets.PromptSet]:
+    """Training prompts, and held-out ones of which none is a training prompt."""
+    settings = config.data
+    longest = model.max_positions - config.sampling.max_new_tokens
+    if longest < 1:
+        raise InputError(
+            f"sampling.max_new_tokens={config.sampling.max_new_tokens} leaves no room for a prompt "
+            f"in the policy's {model.max_positions} positions; give fewer new tokens"
+        )
+    longest = min(longest, settings.longest_prompt or longest)
+    sets: list[prompt_sets.PromptSet] = []
+    for split, path, limit in (
+        ("train", paths.train_data, settings.train_limit),
+        ("eval", paths.eval_data, settings.eval_limit),
+    ):
+        table = configured.read(config, path, split)
+        prompts = prompt_sets.build_prompts(
+            formats.prompts(table, name=settings.field, tokenizer=tokenizer),
+            tokenizer,
+            min_tokens=settings.min_tokens,
+            max_tokens=settings.max_tokens,
+            limit=limit,
+            seed=config.references.seed,
+            longest=longest,
+            over_long=settings.over_long,
+            source=table.source,
+            places=table.places,
+            exclude=set(sets[0].token_ids) if sets else (),
+        )
+        say(
+            f"{split} prompts: {len(prompts.token_ids)} distinct of {len(table.rows)} rows in "
+            f"{table.source} ({prompts.duplicates} repeated, {prompts.held_out_overlap} also in "
+            f"training, {prompts.truncated} truncated, {prompts.dropped} dropped)"
+        )
+        sets.append(prompts)
+    return sets[0], sets[1]
+
+
+def scorer(reward: rewards.Reward, tokenizer, part: str) -> Callable:
+    """(prompt ids, response ids) -> float32 rewards of their texts; `part` is what is read."""
+
+    def score(prompt_ids, response_ids) -> np.ndarray:
+        return reward.score(rewards.texts(tokenizer, prompt_ids, response_ids, part=part))
+
+    return score
+
+
+def make_reward(settings: ConfigDict, path: str) -> rewards.Reward:
+    """What `config.reward`, or a judge with the same keys, names; `path` stands for its path."""
+    if settings.function:
+        return rewards.from_callable(settings.function)
+    return rewards.classifier(
+        path,
+        label=settings.label,
+        output=settings.output,
+        batch_size=settings.batch_size,
+        over_long=settings.over_long,
+    )
+
+
+def make_task(
+    config: ConfigDict,
+    materials: Materials,
+    cache: reference_cache.References | None,
+    *,
+    tokens_pmg: np.ndarray | None = None,
+    pairs: prompt_sets.PairSet | None = None,
+) -> methods.Task:
+    """What a run works on; the cache, its tokens and the pairs where its method reads them."""
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    prompt_ids = materials.train_prompts.token_ids if pairs is None else pairs.prompt_ids
+    return methods.Task(
+        config=config,
+        model=materials.checkpoint.config,
+        mesh=mesh,
+        prompts=materials.train_prompts,
+        prompt_width=caches.prompt_width(config, materials, prompt_ids),
+        reference_params=sharding.place(materials.checkpoint.params, mesh),
+        cache=cache,
+        cache_tokens_pmg=tokens_pmg,
+        pairs=pairs,
+        score=materials.score,
+        sampling=materials.sampling,
+        memo={},
+    )
+
+
+def given_pairs(config: ConfigDict, materials: Materials) -> prompt_sets.PairSet:
+    """The preference pairs of `pairs.path`."""
+    table, given = configured.read_pairs(config, materials.tokenizer)
+    eos = materials.sampling.eos_token_ids
+    if not eos:
+        raise InputError(
+            f"{materials.policy_path}: no EOS token, which every given response ends with"
+        )
+    pairs = prompt_sets.build_pairs(
+        [
+            {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            for prompt, chosen, rejected in zip(*given[:3], strict=True)
+        ],
+        materials.tokenizer,
+        eos_token_id=eos[0],
+        new_tokens=config.sampling.max_new_tokens,
+        longest=materials.checkpoint.config.max_positions - config.sampling.max_new_tokens,
+        over_long=config.data.over_long,
+        source=table.source,
+        places=given.places,
+    )
+    pairs = pairs._replace(tied=pairs.tied + given.tied)
+    say(
+        f"{len(pairs.prompt_ids)} pairs in {table.source} ({pairs.tied} with equal responses left "
+        f"out, {given.empty} with an empty one, {pairs.truncated} truncated, {pairs.dropped} "
+        "dropped)"
+    )
+    return pairs
+
+
+def check_budgets(config: ConfigDict, workdir: pathlib.Path, materials: Materials) -> None:
+    """Refuse, before a cell is trained, any whose part of the reference cache has no meaning."""
+    reading = [
+        (changed, method)
+        for changed in (plan.config_of(config, cell) for cell in plan.every(config))
+        if (method := methods.method(changed.method)).needs_cache(changed)
+    ]
+    if not reading:
+        return
+    cache = caches.reference_cache(config, materials, workdir, "train")
+    for changed, method in reading:
+        count, budget = caches.used(changed, method, cache), changed.budget.sampled_tokens
+        spent = caches.first(cache, count).sampled_tokens
+        if spent < 0.9 * budget and not method.on_policy:
+            say(
+                f"{changed.method} at n={changed.n:g} spends {spent} of budget.sampled_tokens="
+                f"{budget}: the cache holds no more; raise references.samples_per_prompt"
+            )
+
+
+def run_cell(
+    config: ConfigDict, workdir: pathlib.Path, cell: dict, materials: Materials
+) -> pathlib.Path:
+    """Train one cell of a comparison, or go on with it; returns the folder of its run."""
+    config = plan.config_of(config, cell)
+    config.policy.path = _absolute(materials.policy_path)  # export finds it there
+    folder = workdir / "runs" / plan.run_name(cell)
+    method = methods.method(config.method)
+    inputs = {
+        "policy fingerprint": materials.policy_fingerprint,
+        "reward fingerprint": materials.reward.fingerprint,
+        "prompts fingerprint": prompt_sets.fingerprint(materials.train_prompts),
+    }
+    cache = tokens_pmg = pairs = share = None
+    if config.pairs.path and method.takes_pairs:
+        pairs = given_pairs(config, materials)
+        inputs["pairs fingerprint"] = hashlib.sha256(repr(pairs).encode()).hexdigest()
+    elif method.refreshes(config):
+        inputs["references samples_per_prompt"] = config.references.samples_per_prompt
+    elif method.needs_cache(config):
+        whole = caches.reference_cache(config, materials, workdir, "train")
+        inputs |= {f"references {k}": v for k, v in whole.provenance._asdict().items()}
+        count = caches.used(config, method, whole)
+        cache = caches.first(whole, count)
+        if method.reads == "responses":
+            tokens_pmg = reference_cache.tokens(whole)[:, :count]
+        share = functools.partial(
+            caches.share, config, cache, of_samples=whole.rewards_pm.shape[1],
+            seconds=caches.seconds(workdir, "train"),
+        )  # fmt: skip
+    task = make_task(config, materials, cache, tokens_pmg=tokens_pmg, pairs=pairs)
+    evaluate = held_out(config, materials, workdir) if config.train.eval_every else None
+    network = materials.checkpoint.params
+    loop.run(config, folder, task, network, inputs, evaluate=evaluate, share=share)
+    return folder
+
+
+def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """Train a text method (`sft`, `reward_model`) from the folder that the configuration names."""
+    plan.check(config)
+    preflight.check_stages(config)
+    stages.resolve(config, workdir)
+    config = plan.config_of(config, plan.single(config))
+    method = methods.method(config.method)
+    paths = embedded.resolve(config, workdir)
+    path = paths.policy if method.kind == "decoder" else paths.reward
+    checkpoint, tokenizer = (
+        model_folder.load(path, kind=method.kind),
+        model_folder.load_tokenizer(path),
+    )
+    model_folder.check_vocabulary(tokenizer, checkpoint.config, path)
+    if config.train.text_tokens > checkpoint.config.max_positions:
+        raise InputError(
+            f"train.text_tokens={config.train.text_tokens}, but {path} takes "
+            f"{checkpoint.config.max_positions} positions; give at most that"
+        )
+    eos = None
+    if method.kind == "decoder":
+        eos = (make_sampling(config, checkpoint, tokenizer).eos_token_ids or (None,))[0]
+    model, params = loop.with_adapters(config, checkpoint.config, checkpoint.params, path)
+    table = configured.read(config, paths.train_data, "train")
+    task = methods.Task(
+        config=config,
+        model=model,
+        mesh=sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp),
+        rows=supervision.make_rows(config, table, tokenizer, eos),
+    )
+    config.policy.path = _absolute(path)
+    folder = workdir / "runs" / plan.run_name(plan.single(config))
+    digest = hashlib.sha256()
+    for array in task.rows:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    inputs = {"fingerprint": model_folder.fingerprint(path), "rows fingerprint": digest.hexdigest()}
+    loop.run(config, folder, task, params, inputs)
+    return folder
+
+
+def sentence(row: dict) -> str:
+    """A row of the results in one line for a terminal."""
+    name = results.RULERS.get(row["method"], "").format(row["n"]) or row["run"]
+    text = (
+        f"{name:28s} KL {row['kl']:.3f}  win rate {row['win_rate']:.3f} "
+        f"[{row['win_rate_lo']:.3f}, {row['win_rate_hi']:.3f}]  reward {row['reward']:.3f}"
+    )
+    if row["deficit"] is None:
+        return text
+    return text + (
+        f"  deficit to Best-of-N {row['deficit']:+.3f} "
+        f"[{row['deficit_lo']:+.3f}, {row['deficit_hi']:+.3f}]"
+    )
+
+
+def _absolute(path: str) -> str:
+    """A folder's path from anywhere; a hub name stays itself."""
+    return str(pathlib.Path(path).resolve()) if pathlib.Path(path).exists() else path
+
+
+def held_out(config: ConfigDict, materials: Materials, workdir: pathlib.Path) -> Callable:
+    """params -> metrics on the first held-out prompts, for the curves of a run."""
+    cache = caches.reference_cache(config, materials, workdir, "eval")
+    count = config.train.eval_prompts
+
+    def evaluate(params) -> dict[str, float]:
+        responses = sample_policy(
+            config, materials, params["decoder"], materials.eval_prompts.token_ids[:count]
+        )
+        summary = measures.summarise(
+            responses, cache.rewards_pm[:count], seed=config.evaluation.seed, resamples=100
+        )
+        return {
+            f"eval/{name}{end}": getattr(summary[name], field)
+            for name in ("reward", "win_rate", "kl", "deficit")
+            for end, field in (("", "value"), ("_se", "se"))
+        }
+
+    return evaluate
+
+
+def sample_policy(
+    config: ConfigDict,
+    materials: Materials,
+    params: Params,
+    prompt_ids: list,
+    *,
+    temperature: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> sampled_policy.Responses:
+    """K responses of a policy to each prompt, with rewards and KL to the reference."""
+    sampling = materials.sampling
+    if temperature is not None:
+        sampling = dataclasses.replace(sampling, temperature=temperature)
+    return sampled_policy.collect(
+        materials.checkpoint.config,
+        params,
+        materials.checkpoint.params,
+        prompt_ids,
+        key=jax.random.key(config.evaluation.seed),
+        num_samples=config.evaluation.samples_per_prompt,
+        sampling=sampling,
+        reference_temperature=materials.sampling.temperature,
+        score=materials.score,
+        batch_prompts=config.evaluation.batch_prompts,
+        progress=progress,
+    )

@@ -1,0 +1,235 @@
+"""The runs of a comparison, and what can be seen to be wrong in a configuration alone."""
+
+import functools
+import hashlib
+import math
+import re
+
+from ml_collections import ConfigDict
+
+from vbon_jax import files
+from vbon_jax.config import defaults
+from vbon_jax.training import loop, methods, sharding
+from vbon_jax.types import InputError
+
+CHOICES = {
+    "data.over_long": ("error", "truncate", "drop"),
+    "pairs.on_tie": ("drop", "error"),
+    "pairs.on_empty": ("drop", "error"),
+    "reward.output": ("logit", "log_prob", "prob"),
+    "reward.text": ("full", "response"),
+    "reward.over_long": ("error", "truncate"),
+    "bound": ("l1", "exact"),
+    "cdf.estimator": ("harmonic", "add_one", "exponential_fit"),
+    "evaluation.checkpoint": ("last", "best"),
+    "policy.dtype": ("float32", "bfloat16"),
+    "train.schedule": ("constant", "linear", "cosine"),
+}
+LEAST = {
+    "data.stream_rows": 0,
+    "data.longest_prompt": 0,
+    "train.steps": 1,
+    "train.batch_size": 1,
+    "train.samples_per_prompt": 1,
+    "train.epochs": 1,
+    "train.minibatches": 1,
+    "train.checkpoint_every": 1,
+    "sampling.max_new_tokens": 1,
+    "references.samples_per_prompt": 1,
+    "references.prompts_per_shard": 1,
+    "references.batch_prompts": 1,
+    "references.used": 0,
+    "references.refresh_every": 0,
+    "budget.sampled_tokens": 0,
+    "budget.train_flops": 0,
+    "evaluation.samples_per_prompt": 1,
+    "evaluation.batch_prompts": 1,
+}
+# What all runs of a working directory share, so that no cell may set it.
+SHARED = (
+    *("data", "policy", "reward", "sampling", "embedded", "evaluation", "mesh", "methods"),
+    *("judges", "llm_judge", "stages"),
+    *("n_values", "seeds", "cells", "by_method"),
+    *("references.samples_per_prompt", "references.seed"),
+    *("references.prompts_per_shard", "references.batch_prompts"),
+)
+NAME_LIMIT = 100  # characters of a run's name
+
+
+def every(config: ConfigDict) -> list[dict]:
+    """The runs of a comparison: `config.cells`, or methods x n_values x seeds."""
+    if not config.cells:
+        derived = [
+            {"method": method, "n": n, "seed": seed}
+            for method in config.methods
+            for n in config.n_values
+            for seed in config.seeds
+        ]
+        return [_typed(cell) for cell in derived]
+    for cell in config.cells:
+        if not hasattr(cell, "items"):
+            raise InputError(f"config.cells: {cell!r} is no dictionary of keys")
+    named = {"method": config.method, "n": config.n, "seed": config.seed}
+    return [_typed(named | dict(cell)) for cell in config.cells]
+
+
+def single(config: ConfigDict) -> dict:
+    """The one run that `method`, `n` and `seed` name."""
+    return _typed({"method": config.method, "n": config.n, "seed": config.seed})
+
+
+def _typed(cell: dict) -> dict:
+    """N as a float, the seed as an int."""
+    try:
+        return cell | {"n": float(cell["n"]), "seed": int(cell["seed"])}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"n={cell['n']!r}, seed={cell['seed']!r}: give numbers") from error
+
+
+def config_of(config: ConfigDict, cell: dict) -> ConfigDict:
+    """The configuration of one run: what `by_method` says of its method, then the cell's keys.
+
+    Keys may be dotted. Raises InputError for a key that does not exist or that all runs share, and
+    a value of another type than the key has.
+    """
+    changed = config.copy_and_resolve_references()
+    method = cell.get("method", config.method)
+    own = files.flat(config.by_method.get(method, ConfigDict()))
+    with changed.unlocked():
+        changed.by_method = ConfigDict()
+    for key in own.keys() & {"method", "n", "seed"}:
+        raise InputError(f"config.by_method.{method}: {key} is a cell's; set it in config.cells")
+    for source, values in ((f"config.by_method.{method}", own), ("config.cells", cell)):
+        for key, value in values.items():
+            _set(changed, key, value, source)
+    return changed
+
+
+def _set(config: ConfigDict, key: str, value, source: str) -> None:
+    """Change one key of a run's configuration; `source` is where the change stands."""
+    if any(key == shared or key.startswith(f"{shared}.") for shared in SHARED):
+        raise InputError(f"{source}: {key} is the same for all runs; set --config.{key}")
+    set_key(config, key, value, source)
+
+
+def set_key(config: ConfigDict, key: str, value, source: str) -> None:
+    """Change one dotted key; InputError where there is none, or the value has another type."""
+    try:
+        old = get(config, key)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{source}: there is no key {key!r} (see vbon_jax/config.py)") from error
+    if isinstance(old, ConfigDict):
+        raise InputError(f"{source}: {key} is a group of keys; set {key}.NAME")
+    try:
+        config.update_from_flattened_dict({key: value})
+    except TypeError as error:
+        raise InputError(
+            f"{source}: {key}={value!r} is {type(value).__name__}, not {type(old).__name__}"
+        ) from error
+
+
+def get(config: ConfigDict, key: str):
+    """The value of a dotted key."""
+    return functools.reduce(lambda node, name: node[name], key.split("."), config)
+
+
+def run_name(cell: dict) -> str:
+    """The folder of a cell's run: its method, N and seed, and whatever else it sets.
+
+    What no file name should hold becomes `_`; such a name, and a very long one, ends with a digest.
+    """
+    rest = {key: value for key, value in cell.items() if key not in ("method", "n", "seed")}
+    words = [cell["method"], f"n{cell['n']:g}", f"s{cell['seed']}"]
+    exact = "-".join(words + [f"{key}={value}" for key, value in sorted(rest.items())])
+    name = re.sub(r"[^\w.=+-]+", "_", exact)
+    if name != exact or len(name) > NAME_LIMIT:
+        name = f"{name[:NAME_LIMIT]}_{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+    return name
+
+
+def judges(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The settings of each of `config.judges`: `config.reward`'s defaults, and its own.
+
+    Raises InputError for a name that no file should have, a key that a reward has not, and a judge
+    that names no reward or two.
+    """
+    found = {}
+    for name, own in config.judges.items():
+        where = f"config.judges.{name}"
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise InputError(f"{where}: a judge's name is letters, digits, '_', '-' and '.'")
+        if not hasattr(own, "items"):
+            raise InputError(f"{where} is {own!r}; give a dictionary of keys as in config.reward")
+        settings = defaults().reward
+        unknown = sorted(set(own.keys()) - set(settings.keys()))
+        if unknown:
+            raise InputError(f"{where}: there is no key {unknown[0]!r} in config.reward")
+        for key, value in own.items():
+            set_key(settings, key, value, where)
+        if bool(settings.path) == bool(settings.function):
+            raise InputError(f"{where}: give path (a classifier's folder) or function, one of them")
+        for key in ("output", "text", "over_long"):
+            allowed = CHOICES[f"reward.{key}"]
+            if settings[key] not in allowed:
+                raise InputError(f"{where}.{key}={settings[key]!r}: choose {', '.join(allowed)}")
+        found[name] = settings
+    return found
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse, before anything is computed, what can be seen to be wrong in the config alone."""
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    check_run(config)
+    judges(config)
+    for name in config.by_method:
+        if name not in methods.METHODS:
+            raise InputError(f"config.by_method: {name!r} is no method; see `methods.METHODS`")
+        if not isinstance(config.by_method[name], ConfigDict):
+            raise InputError(f"config.by_method.{name}: give a dictionary of keys")
+        config_of(config, {"method": name})
+    names: dict[str, dict] = {}
+    for cell in every(config):
+        changed = config_of(config, cell)
+        check_run(changed)
+        loop.check_rows(changed, mesh)
+        if cell in names.values():
+            raise InputError(f"config.cells: {run_name(cell)} stands there twice; take one out")
+        names[run_name(cell)] = cell
+
+
+def check_run(config: ConfigDict) -> None:
+    """The part of `check` that looks at one run."""
+    for key, allowed in CHOICES.items():
+        value = get(config, key)
+        if value not in allowed:
+            raise InputError(f"{key}={value!r} is not known; choose one of {', '.join(allowed)}")
+    method = methods.method(config.method)
+    if not (math.isfinite(config.n) and config.n >= 1):
+        raise InputError(f"n={config.n} (n_values): N of Best-of-N is a real number from 1")
+    for key, least in LEAST.items():
+        if get(config, key) < least:
+            raise InputError(f"{key}={get(config, key)}; give a whole number from {least}")
+    method.settings(config)
+    if config.policy.lora.pattern and config.train.trainable:
+        raise InputError(
+            "policy.lora.pattern and train.trainable are both set; with adapters they alone are "
+            "trained, so leave train.trainable empty"
+        )
+    train_config = config.train
+    if train_config.best_metric.startswith("eval/") and (
+        not train_config.eval_every or train_config.checkpoint_every % train_config.eval_every
+    ):
+        raise InputError(
+            f"train.best_metric={train_config.best_metric!r} needs an evaluation at every "
+            f"checkpoint: train.checkpoint_every={train_config.checkpoint_every} must be a "
+            f"multiple of train.eval_every={train_config.eval_every}"
+        )
+    if config.budget.sampled_tokens and config.budget.train_flops:
+        raise InputError(
+            "budget.sampled_tokens and budget.train_flops are both set; a comparison has one budget"
+        )
+    if not config.sampling.temperature > 0:
+        raise InputError(
+            f"sampling.temperature={config.sampling.temperature}: a policy to be trained and its "
+            "references are sampled at a temperature above 0"
+        )

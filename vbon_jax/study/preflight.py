@@ -1,0 +1,82 @@
+"""What a configuration names, looked at before anything is computed: rows, networks, heads.
+
+Whatever takes long comes after this, so that a bad row or the wrong folder costs seconds. Rows are
+checked for what each of them is; whether a prompt fits the policy is seen when it is tokenised.
+"""
+
+from ml_collections import ConfigDict
+
+from vbon_jax.data import configured, formats, sources
+from vbon_jax.evaluation import rouge_of_responses
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.sampling import rewards
+from vbon_jax.study import plan, stages, supervision
+from vbon_jax.training import methods
+
+
+def check(config: ConfigDict) -> None:
+    """Everything that a comparison reads; InputError, in one line, for what cannot be used."""
+    stages.check(config)
+    if config.policy.path and not config.policy.path.startswith(stages.PREFIX):
+        model_folder.read_config(config.policy.path, kind="decoder")
+    _check_reward("reward", config.reward, config)
+    for name, settings in plan.judges(config).items():
+        _check_reward(f"judges.{name}", settings, config)
+    check_stages(config)
+    tokenizer = _tokenizer(config, config.policy.path)
+    for split in ("train", "eval"):
+        if config.data[split]:
+            table = configured.read(config, config.data[split], split)
+            formats.prompts(table, name=config.data.field, tokenizer=tokenizer)
+            if split == "eval" and config.data.reference_field:
+                for row in range(len(table.rows)):
+                    rouge_of_responses.row_texts(table, row, config.data.reference_field)
+    for changed in _given_pairs(config):
+        configured.read_pairs(changed, tokenizer)
+
+
+def check_stages(config: ConfigDict) -> None:
+    """The settings and the rows of every stage."""
+    stages.check(config)
+    for name in config.stages:
+        own, run = stages.settings(config, name)
+        tokenizer = _tokenizer(config, own.base)
+        for split in ("train", "eval"):
+            if run.data[split]:
+                supervision.all_texts(run, _rows(run, split), tokenizer)
+
+
+def _given_pairs(config: ConfigDict) -> list[ConfigDict]:
+    """The cells' configurations that name given pairs, one for each way of reading them."""
+    found = {}
+    for cell in plan.every(config):
+        changed = plan.config_of(config, cell)
+        if changed.pairs.path and methods.method(changed.method).takes_pairs:
+            settings = changed.pairs.to_dict()
+            read = {name: settings[name] for name in settings.keys() - {"alpha", "beta", "average"}}
+            found[repr(sorted(read.items()))] = changed
+    return list(found.values())
+
+
+def _rows(run: ConfigDict, split: str) -> sources.Rows:
+    return configured.read(run, run.data[split], split)
+
+
+def _tokenizer(config: ConfigDict, path: str):
+    """That of the folder which a model begins with; None where it is made on the way."""
+    folder = stages.beginning(config, path)
+    return model_folder.load_tokenizer(folder) if folder else None
+
+
+def _check_reward(where: str, settings: ConfigDict, config: ConfigDict) -> None:
+    """A reward or judge: a function that can be imported, or a classifier that has the label."""
+    if settings.function:
+        rewards.from_callable(settings.function)
+    elif settings.path.startswith(stages.PREFIX):
+        name = settings.path.removeprefix(stages.PREFIX)
+        run = stages.settings(config, name)[1]
+        labels = stages.labels(run, _rows(run, "train"))
+        rewards.label_index(f"{where} ({settings.path})", settings.label, labels)
+    elif settings.path:
+        labels = model_folder.read_config(settings.path, kind="classifier").labels
+        rewards.label_index(settings.path, settings.label, labels)

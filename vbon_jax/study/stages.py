@@ -1,0 +1,305 @@
+"""Stages: models that a configuration makes for itself, by the loop that trains everything else.
+
+`config.stages` maps a name to what the stage is made of, and "stage:NAME" stands, wherever the
+configuration asks for a model's folder, for the model that the stage makes:
+
+    config.stages.sft = {"network": {"model_type": "gpt_neox", ...}, "vocab_size": 2048,
+                         "method": "sft", "data": {"train": ...}, "train": {"steps": 300}}
+    config.policy.path = "stage:sft"
+
+A stage begins with the model in `base` (a folder, a hub name, another stage), or, where that is "",
+with a fresh `network`, the fields of a config.json, and a tokenizer of `vocab_size` entries that is
+trained on its own texts. Every other key is one of
+vbon_jax/config.py. A finished stage is not made again.
+"""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from vbon_jax import files
+from vbon_jax.config import defaults
+from vbon_jax.data import configured, sources, tokenizers
+from vbon_jax.models import classifier, decoder, lora
+from vbon_jax.models.encoder import EncoderConfig
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.saying import say
+from vbon_jax.study import plan, supervision
+from vbon_jax.training import loop, methods, sharding
+from vbon_jax.types import InputError, Params
+
+PREFIX = "stage:"
+OWN = ("base", "network", "vocab_size")
+METHODS = ("sft", "reward_model")
+WORD_PIECES = ("distilbert", "bert")  # families whose fresh tokenizer is one of whole words first
+
+
+class Start(NamedTuple):
+    """What a stage begins with."""
+
+    model: classifier.Config
+    params: Params
+    tokenizer: Any
+    settings: dict[str, Any]  # of its config.json
+    eos: int | None
+
+
+# --------------------------------------------------------------------------------- configuration
+
+
+def settings(config: ConfigDict, name: str) -> tuple[ConfigDict, ConfigDict]:
+    """What a stage begins with (`base`, `network`, `vocab_size`), and the configuration of its run.
+
+    Raises InputError for a key that does not exist, a value of another type, and what a supervised
+    run has no meaning for.
+    """
+    given, where = config.stages[name], f"config.stages.{name}"
+    if not isinstance(given, ConfigDict):
+        raise InputError(f"{where} is {given!r}; give a dictionary of keys")
+    own = ConfigDict({"base": "", "network": {}, "vocab_size": 4096})
+    run = supervised(defaults(), method="sft", steps=defaults().train.steps)
+    run.mesh.update(config.mesh)
+    for key, value in given.items():
+        if key in OWN:
+            own[key] = value
+    others = ConfigDict({key: value for key, value in given.items() if key not in OWN})
+    for key, value in files.flat(others).items():
+        group = next((g for g in ("data.columns", "data.filter") if key.startswith(f"{g}.")), None)
+        if group:
+            with run.unlocked():
+                plan.get(run, group)[key.removeprefix(f"{group}.")] = value
+        else:
+            plan.set_key(run, key, value, where)
+    steps = run.train.steps
+    if "train" not in given or "warmup_updates" not in given.train:
+        run.train.warmup_updates = max(1, steps // 20)
+    if "train" not in given or "checkpoint_every" not in given.train:
+        run.train.checkpoint_every = max(1, steps // 4)
+    _check(own, run, where)
+    return own, run
+
+
+def supervised(config: ConfigDict, *, method: str, steps: int) -> ConfigDict:
+    """A configuration as a supervised run has it: one pass over each batch, a cosine schedule."""
+    changed = config.copy_and_resolve_references()
+    changed.update(method=method)
+    changed.budget.update(sampled_tokens=0, train_flops=0.0)
+    changed.train.update(
+        steps=steps,
+        samples_per_prompt=1,
+        epochs=1,
+        minibatches=1,
+        schedule="cosine",
+        warmup_updates=max(1, steps // 20),
+        weight_decay=0.01,
+        trainable="",
+        checkpoint_every=max(1, steps // 4),
+        best_metric="objective/mean",
+        eval_every=0,
+    )
+    return changed
+
+
+def _check(own: ConfigDict, run: ConfigDict, where: str) -> None:
+    """Refuse a stage that cannot be made, before anything is."""
+    if run.method not in METHODS:
+        raise InputError(f"{where}.method={run.method!r}: a stage is one of {', '.join(METHODS)}")
+    if bool(own.base) == bool(own.network):
+        raise InputError(f"{where}: give base (a model's folder) or network, one of them")
+    if own.network and run.policy.lora.pattern:
+        raise InputError(
+            f"{where}: policy.lora adapts a model that is there; give base, or no lora"
+        )
+    if not run.data.train:
+        raise InputError(f"{where}.data.train is empty; name the rows that the stage learns from")
+    plan.check_run(run)
+    loop.check_rows(run, sharding.make_mesh(data=run.mesh.data, fsdp=run.mesh.fsdp))
+
+
+def check(config: ConfigDict) -> None:
+    """Every stage's settings, that no stage begins with itself, and what stages are asked for."""
+    for name in config.stages:
+        settings(config, name)
+        seen, at = [name], name
+        while True:
+            begins = settings(config, at)[0].base
+            if not begins.startswith(PREFIX):
+                break
+            at = _name(config, begins)
+            if at in seen:
+                raise InputError(f"config.stages.{name} begins with itself: {' -> '.join(seen)}")
+            seen.append(at)
+    for where, method, holder in _holders(config):
+        made = settings(config, _name(config, holder.path))[1].method
+        if made != method:
+            raise InputError(
+                f"{where}.path={holder.path!r} is a stage of method {made}; name one of {method}"
+            )
+
+
+def _holders(config: ConfigDict) -> Iterator[tuple[str, str, ConfigDict]]:
+    """The groups of keys whose `path` is a stage, each with the method that it takes."""
+    rewards = {f"config.judges.{name}": judge for name, judge in config.judges.items()}
+    rewards["config.reward"] = config.reward
+    groups = [("config.policy", "sft", config.policy)]
+    for where, method, holder in groups + [(w, "reward_model", h) for w, h in rewards.items()]:
+        if hasattr(holder, "get") and str(holder.get("path", "")).startswith(PREFIX):
+            yield where, method, holder
+
+
+def _name(config: ConfigDict, path: str) -> str:
+    name = path.removeprefix(PREFIX)
+    if name not in config.stages:
+        known = ", ".join(config.stages) or "none"
+        raise InputError(f"{path!r}: config.stages has no {name!r} (it has: {known})")
+    return name
+
+
+# ------------------------------------------------------------------------------------------ making
+
+
+def resolve(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Put the folder of each model where the configuration names a stage; make what is missing."""
+    for _, _, holder in list(_holders(config)):
+        holder.path = make(config, workdir, _name(config, holder.path))
+
+
+def beginning(config: ConfigDict, path: str) -> str:
+    """The folder that a path's model begins with by way of stages; "" for a fresh network."""
+    while path.startswith(PREFIX):
+        path = settings(config, _name(config, path))[0].base
+    return path
+
+
+def make(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
+    """The folder of a stage's model, trained now unless it stands."""
+    own, run = settings(config, name)
+    folder = workdir / "stages" / name
+    where = f"config.stages.{name}"
+    if own.base.startswith(PREFIX):
+        own.base = make(config, workdir, _name(config, own.base))
+    table = configured.read(run, run.data.train, "train")
+    inputs = loop.run_inputs(run) | {
+        "base": model_folder.fingerprint(own.base) if own.base else "",
+        "network": own.network.to_dict(),
+        "vocab_size": own.vocab_size,
+        "rows": sources.fingerprint(table),
+    }
+    if files.begin(folder, inputs, resumes=(folder / "run").exists()):
+        start = _start(own, run, table, where)
+        mesh = sharding.make_mesh(data=run.mesh.data, fsdp=run.mesh.fsdp)
+        batch = supervision.make_rows(run, table, start.tokenizer, start.eos)
+        held_out = _held_out(run, start)
+        task = methods.Task(config=run, model=start.model, mesh=mesh, rows=batch)
+        loop.run(run, folder / "run", task, start.params, inputs={})
+        params = loop.restore(folder / "run", which="last", task=task, network=start.params)
+        model, params = lora.merge(start.model, params)
+        model_folder.save(
+            folder / "model", model, params, settings=start.settings,
+            tokenizer=start.tokenizer, eos_token_ids=() if start.eos is None else (start.eos,),
+        )  # fmt: skip
+        _report(folder, run, model, params, held_out, name)
+        files.finish(folder)
+    return str(folder / "model")
+
+
+def _held_out(run: ConfigDict, start: Start) -> supervision.Batch | None:
+    """The rows of `data.eval`, read before anything is trained; None where there are none."""
+    if not run.data.eval:
+        return None
+    table = configured.read(run, run.data.eval, "eval")
+    held_out = supervision.make_rows(run, table, start.tokenizer, start.eos)
+    if len(held_out[0]) < 2:
+        raise InputError(
+            f"{table.source}: one held-out row is left, which has no interval; give more, or none "
+            "(data.eval)"
+        )
+    return held_out
+
+
+def _report(folder, run: ConfigDict, model, params: Params, held_out, name: str) -> None:
+    """How well the stage does on held-out rows, in `evaluation.json` and on the terminal."""
+    if held_out is None:
+        return
+    kind = methods.method(run.method).kind
+    found = supervision.measure(
+        model, {kind: params}, held_out, batch_size=run.train.batch_size, seed=run.seed
+    )
+    files.write_json(
+        folder / "evaluation.json",
+        {"stage": name, "method": run.method, "rows": len(held_out[0])}
+        | {key: value._asdict() for key, value in found.items()},
+    )
+    numbers = ", ".join(
+        f"{key} {value.value:.3f} [{value.lo:.3f}, {value.hi:.3f}]" for key, value in found.items()
+    )
+    say(f"stage {name} on {len(held_out[0])} held-out rows: {numbers}")
+
+
+# ---------------------------------------------------------------------------------------- beginning
+
+
+def _start(own: ConfigDict, run: ConfigDict, table: sources.Rows, where: str) -> Start:
+    if own.base:
+        return _from_base(own, run, table)
+    return _fresh(own, run, table, where)
+
+
+def labels(run: ConfigDict, table: sources.Rows) -> tuple[str, ...]:
+    """Of a new head: one score for preferences, a logit for each class that the rows have."""
+    if not run.data.label_field:
+        return ("LABEL_0",)
+    most = max(int(row[run.data.label_field]) for row in table.rows)
+    return tuple(f"LABEL_{index}" for index in range(most + 1))
+
+
+def _from_base(own: ConfigDict, run: ConfigDict, table: sources.Rows) -> Start:
+    """A model that is there; a language model that is to become a classifier gets a new head."""
+    checkpoint, tokenizer = model_folder.load(own.base), model_folder.load_tokenizer(own.base)
+    model, params = checkpoint.config, checkpoint.params
+    model_folder.check_vocabulary(tokenizer, model, own.base)
+    if run.method == "sft" and (isinstance(model, EncoderConfig) or model.labels):
+        raise InputError(f"{own.base}: a classifier, where sft takes a language model")
+    if run.method == "reward_model" and not model.labels:
+        key = jax.random.key(run.seed)
+        model, params = decoder.with_score(model, params, labels(run, table), key)
+    _check_positions(run, model, own.base)
+    model, params = loop.with_adapters(run, model, params, own.base)
+    eos = checkpoint.eos_token_ids
+    if not eos and tokenizer.eos_token_id is not None:
+        eos = (tokenizer.eos_token_id,)
+    return Start(model, params, tokenizer, checkpoint.settings, eos[0] if eos else None)
+
+
+def _fresh(own: ConfigDict, run: ConfigDict, table: sources.Rows, where: str) -> Start:
+    """A network of random parameters, and a tokenizer trained on the rows."""
+    texts = supervision.all_texts(run, table, None)
+    network = own.network.to_dict()
+    if network.get("model_type") in WORD_PIECES:
+        tokenizer, eos = tokenizers.train_wordpiece(texts, vocab_size=own.vocab_size), None
+    else:
+        tokenizer = tokenizers.train_tokenizer(texts, vocab_size=own.vocab_size)
+        eos = tokenizer.eos_token_id
+    ids = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": 0,
+        "bos_token_id": eos,
+        "eos_token_id": eos,
+    }
+    named = labels(run, table) if run.method == "reward_model" else ()
+    settings = network | ids
+    model = model_folder.config_of(settings, labels=named, source=f"{where}.network")
+    _check_positions(run, model, where)
+    params = classifier.init(model, jax.random.key(run.seed))
+    return Start(model, params, tokenizer, settings, eos)
+
+
+def _check_positions(run: ConfigDict, model: classifier.Config, where: str) -> None:
+    if run.train.text_tokens > model.max_positions:
+        raise InputError(
+            f"train.text_tokens={run.train.text_tokens}, but {where} takes "
+            f"{model.max_positions} positions; give at most that"
+        )

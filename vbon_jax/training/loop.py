@@ -1,0 +1,265 @@
+"""The loop: batches, updates, the budget, held-out evaluation, logs and checkpoints of one run.
+
+Everything that is trained here is trained by it: policies by any method, stages, embedded models.
+"""
+
+import itertools
+import operator
+import pathlib
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vbon_jax import files
+from vbon_jax.models import classifier, decoder
+from vbon_jax.models import lora as adapters
+from vbon_jax.training import checkpoints, logs, methods, sharding, step
+from vbon_jax.types import InputError, Params
+
+# What may differ between two calls for the same run: it changes speed or what comes after, or it
+# is a path, and what lies there is fingerprinted.
+NOT_INPUTS = (
+    *("mesh", "train.checkpoint_every", "references.batch_prompts", "references.prompts_per_shard"),
+    *("reward.batch_size", "methods", "n_values", "seeds", "cells", "evaluation", "embedded"),
+    *("policy.path", "reward.path", "reward.function", "data.train", "data.eval"),
+    *("data.eval_limit", "references.samples_per_prompt", "references.seed", "pairs.path"),
+    *("data.reference_field", "judges", "llm_judge", "stages"),
+)
+
+
+def with_adapters(
+    config: ConfigDict, model: classifier.Config, params: Params, source: str
+) -> tuple[classifier.Config, Params]:
+    """The network with fresh low-rank adapters where `policy.lora` asks for them.
+
+    Raises InputError where the network, that of the folder `source`, is an encoder.
+    """
+    settings = config.policy.lora
+    if not settings.pattern:
+        return model, params
+    if not isinstance(model, decoder.DecoderConfig):
+        raise InputError(
+            f"policy.lora.pattern={settings.pattern!r}: {source} is an encoder, which takes no "
+            "adapters; leave the pattern empty"
+        )
+    lora = decoder.Lora(settings.pattern, settings.rank, float(settings.alpha))
+    return adapters.add(model, params, lora, jax.random.key(config.references.seed))
+
+
+def make_learner(config: ConfigDict, task: methods.Task) -> step.Learner:
+    """What an update is made of, from the configuration."""
+    method, train = methods.method(config.method), config.train
+    return step.Learner(
+        objective=method.objective,
+        model=task.model,
+        settings=method.settings(config),
+        optimiser=step.Optimiser(
+            learning_rate=train.learning_rate,
+            value_learning_rate=config.ppo.value_learning_rate,
+            weight_decay=train.weight_decay,
+            beta1=train.beta1,
+            beta2=train.beta2,
+            epsilon=train.epsilon,
+            max_gradient_norm=train.max_gradient_norm,
+            trainable=trained_names(config, task),
+        ),
+        mesh=task.mesh,
+    )
+
+
+def trained_names(config: ConfigDict, task: methods.Task) -> str:
+    """Which parameters are trained: adapters alone where the network has them."""
+    if isinstance(task.model, decoder.DecoderConfig) and task.model.lora is not None:
+        return adapters.TRAINED
+    return config.train.trainable
+
+
+def initial_params(config: ConfigDict, task: methods.Task, network: Params) -> Params:
+    """What is trained: the network, and a value head where the gradient needs one."""
+    method = methods.method(config.method)
+    params = {method.kind: network}
+    if method.by_gradient and config.gradient == "ppo":
+        params["value"] = decoder.init_value_head(task.model)
+    return params
+
+
+def minibatches(batch, config: ConfigDict, at: int, mesh):
+    """Shuffled parts of a step's rows, `epochs` times over, in an order of (seed, step)."""
+    batch = jax.tree.map(np.asarray, batch)
+    for epoch in range(config.train.epochs):
+        order = np.random.default_rng([config.seed, at, epoch, 1]).permutation(
+            len(jax.tree.leaves(batch)[0])
+        )
+        for part in np.split(order, config.train.minibatches):
+            yield sharding.shard_rows(jax.tree.map(operator.itemgetter(part), batch), mesh)
+
+
+def check_rows(config: ConfigDict, mesh) -> None:
+    """Refuse a batch that does not divide into minibatches and devices."""
+    train = config.train
+    method = methods.method(config.method)
+    if method.on_policy and train.batch_size % mesh.size:
+        raise InputError(
+            f"train.batch_size={train.batch_size} prompts do not divide among {mesh.size} devices; "
+            "give a multiple"
+        )
+    rows = train.batch_size * method.prompt_rows(config)
+    if rows % (train.minibatches * mesh.size):
+        raise InputError(
+            f"train.batch_size x samples is {rows} rows a step, which train.minibatches="
+            f"{train.minibatches} on {mesh.size} devices does not divide; change one of them"
+        )
+
+
+def check_row(config: ConfigDict, row: dict, batch, folder: pathlib.Path, at: int) -> None:
+    """Stop on a loss or gradient that is not finite, with the batch that gave it on disk.
+
+    And stop at once where the metric that the best checkpoint is chosen by does not exist.
+    """
+    bad = [name for name in ("loss/total", "optimiser/gradient_norm") if not np.isfinite(row[name])]
+    if bad:
+        path = folder / f"bad_batch_{at:06d}.npz"
+        leaves = jax.tree_util.tree_flatten_with_path(batch)[0]
+        np.savez(path, **{jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves})
+        raise InputError(
+            f"{folder}: {bad[0]} is {row[bad[0]]} at step {at}; its batch is in {path.name} and "
+            "the last good checkpoint is kept; try a smaller train.learning_rate"
+        )
+    metric = config.train.best_metric
+    if not metric.startswith("eval/") and metric not in row:
+        raise InputError(
+            f"train.best_metric={metric!r} is not a metric of this run; choose one of "
+            f"{', '.join(sorted(row))}"
+        )
+
+
+def run_inputs(config: ConfigDict) -> dict:
+    """The settings that a run depends on, flat."""
+    return {
+        key: value
+        for key, value in files.flat(config).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in NOT_INPUTS)
+    }
+
+
+def progress(config: ConfigDict, steps: int, ledger: dict, cached: float) -> float:
+    """How much of a run is behind after `steps` that cost `ledger`: 1 is all of it.
+
+    Of `config.budget` where one is set, less the `cached` tokens that the run's share of the
+    reference cache takes of it; of `train.steps` where none is, and for a method that samples
+    nothing under a budget of sampled tokens, all of which went into its cache.
+    """
+    budget, method = config.budget, methods.method(config.method)
+    if budget.train_flops:
+        return ledger["train_flops"] / budget.train_flops
+    if budget.sampled_tokens and (method.on_policy or method.refreshes(config)):
+        return ledger["sampled_tokens"] / (budget.sampled_tokens - cached)
+    return steps / config.train.steps
+
+
+def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: Params,
+        inputs: dict, *, evaluate=None, share=None) -> None:  # fmt: skip
+    """The loop: train from `network` as `config` says, in `folder`, from wherever it stopped.
+
+    `inputs` are fingerprints of what the run reads besides the configuration. `evaluate(params)`
+    gives metrics on held-out prompts every `train.eval_every` steps. `share(steps)` is what the
+    run's part of the reference cache cost, by the ledger's names; it counts as spent.
+    """
+    train, method = config.train, methods.method(config.method)
+    check_rows(config, task.mesh)
+    resumes = any((folder / "checkpoints").glob("[0-9]*"))
+    if not files.begin(folder, run_inputs(config) | inputs, resumes=resumes):
+        return
+    files.write_json(folder / "config.json", config.to_dict())
+
+    # ------------------------------------------------------------------ state, new or restored
+    learner = make_learner(config, task)
+    state = step.init_state(learner, initial_params(config, task, network), anchor=method.anchor)
+    saved = checkpoints.Checkpoints(folder / "checkpoints", metric=train.best_metric)
+    ledger = {"sampled_tokens": 0, "reward_calls": 0, "train_flops": 0.0, "seconds": 0.0}
+    first = saved.latest() or 0
+    if first:
+        state, ledger = saved.restore(state)
+    written = logs.RunLog(folder, first_step=first, name="/".join(folder.parts[-2:]))
+    compilations = logs.Compilations()
+    run_key = jax.random.key(config.seed)
+    cached = share(0)["sampled_tokens"] if share else 0  # under a budget: all of the share
+    done = progress(config, first, ledger, cached)
+
+    try:
+        for at in itertools.count(first):
+            if done >= 1:
+                break
+            started = time.perf_counter()
+
+            # ---------------------------------------------------------- batch
+            key = jax.random.fold_in(run_key, at)
+            state, batch, row = method.make_batch(task, state, at, key)
+
+            # ---------------------------------------------------------- updates
+            rows = []
+            for part in minibatches(batch, config, at, task.mesh):
+                rate = np.float32(
+                    step.rate_factor(
+                        train.schedule,
+                        done,
+                        update=at * train.epochs * train.minibatches + len(rows),
+                        warmup_updates=train.warmup_updates,
+                    )
+                )
+                state, metrics = step.update(state, part, rate, learner=learner)
+                rows.append(metrics)
+            rows = jax.device_get(rows)
+            row |= {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
+            state = state._replace(step=state.step + 1)
+            check_row(config, row, batch, folder, at)
+
+            # ---------------------------------------------------------- budget
+            if at == first:
+                program = step.update.lower(state, part, rate, learner=learner).compile()
+                flops = program.cost_analysis()["flops"] * task.mesh.size  # it is one device's
+            ledger["sampled_tokens"] += row.get("budget/sampled_tokens", 0)
+            ledger["reward_calls"] += row.get("budget/reward_calls", 0)
+            ledger["train_flops"] += flops * len(rows)
+            done = progress(config, at + 1, ledger, cached)
+
+            # ---------------------------------------------------------- evaluation
+            if evaluate and ((at + 1) % train.eval_every == 0 or done >= 1):
+                row |= evaluate(state.params)
+
+            # ---------------------------------------------------------- log, checkpoint
+            seconds = time.perf_counter() - started
+            ledger["seconds"] += seconds
+            timing = {"time/seconds": seconds, "time/compilations": compilations.count}
+            written.write(at, row, timing, progress=done)
+            if (at + 1) % train.checkpoint_every == 0 or done >= 1:
+                saved.save(at + 1, state, dict(ledger), row)
+    finally:
+        saved.close()
+        written.close()
+        compilations.close()
+    part = share(int(state.step)) if share else {}
+    spent = {name: value + part.get(name, 0) for name, value in ledger.items()}
+    files.write_json(folder / "ledger.json", spent)
+    files.finish(folder)
+
+
+def restore(folder: pathlib.Path, *, which: str, task: methods.Task, network: Params) -> Params:
+    """The trained network of a run, from its `last` or `best` checkpoint.
+
+    Raises InputError where the run has no checkpoint yet.
+    """
+    config = task.config
+    method = methods.method(config.method)
+    learner = make_learner(config, task)
+    like = step.init_state(learner, initial_params(config, task, network), anchor=method.anchor)
+    saved = checkpoints.Checkpoints(folder / "checkpoints", metric=config.train.best_metric)
+    try:
+        at = saved.best() if which == "best" else saved.latest()
+        if at is None:
+            raise InputError(f"{folder} has no checkpoint yet; train it first")
+        return saved.restore(like, at)[0].params[method.kind]
+    finally:
+        saved.close()

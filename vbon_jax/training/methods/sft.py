@@ -1,0 +1,126 @@
+"""Supervised methods on text: `sft` for a decoder, `reward_model` for a classifier."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from vbon_jax.data import batching
+from vbon_jax.functional import objectives
+from vbon_jax.models import classifier, decoder, log_probs
+from vbon_jax.training.step import TrainState
+from vbon_jax.training.task import Method, Task
+from vbon_jax.types import Array, InputError, Mean, Params
+
+
+class TextBatch(NamedTuple):
+    """Rows of one text or several; see `supervised.TextRows`."""
+
+    tokens_rt: Array  # [R, T] int32
+    segments_rt: Array  # [R, T] int32, the number of a token's text; 0 is padding
+    said_rt: Array  # [R, T] bool, what is to be said; never the first token of a text
+
+
+class LabelBatch(NamedTuple):
+    """Texts and their classes."""
+
+    tokens_rt: Array
+    lengths_r: Array
+    labels_r: Array  # [R] int32
+
+
+class PreferenceBatch(NamedTuple):
+    """Texts of which the first was preferred to the second."""
+
+    chosen_rt: Array
+    chosen_lengths_r: Array
+    rejected_rt: Array
+    rejected_lengths_r: Array
+
+
+def text_batch(task: Task, state: TrainState, step: int, key: Array):
+    """The rows of this step: a pure function of (seed, step)."""
+    kind = type(task.rows)
+    rows = batching.batch_indices(
+        len(task.rows[0]), task.config.train.batch_size, seed=task.config.seed, step=step
+    )
+    return state, kind(*(array[rows] for array in task.rows)), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """Constants of the reward model's objective."""
+
+    centring: float
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """For an objective without constants."""
+
+
+def _no_settings(config) -> NoSettings:
+    return NoSettings()
+
+
+def _reward_model_settings(config) -> RewardModel:
+    centring = config.reward_model.centring
+    if not centring >= 0:
+        raise InputError(f"reward_model.centring={centring}; give a number from 0")
+    return RewardModel(centring)
+
+
+def token_log_probs(model, params: Params, batch: TextBatch) -> tuple[Array, Array]:
+    """log pi of the tokens [R, T - 1] behind each row's first, and which of them are to be said."""
+    network, before = params["decoder"], slice(None, -1)
+    hidden = decoder.hidden(
+        model, network, batch.tokens_rt[:, before], segments_bt=batch.segments_rt[:, before]
+    )
+    said_rt = log_probs.token_log_probs(model, network, hidden, batch.tokens_rt[:, 1:])
+    return said_rt, batch.said_rt[:, 1:]
+
+
+def sft_objective(model, settings: NoSettings, params: Params, batch: TextBatch):
+    """Negative log-likelihood of the tokens that are to be said, in nats a token."""
+    loss = objectives.nll(*token_log_probs(model, params, batch))
+    return {"nll": (1.0, loss)}, {"objective/mean": Mean(-loss.total, loss.weight)}
+
+
+def margins(model, params: Params, batch: PreferenceBatch) -> tuple[Array, Array]:
+    """Rewards of the preferred and of the other texts, [R] float32 each: their first logit."""
+    sides = (
+        (batch.chosen_rt, batch.chosen_lengths_r),
+        (batch.rejected_rt, batch.rejected_lengths_r),
+    )
+    tokens_st, lengths_s = (jnp.concatenate(parts) for parts in zip(*sides, strict=True))
+    reward_s = classifier.classify(model, params["classifier"], tokens_st, lengths_s)[:, 0]
+    return tuple(jnp.split(reward_s, 2))
+
+
+def reward_model_objective(
+    model, settings: RewardModel, params: Params, batch: LabelBatch | PreferenceBatch
+):
+    """Cross-entropy on labels, or Bradley and Terry's likelihood of preferences."""
+    if isinstance(batch, PreferenceBatch):
+        name, (loss, metrics) = (
+            "preference",
+            objectives.bradley_terry(*margins(model, params, batch), centring=settings.centring),
+        )
+    else:
+        logits_rc = classifier.classify(
+            model, params["classifier"], batch.tokens_rt, batch.lengths_r
+        )
+        name, (loss, metrics) = "cross_entropy", objectives.cross_entropy(logits_rc, batch.labels_r)
+    metrics = {f"classifier/{key}": mean for key, mean in metrics.items()}
+    return {name: (1.0, loss)}, metrics | {"objective/mean": Mean(-loss.total, loss.weight)}
+
+
+ROWS = {
+    "sft": Method(make_batch=text_batch, objective=sft_objective, settings=_no_settings),
+    "reward_model": Method(
+        make_batch=text_batch,
+        objective=reward_model_objective,
+        settings=_reward_model_settings,
+        kind="classifier",
+    ),
+}

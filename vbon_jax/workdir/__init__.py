@@ -1,0 +1,1 @@
+"""The files of a working directory, which `study` writes and `report` reads."""
