@@ -132,7 +132,7 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
         pushed = strength / max(temperature, 0.5)
         rewards = random.normal(1.5 * pushed, 1.0, (prompts, K)).astype(np.float32)
         kl = (pushed**2 * random.uniform(0.8, 1.2, (prompts, K))).astype(np.float32)
-        responses = sampled_policy.Responses(
+        responses = sampled_policy.MeasuredResponses(
             rewards_bk=rewards,
             kl_bk=kl,
             log_probs_bk=np.full((prompts, K), -3.0),

@@ -1,22 +1,154 @@
-"""Stages of a working directory: what stands is not made again, and not passed off for another."""
+"""Files and folders that are whole or not there: atomic writes, digests, resumable artifacts."""
 
+import csv
+import hashlib
+import io
 import json
 import os
 import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from vbon_jax.types import InputError
 
-STAGE_FILE = "stage.json"
+RECORD_FILE = "stage.json"  # of an artifact: its inputs, and whether it is finished
 
 
-def write_json(path: pathlib.Path, value) -> None:
-    """Write JSON so that a kill leaves the old file or the new one, never half of one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, default=list) + "\n")
+class Damaged(InputError):
+    """A file exists but does not hold what it should. `path` and `why` are its parts."""
+
+    def __init__(self, path: str | pathlib.Path, why: object):
+        self.path, self.why = pathlib.Path(path), " ".join(str(why).split())
+        super().__init__(f"{path} cannot be read: {self.why}")
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def write_bytes(path: str | pathlib.Path, content: bytes) -> None:
+    """Write a file so that a kill leaves the old file or the new one, never half of one."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
-def flat(config) -> dict:
+def write_text(path: str | pathlib.Path, text: str) -> None:
+    """`write_bytes` of UTF-8; what UTF-8 cannot express becomes a question mark."""
+    write_bytes(path, text.encode("utf-8", "replace"))
+
+
+def write_json(path: str | pathlib.Path, value: Any) -> None:
+    """`write_bytes` of indented JSON; tuples become lists."""
+    write_text(path, json.dumps(value, indent=2, default=list) + "\n")
+
+
+def write_jsonl(path: str | pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """`write_bytes` of JSON lines, one a row."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_csv(
+    path: str | pathlib.Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]
+) -> None:
+    """`write_bytes` of a header and a line a row; None is an empty cell, numbers keep all digits.
+
+    Raises ValueError for a row with a key that is not among `columns`.
+    """
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, lines.getvalue())
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def read_json(path: str | pathlib.Path) -> Any:
+    """The value of a JSON file. Raises Damaged where it is missing, unreadable or not JSON."""
+    try:
+        return json.loads(pathlib.Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise Damaged(path, error) from error
+
+
+def digest(*parts: bytes | str) -> str:
+    """SHA-256 (hex) of the parts in order, each kept apart from its neighbours."""
+    whole = hashlib.sha256()
+    for part in parts:
+        content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        whole.update(len(content).to_bytes(8, "little") + content)
+    return whole.hexdigest()
+
+
+# Artifacts ----------------------------------------------------------------------------------------
+
+
+class Artifact:
+    """A folder that is made from inputs: unfinished and resumed, finished and reused, or refused.
+
+    `inputs` is a flat dictionary of what the content depends on; it is recorded in the folder.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, inputs: Mapping[str, Any]):
+        self.folder = pathlib.Path(folder)
+        self.inputs = json.loads(json.dumps(dict(inputs), default=list))
+
+    def begin(self, *, resumes: bool = False) -> bool:
+        """True where work is left, False where the folder is finished.
+
+        An unfinished folder is claimed by these inputs, unless `resumes` says that it holds work to
+        go on with. Raises InputError, naming each input that differs, for a folder that is finished
+        (or to be resumed) and was made from others.
+        """
+        made = recorded(self.folder)
+        if made is None or not (resumes or made["finished"]):
+            write_json(self.folder / RECORD_FILE, {"inputs": self.inputs, "finished": False})
+            return True
+        if differ := self.differences():
+            raise InputError(
+                f"{self.folder} was made from other inputs: {'; '.join(differ)}; "
+                "give the old value, another --workdir, or delete that folder"
+            )
+        return not made["finished"]
+
+    def finish(self) -> None:
+        """Mark the folder as finished."""
+        write_json(self.folder / RECORD_FILE, {"inputs": self.inputs, "finished": True})
+
+    def differences(self) -> list[str]:
+        """A sentence for each input that differs from what the folder was made from."""
+        made = (recorded(self.folder) or {"inputs": {}})["inputs"]
+        return [
+            f"{key} was {made.get(key)!r} and is {self.inputs.get(key)!r}"
+            for key in sorted(made.keys() | self.inputs.keys())
+            if made.get(key) != self.inputs.get(key)
+        ]
+
+
+def recorded(folder: str | pathlib.Path) -> dict[str, Any] | None:
+    """The record of an artifact, `inputs` and `finished`; None where the folder has none.
+
+    Raises Damaged for a record that cannot be read.
+    """
+    path = pathlib.Path(folder) / RECORD_FILE
+    if not path.exists():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or not record.keys() >= {"inputs", "finished"}:
+        raise Damaged(path, "it is not the record of an artifact")
+    return record
+
+
+# Configurations as flat dictionaries --------------------------------------------------------------
+
+
+def flat(config) -> dict[str, Any]:
     """A nested configuration as `{"a.b": value}`; tuples as lists, as JSON reads them back."""
     leaves = {}
     for key, value in config.items():
@@ -28,33 +160,10 @@ def flat(config) -> dict:
 
 
 def begin(folder: pathlib.Path, inputs: dict, *, resumes: bool = False) -> bool:
-    """True where the stage in `folder` has work left; False where it is finished.
-
-    Its inputs (a flat dictionary) are written on first sight. Raises InputError naming each
-    input that differs from what the folder was made from, if it is finished or `resumes` says
-    that it holds work to go on with; otherwise the new inputs take the place of the old.
-    """
-    path = folder / STAGE_FILE
-    inputs = json.loads(json.dumps(inputs, default=list))
-    if not path.exists() or not (resumes or json.loads(path.read_text())["finished"]):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"inputs": inputs, "finished": False})
-        return True
-    made = json.loads(path.read_text())
-    differ = [
-        f"{key} was {made['inputs'].get(key)!r} and is {inputs.get(key)!r}"
-        for key in sorted(made["inputs"].keys() | inputs.keys())
-        if made["inputs"].get(key) != inputs.get(key)
-    ]
-    if differ:
-        raise InputError(
-            f"{folder} was made from other inputs: {'; '.join(differ)}; "
-            "give the old value, another --workdir, or delete that folder"
-        )
-    return not made["finished"]
+    """`Artifact(folder, inputs).begin`; callers are moving to Artifact."""
+    return Artifact(folder, inputs).begin(resumes=resumes)
 
 
 def finish(folder: pathlib.Path) -> None:
-    """Mark the stage in `folder` as finished."""
-    path = folder / STAGE_FILE
-    write_json(path, json.loads(path.read_text()) | {"finished": True})
+    """Mark an artifact as finished; callers are moving to Artifact."""
+    Artifact(folder, recorded(folder)["inputs"]).finish()

@@ -44,13 +44,18 @@ class Prompts(NamedTuple):
     lengths_b: Array  # [B] int32, 1 <= length <= P
 
 
-class Samples(NamedTuple):
-    """N responses to each prompt. A response's EOS is its last token; a truncated one has none."""
+class Responses(NamedTuple):
+    """N responses to each of B prompts, from the sampler to the report.
+
+    A response's EOS is its last token; a truncated one has none.
+    """
 
     tokens_bng: Array  # [B, N, G] int32, 0 behind the end
     lengths_bn: Array  # [B, N] int32, response tokens, the EOS counted
     finished_bn: Array  # [B, N] bool, ended by an EOS token
-    log_probs_bng: Array  # [B, N, G] float32, at the sampling temperature; 0 behind the end
+    log_probs_bng: Array  # [B, N, G] float32 under the policy and temperature that sampled; or 0
+    rewards_bn: Array | None = None  # [B, N] float32, once they are scored
+    prompt_index_b: Array | None = None  # [B] int64, places of the prompts in their PromptSet
 
 
 class Sequences(NamedTuple):

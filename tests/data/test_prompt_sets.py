@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vbon_jax.data import batching, prompt_sets, sft_rows
-from vbon_jax.types import InputError, Prompts, Samples
+from vbon_jax.types import InputError, Prompts, Responses
 
 
 class Words:
@@ -230,7 +230,7 @@ def test_the_last_batch_is_filled_up_with_its_last_row():
 
 def test_prompt_and_response_are_joined_without_a_gap():
     prompts = Prompts(np.asarray([[1, 2, 3, 4], [5, 77, 77, 77]]), np.asarray([4, 1]))
-    samples = Samples(
+    samples = Responses(
         tokens_bng=np.asarray([[[6, 7, 0], [8, 66, 66]], [[0, 0, 9], [66, 66, 66]]]),
         lengths_bn=np.asarray([[2, 1], [3, 0]]),
         finished_bn=None,
@@ -258,7 +258,7 @@ def test_joined_rows_agree_with_a_plain_loop(seed, extra):
     b, n, p, g = rng.integers(1, 5, size=4)
     prompts = Prompts(rng.integers(0, 50, (b, p)), rng.integers(1, p + 1, b))
     lengths_bn = rng.integers(0, g + 1, (b, n))
-    samples = Samples(rng.integers(0, 50, (b, n, g)), lengths_bn, None, None)
+    samples = Responses(rng.integers(0, 50, (b, n, g)), lengths_bn, None, None)
     joined = batching.sequences(prompts, samples, int(p + g + extra))
     for row in range(b * n):
         prompt = prompts.tokens_bp[row // n, : prompts.lengths_b[row // n]]

@@ -12,7 +12,7 @@ from vbon_jax.evaluation import bon_curve, measures, sampled_policy
 from vbon_jax.functional import bon
 from vbon_jax.models import decoder
 from vbon_jax.sampling import sampler
-from vbon_jax.types import InputError, Prompts, Samples, Sequences
+from vbon_jax.types import InputError, Prompts, Responses, Sequences
 
 EOS = 2
 TINY = decoder.DecoderConfig(
@@ -52,7 +52,7 @@ def pack(prompt, responses, new_tokens=4, width=14):
     for row, ids in enumerate(responses):
         tokens[0, row, : len(ids)] = ids
     lengths = np.asarray([[len(ids) for ids in responses]], np.int32)
-    samples = Samples(tokens, lengths, lengths > 0, np.zeros(tokens.shape, np.float32))
+    samples = Responses(tokens, lengths, lengths > 0, np.zeros(tokens.shape, np.float32))
     prompts = Prompts(np.asarray([prompt], np.int32), np.asarray([len(prompt)], np.int32))
     return batching.sequences(prompts, samples, width)
 
@@ -297,7 +297,7 @@ def test_ruler_of_distinct_rewards():
 
 def responses_of(rewards_bk, kl_bk):
     shape = rewards_bk.shape
-    return sampled_policy.Responses(
+    return sampled_policy.MeasuredResponses(
         rewards_bk=rewards_bk,
         kl_bk=kl_bk,
         log_probs_bk=np.full(shape, -3.0, np.float32),

@@ -62,7 +62,7 @@ def test_one_run_over_contexts_says_what_the_package_says_of_each_response(lab):
     setting, _ = lab
     space = setting.space
     sequences = enumeration.behind(setting.prompts_pt, space.tokens_kl, space.lengths_k)
-    said, mask, _ = log_probs.said(
+    said, mask, _ = log_probs.response_log_probs(
         setting.model, setting.params, sequences, new_tokens=2, temperature=1.0
     )
     np.testing.assert_array_equal(mask.sum(axis=1), np.tile(space.lengths_k, 2))

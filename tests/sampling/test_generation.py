@@ -25,7 +25,7 @@ from vbon_jax.models import encoder
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import generation as generate
 from vbon_jax.sampling import rewards, sampler, terminal
-from vbon_jax.types import InputError, Samples
+from vbon_jax.types import InputError, Responses
 
 NEW = 10  # tokens, in most of these tests: few programs are compiled
 VOWELS = "tests.reward_functions:vowels"
@@ -161,7 +161,7 @@ def policy(tiny):
     )
 
 
-def draw(policy, prompt: str, index: int, num_samples: int, **sampling) -> tuple[list, Samples]:
+def draw(policy, prompt: str, index: int, num_samples: int, **sampling) -> tuple[list, Responses]:
     """A prompt's ids and samples, by the sampler alone."""
     checkpoint, tokenizer = policy
     ids = tokenizer(prompt)["input_ids"]
@@ -305,7 +305,7 @@ def fake_generate(shapes: list, *, interrupted_after: int = 1 << 30):
         shape = (len(prompts.tokens_bp), num_samples)
         tokens = np.zeros((*shape, NEW), np.int32)
         ones = np.ones(shape, np.int32)
-        return Samples(tokens, ones, ones.astype(bool), np.zeros(tokens.shape, np.float32))
+        return Responses(tokens, ones, ones.astype(bool), np.zeros(tokens.shape, np.float32))
 
     return generate
 

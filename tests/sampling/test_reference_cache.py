@@ -10,7 +10,7 @@ import pytest
 from vbon_jax.data import prompt_sets
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.sampling import reference_cache
-from vbon_jax.types import InputError, Samples
+from vbon_jax.types import InputError, Responses
 
 PROMPTS = PromptSet(
     token_ids=[(1, 2), (3,), (4, 5, 6), (7,), (8, 9), (10,), (11, 12)],
@@ -34,14 +34,14 @@ def provenance(**changes) -> reference_cache.Provenance:
     )._replace(**changes)
 
 
-def sample(prompt_ids) -> Samples:
+def sample(prompt_ids) -> Responses:
     """Samples that depend on the prompt's id alone, of unequal lengths, one without a token."""
     rows = [np.random.default_rng([7, int(prompt_id)]) for prompt_id in prompt_ids]
     lengths_bn = np.stack([rng.integers(0, G + 1, size=M) for rng in rows]).astype(np.int32)
     inside_bng = np.arange(G) < lengths_bn[..., None]
     tokens_bng = np.stack([rng.integers(1, 50, size=(M, G)) for rng in rows])
     log_probs_bng = np.stack([-rng.random((M, G)) for rng in rows])
-    return Samples(
+    return Responses(
         tokens_bng=np.where(inside_bng, tokens_bng, 0).astype(np.int32),
         lengths_bn=lengths_bn,
         finished_bn=lengths_bn < G,

@@ -71,7 +71,7 @@ def test_results_round_trip_and_empty_cells(tmp_path):
 def test_summary_of_an_evaluation_fills_a_row():
     random = np.random.default_rng(0)
     reference_bm = random.normal(size=(10, 8)).astype(np.float32)
-    responses = sampled_policy.Responses(
+    responses = sampled_policy.MeasuredResponses(
         rewards_bk=random.normal(size=(10, 3)).astype(np.float32),
         kl_bk=random.random((10, 3), np.float32),
         log_probs_bk=np.full((10, 3), -3.0),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vbon_jax.types import Prompts, Samples, Sequences
+from vbon_jax.types import Prompts, Responses, Sequences
 
 
 def bucket_length(length: int, *, multiple: int = 8) -> int:
@@ -77,7 +77,7 @@ def filled_batches(size: int, batch_size: int) -> Iterator[tuple[np.ndarray, int
         yield rows, min(batch_size, size - first)
 
 
-def sequences(prompts: Prompts, samples: Samples, width: int) -> Sequences:
+def sequences(prompts: Prompts, samples: Responses, width: int) -> Sequences:
     """Joins every prompt and each of its N responses without a gap, B * N rows in order.
 
     Rows are padded with 0 on the right to `width` tokens, at least the longest of them. Numpy

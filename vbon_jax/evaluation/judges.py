@@ -219,7 +219,7 @@ def read(work: layout.Work) -> Judged:
 
 def _cached(stage: pathlib.Path, cache: reference_cache.References) -> np.ndarray | None:
     """A judge's rewards of the cache; None where they are not there yet, or of another cache."""
-    made = json.loads((stage / files.STAGE_FILE).read_text())
+    made = json.loads((stage / files.RECORD_FILE).read_text())
     held = {f"references {k}": v for k, v in cache.provenance._asdict().items()}
     if not made["finished"] or any(made["inputs"].get(key) != value for key, value in held.items()):
         return None

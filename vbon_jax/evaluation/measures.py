@@ -21,7 +21,7 @@ from vbon_jax.evaluation.bootstrap import (
     of_resamples,
     resampled_means,
 )
-from vbon_jax.evaluation.sampled_policy import Responses
+from vbon_jax.evaluation.sampled_policy import MeasuredResponses
 
 
 def win_rates(rewards_bk: np.ndarray, reference_bm: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ def distinct_2(responses: Sequence[Sequence[int]]) -> float:
 
 
 def summarise(
-    responses: Responses,
+    responses: MeasuredResponses,
     reference_bm: np.ndarray,
     best: Curve | None = None,
     *,

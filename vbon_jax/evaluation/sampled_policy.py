@@ -79,7 +79,7 @@ def score_sequences(
     )
 
 
-class Responses(NamedTuple):
+class MeasuredResponses(NamedTuple):
     """K responses to each of B prompts and what was measured on them, on the host."""
 
     rewards_bk: np.ndarray  # float32
@@ -104,7 +104,7 @@ def collect(
     score: Callable[[list, list], np.ndarray],
     batch_prompts: int,
     progress: Callable[[int, int], None] | None = None,
-) -> Responses:
+) -> MeasuredResponses:
     """Samples K = `num_samples` responses to each prompt and measures them; rows in prompt order.
 
     `score(prompts, responses)` takes two lists of token ids of equal length and returns their
@@ -135,7 +135,7 @@ def collect(
         tokens = batch.tokens[: len(rows)]
         rewards = _rewards(score, [prompt_ids[row] for row in rows], tokens)
         measured = [array[: len(rows)] for array in batch[1:-1]]
-        parts.append(Responses(rewards, *measured, tokens))
+        parts.append(MeasuredResponses(rewards, *measured, tokens))
         done += count
         if progress is not None:
             progress(done, len(order))
@@ -160,11 +160,11 @@ def _check(config, prompt_ids, sampling: sampler.Sampling) -> None:
         )
 
 
-def _in_order(parts: list[Responses], place: np.ndarray) -> Responses:
+def _in_order(parts: list[MeasuredResponses], place: np.ndarray) -> MeasuredResponses:
     """Batches joined; row `place[i]` of them becomes row i."""
     *arrays, tokens = zip(*parts, strict=True)
     tokens = [responses for part in tokens for responses in part]
-    return Responses(
+    return MeasuredResponses(
         *(np.concatenate(array)[place] for array in arrays), [tokens[row] for row in place]
     )
 
@@ -179,7 +179,7 @@ def _measure(
     num_samples: int,
     sampling: sampler.Sampling,
     reference_temperature: float,
-) -> Responses:
+) -> MeasuredResponses:
     """One batch of fixed shape; its rewards are still missing (None)."""
     room = config.max_positions - sampling.max_new_tokens
     prompts = batching.pad_prompts(prompt_ids, longest=room)
@@ -202,7 +202,7 @@ def _measure(
         [tuple(ids[:length].tolist()) for ids, length in zip(*of_prompt, strict=True)]
         for of_prompt in zip(samples.tokens_bng, samples.lengths_bn, strict=True)
     ]
-    return Responses(
+    return MeasuredResponses(
         rewards_bk=None,
         kl_bk=np.asarray(kl_s).reshape(shape),
         log_probs_bk=np.asarray(log_probs_s).reshape(shape),

@@ -91,7 +91,7 @@ def rows(
     """The derived rows by temperature; none where they do not stand or are of other responses."""
     stage = folder / name
     try:
-        made = json.loads((stage / workspace.STAGE_FILE).read_text())
+        made = json.loads((stage / workspace.RECORD_FILE).read_text())
         found = json.loads((stage / ROWS_FILE).read_text())
     except FileNotFoundError:
         return {}

@@ -24,7 +24,7 @@ from vbon_jax.data import batching, prompt_sets
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
 from vbon_jax.sampling import terminal as text
-from vbon_jax.types import InputError, Samples
+from vbon_jax.types import InputError
 
 EVERY = 4  # tokens between two pieces of a text that is watched
 
@@ -275,7 +275,7 @@ def _arguments(speaker: Speaker, batch: Sequence[Prompt]) -> dict[str, Any]:
     }
 
 
-def _tokens(samples: Samples) -> list[list[list[int]]]:
+def _tokens(samples: Responses) -> list[list[list[int]]]:
     """The tokens of every response, by prompt."""
     return [
         [ids[:length].tolist() for ids, length in zip(*of_prompt, strict=True)]
@@ -283,7 +283,9 @@ def _tokens(samples: Samples) -> list[list[list[int]]]:
     ]
 
 
-def _best(speaker: Speaker, batch: Sequence[Prompt], samples: Samples) -> Iterator[list[Response]]:
+def _best(
+    speaker: Speaker, batch: Sequence[Prompt], samples: Responses
+) -> Iterator[list[Response]]:
     """For each prompt of a batch (there may be more samples than that) what is kept."""
     options, tokens = speaker.options, _tokens(samples)[: len(batch)]
     rewards_bn = np.zeros((len(batch), options.drawn), np.float32)

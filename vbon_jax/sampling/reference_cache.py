@@ -12,12 +12,13 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vbon_jax.data.prompt_sets import PromptSet
-from vbon_jax.types import InputError, Samples
+from vbon_jax.types import InputError, Responses
 
 VERSION = 1  # of the files' layout and of what their columns mean
 PROVENANCE_FILE = "provenance.json"
@@ -105,7 +106,7 @@ def build(
     provenance: Provenance,
     prompts: PromptSet,
     *,
-    sample: Callable[[np.ndarray], Samples],
+    sample: Callable[[np.ndarray], Responses],
     score: Callable[[list[tuple[int, ...]], list[list[int]]], np.ndarray],
     decode: Callable[[list[list[int]]], list[str]],
     prompts_per_shard: int,
@@ -145,7 +146,7 @@ def build(
         progress(done, layout.prompts)
     for shard in missing:
         prompt_ids = layout.prompt_ids(shard)
-        samples = Samples(*map(np.asarray, sample(prompt_ids)))
+        samples = jax.tree.map(np.asarray, sample(prompt_ids))
         known = None if rewards_pm is None else rewards_pm[prompt_ids].reshape(-1)
         table = _table(
             prompts, prompt_ids, samples, provenance, score=score, decode=decode, known=known
@@ -230,7 +231,7 @@ class _whole:
 def _table(
     prompts: PromptSet,
     prompt_ids: np.ndarray,
-    samples: Samples,
+    samples: Responses,
     provenance: Provenance,
     *,
     score: Callable,

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbon_jax.models import decoder
-from vbon_jax.types import Array, InputError, Params, Prompts, Samples
+from vbon_jax.types import Array, InputError, Params, Prompts, Responses
 
 BLOCK = 256  # tokens; with a vocabulary of 50k both levels then have about 200 entries
 STAGES = 4  # sizes of the cache while a response grows; each is a loop of its own to compile
@@ -72,7 +72,7 @@ def generate(
     num_samples: int,
     sampling: Sampling,
     padding_side: str = "right",
-) -> Samples:
+) -> Responses:
     """Draw `num_samples` responses to each prompt.
 
     keys_b [B] are typed keys, one a prompt (`prompt_keys`). The returned log-probs are those of
@@ -107,7 +107,7 @@ def stream(
     sampling: Sampling,
     padding_side: str = "right",
     every: int = 1,
-) -> Iterator[Samples]:
+) -> Iterator[Responses]:
     """What `generate` draws, while it is drawn: the samples so far, after every few tokens.
 
     Yields numpy arrays in the shapes of the whole; a response that has not ended is unfinished and
@@ -260,8 +260,8 @@ def _grown(cache: decoder.Cache, end: int) -> decoder.Cache:
     return decoder.grow(cache, max(1, end - 1))
 
 
-def _samples(state: _State) -> Samples:
-    return Samples(
+def _samples(state: _State) -> Responses:
+    return Responses(
         tokens_bng=jnp.moveaxis(state.tokens_gbn, 0, -1),
         lengths_bn=state.lengths_bn,
         finished_bn=state.finished_bn,
@@ -281,7 +281,7 @@ def _further(config, params, cache, state, law, end, *, sampling) -> _State:
     return _advance(config, params, state._replace(cache=cache), law, end, sampling=sampling)
 
 
-def _streamed(first, further, new_tokens: int, every: int) -> Iterator[Samples]:
+def _streamed(first, further, new_tokens: int, every: int) -> Iterator[Responses]:
     """The generator behind `stream`."""
     state, law = first()
     samples = jax.device_get(_samples(state))

@@ -87,7 +87,7 @@ def reference_cache(
 
 
 def _prompt_sampler(config, materials, prompts: prompt_sets.PromptSet, key) -> Callable:
-    """indices -> Samples [b, M, G], in batches of one shape; a prompt's samples are its own."""
+    """indices -> Responses [b, M, G], in batches of one shape; a prompt's samples are its own."""
     width = prompt_width(config, materials, prompts.token_ids)
     size = config.references.batch_prompts
 

@@ -98,7 +98,9 @@ def policy_rows(
     return rows
 
 
-def write_responses(path: pathlib.Path, responses: sampled_policy.Responses, materials) -> None:
+def write_responses(
+    path: pathlib.Path, responses: sampled_policy.MeasuredResponses, materials
+) -> None:
     """Every sampled response with its reward, KL and length: the evidence behind a row."""
     decode = materials.tokenizer.batch_decode
     columns = {
@@ -169,7 +171,7 @@ def run_rows(
             network=materials.checkpoint.params,
         )
 
-    made = json.loads((folder / files.STAGE_FILE).read_text())["inputs"]
+    made = json.loads((folder / files.RECORD_FILE).read_text())["inputs"]
     policy_rows(
         config,
         folder / "evaluation",

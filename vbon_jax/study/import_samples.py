@@ -27,7 +27,7 @@ from vbon_jax.models import log_probs
 from vbon_jax.sampling import external_samples, reference_cache
 from vbon_jax.saying import say
 from vbon_jax.study import caches
-from vbon_jax.types import InputError, Prompts, Samples, Sequences
+from vbon_jax.types import InputError, Prompts, Responses, Sequences
 
 
 class Options(NamedTuple):
@@ -52,7 +52,7 @@ def write_prompts(path: pathlib.Path, prompts: prompt_sets.PromptSet) -> None:
 
 @functools.partial(jax.jit, static_argnames=("model", "new_tokens", "temperature"))
 def _said(params, sequences: Sequences, *, model, new_tokens: int, temperature: float):
-    said_sg, _, _ = log_probs.said(
+    said_sg, _, _ = log_probs.response_log_probs(
         model, params, sequences, new_tokens=new_tokens, temperature=temperature
     )
     return said_sg
@@ -61,12 +61,12 @@ def _said(params, sequences: Sequences, *, model, new_tokens: int, temperature: 
 def make_sampler(
     config, materials, prompts: prompt_sets.PromptSet, encoded: external_samples.Encoded
 ) -> Callable:
-    """prompt ids [b] -> their Samples, with log-probabilities under the reference policy."""
+    """prompt ids [b] -> their Responses, with log-probabilities under the reference policy."""
     width = caches.prompt_width(config, materials, prompts.token_ids)
     room, size = config.sampling.max_new_tokens, config.train.batch_size
 
-    def sample(prompt_ids: np.ndarray) -> Samples:
-        batch = Samples(
+    def sample(prompt_ids: np.ndarray) -> Responses:
+        batch = Responses(
             encoded.tokens_pmg[prompt_ids],
             encoded.lengths_pm[prompt_ids],
             encoded.finished_pm[prompt_ids],

@@ -355,7 +355,7 @@ def sample_policy(
     *,
     temperature: float | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> sampled_policy.Responses:
+) -> sampled_policy.MeasuredResponses:
     """K responses of a policy to each prompt, with rewards and KL to the reference."""
     sampling = materials.sampling
     if temperature is not None:

@@ -14,7 +14,7 @@ from vbon_jax.functional import bon, cdf
 from vbon_jax.training import rollouts
 from vbon_jax.training.rollouts import Rollout, prompts_of
 from vbon_jax.training.task import Task
-from vbon_jax.types import Samples, Sequences
+from vbon_jax.types import Responses, Sequences
 
 _FRESH = 0x66726573  # keeps the keys of fresh references apart from those of steps
 
@@ -131,7 +131,7 @@ def sequences(task: Task, pool: Pool, chosen_bs: np.ndarray) -> Sequences:
     tokens_bsg = np.take_along_axis(pool.tokens_bmg, chosen_bs[..., None], axis=1)
     lengths_bs = np.take_along_axis(pool.lengths_bm, chosen_bs, axis=1)
     width = task.prompt_width + tokens_bsg.shape[-1]
-    return batching.sequences(prompts, Samples(tokens_bsg, lengths_bs, None, None), width=width)
+    return batching.sequences(prompts, Responses(tokens_bsg, lengths_bs, None, None), width=width)
 
 
 def take(values_bm: np.ndarray, chosen_bs: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from vbon_jax.models import log_probs as responses
 from vbon_jax.sampling import sampler
 from vbon_jax.training import sharding
 from vbon_jax.training.task import Task
-from vbon_jax.types import Array, Params, Samples, Sequences
+from vbon_jax.types import Array, Params, Sequences
 
 
 class Rollout(NamedTuple):
@@ -20,7 +20,7 @@ class Rollout(NamedTuple):
 
     prompt_index_b: np.ndarray  # [B] int64
     sequences: Sequences  # [B * N] rows
-    samples: Samples  # numpy
+    samples: Responses  # numpy
     rewards_bn: np.ndarray  # [B, N] float32
 
     @property
@@ -80,7 +80,7 @@ def rollout(
 
 @functools.partial(jax.jit, static_argnames=("model", "new_tokens", "temperature"))
 def _log_probs(params, sequences, *, model, new_tokens: int, temperature: float) -> Array:
-    said_sg, mask_sg, _ = responses.said(
+    said_sg, mask_sg, _ = responses.response_log_probs(
         model, params, sequences, new_tokens=new_tokens, temperature=temperature
     )
     return logprobs.sequence_log_probs(said_sg, mask_sg)

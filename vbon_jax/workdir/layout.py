@@ -132,7 +132,7 @@ def _cache(folder: pathlib.Path, problems: list[str]) -> reference_cache.Referen
 def _run(folder: pathlib.Path, cache) -> Run:
     try:
         config = json.loads((folder / "config.json").read_text())
-        finished = json.loads((folder / files.STAGE_FILE).read_text())["finished"]
+        finished = json.loads((folder / files.RECORD_FILE).read_text())["finished"]
         metrics = logs.read_rows(folder / "metrics.jsonl")
         step = metrics[-1]["step"] + 1 if metrics else 0
         budget = any(config.get("budget", {}).values())  # then it is as long as that lasts
@@ -152,7 +152,7 @@ def _evaluated(folder: pathlib.Path, config: dict, cache) -> tuple[list[dict], s
     """The rows of a finished run, and its state."""
     if methods.method(config["method"]).source == "text":
         return [], "finished; this method has no evaluation against Best-of-N"
-    stage = _json(folder / "evaluation" / files.STAGE_FILE, {})
+    stage = _json(folder / "evaluation" / files.RECORD_FILE, {})
     if not stage.get("finished"):
         return [], "trained, not evaluated yet"
     if cache is None:
@@ -221,7 +221,7 @@ def _reference_rows(folder: pathlib.Path, cache, settings: dict, problems) -> li
     if cache is None:
         return []
     rows = []
-    if _json(folder / files.STAGE_FILE, {}).get("finished"):
+    if _json(folder / files.RECORD_FILE, {}).get("finished"):
         try:
             rows = policy_rows(folder, cache)
         except UNREADABLE as error:

@@ -15,7 +15,7 @@ from vbon_jax.models import log_probs as responses
 from vbon_jax.training import cached_batches, rollouts
 from vbon_jax.training.cached_batches import PairBatch, ResponseBatch
 from vbon_jax.training.task import Method, Task
-from vbon_jax.types import Array, InputError, Mean, Params, Samples, Sequences
+from vbon_jax.types import Array, InputError, Mean, Params, Responses, Sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _given_pairs(task: Task, step: int) -> PairBatch:
 
     def joined(rows: list[tuple[int, ...]]) -> Sequences:
         padded = batching.pad_prompts([rows[i] for i in index_b], width=width)
-        samples = Samples(padded.tokens_bp[:, None], padded.lengths_b[:, None], None, None)
+        samples = Responses(padded.tokens_bp[:, None], padded.lengths_b[:, None], None, None)
         return batching.sequences(prompts, samples, width=task.prompt_width + width)
 
     best, worst = joined(pairs.chosen_ids), joined(pairs.rejected_ids)
@@ -205,7 +205,7 @@ def _given_pairs(task: Task, step: int) -> PairBatch:
 
 def log_probs(model, constants, params: Params, sequences: Sequences) -> tuple[Array, Array]:
     """log pi of whole responses [S], nats, and how many tokens they have [S]."""
-    said_sg, mask_sg, _ = responses.said(
+    said_sg, mask_sg, _ = responses.response_log_probs(
         model,
         params["decoder"],
         sequences,

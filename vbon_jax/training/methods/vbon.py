@@ -77,7 +77,7 @@ def ppo_settings(config) -> PPO:
 
 def ppo_objective(model, settings: PPO, params: Params, batch: PPOBatch):
     """The clipped surrogate, and with a value head its clipped loss; means over response tokens."""
-    log_probs, mask, hidden = responses.said(
+    log_probs, mask, hidden = responses.response_log_probs(
         model,
         params["decoder"],
         batch.sequences,
