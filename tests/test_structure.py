@@ -17,12 +17,18 @@ FILES = sorted(
     for path in (ROOT / folder).rglob("*.py")
 )
 # A room may import itself and what it names.
-BELOW = {"types": (), "files": ("types",), "saying": (), "config": (), "cli": ("files", "types")}
+BELOW = {
+    "types": (),
+    "files": ("types",),
+    "saying": (),
+    "config": ("types",),
+    "cli": ("files", "types"),
+}
 BELOW["functional"] = ("types",)
 BELOW["models"] = (*BELOW["functional"], "functional", "files")
 BELOW["data"] = (*BELOW["functional"], "functional", "files")
 BELOW["sampling"] = (*BELOW["models"], "models", "data")
-BELOW["training"] = (*BELOW["sampling"], "sampling")
+BELOW["training"] = (*BELOW["sampling"], "sampling", "config")
 
 
 def room(path: pathlib.Path) -> str:

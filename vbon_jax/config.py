@@ -1,10 +1,19 @@
-"""Every key once, with its unit and its default. The other configs start from here.
+"""Every configuration key once: default, meaning, bounds, who reads it, what it identifies.
 
-A key is given on the command line as `--config.train.steps=100`; tuples as
-`--config.n_values=2,4,8`. An empty path means: build the embedded default for it.
+A key is set on the command line as `--config.train.steps=100`, a tuple as
+`--config.n_values=2,4,8`. Defaults, checks, run identity and `--help` are all read from `KEYS`;
+nothing else lists keys.
 """
 
-from ml_collections import ConfigDict
+import difflib
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from vbon_jax.types import InputError
 
 QUESTION = """Which of two responses to the prompt is the better one: more helpful, more accurate \
 and better written? Length by itself is no merit.
@@ -19,214 +28,446 @@ Response B:
 {second}"""
 
 
-def defaults() -> ConfigDict:
-    """Every key with its default, locked."""
+class Key(NamedTuple):
+    """One configuration key. A tuple's bounds and choices are those of each of its elements."""
+
+    name: str  # dotted
+    default: Any  # its type is the key's type; {} is a group whose keys a user chooses
+    help: str
+    choices: tuple = ()
+    least: float | None = None  # value >= least
+    above: float | None = None  # value > above
+    most: float | None = None  # value <= most
+    methods: tuple[str, ...] = ()  # the only methods that read it; () = whatever the method is
+    shared: bool = False  # one value for all runs of a working directory
+    identifies: str = "run"  # what is another one when it changes: "run", "evaluation" or ""
+
+
+# Methods, by what they read.
+ROLLOUT = ("vbon", "kl_rl")
+BOND = ("bond", "j_bond")
+BONBON = ("bonbon", "bonbon_released", "bonbon_calibrated", "online_bonbon")
+GIVEN_PAIRS = ("bonbon", "bonbon_released", "dpo", "ipo")
+BON_SFT = ("bon_sft", "bon_sft_kl")
+RANKED = ("vbon", *BOND, "vbon_regression", "qrpo", "bonbon_calibrated", *BON_SFT)
+
+
+def _group(prefix: str, *keys: Key, **same: Any) -> list[Key]:
+    """Keys below a prefix, with fields that all of them share unless a key states its own."""
+    defaults = Key._field_defaults
+    rows = []
+    for key in keys:
+        unset = {name for name in same if getattr(key, name) == defaults[name]}
+        given = {name: same[name] for name in unset}
+        rows.append(key._replace(name=f"{prefix}.{key.name}", **given))
+    return rows
+
+
+KEYS: list[Key] = [
+    Key("seed", 0, "of training; the caches and the evaluation have seeds of their own", least=0),
+    # ------------------------------------------------------------------------ data
+    *_group(
+        "data",
+        Key("train", "", "file (JSON lines, JSON, CSV, Parquet), folder, or owner/name:config of "
+            'the Hugging Face hub (docs/data.md); "" = embedded reviews', identifies=""),
+        Key("eval", "", "held-out prompts; those that are training prompts are left out",
+            identifies=""),
+        Key("split_train", "train", "the split of training rows"),
+        Key("split_eval", "eval", '"eval" = the first of test, eval and validation'),
+        Key("columns", {}, 'name -> the source\'s own: {"text": "review"}'),
+        Key("filter", {}, "column -> value, or tuple of values, of the rows to keep; with "
+            '"not " before the column, to leave out: {"not subreddit": ("tifu", "askreddit")}'),
+        Key("filter_eval", {}, "of held-out rows, in place of filter; {} = as filter"),
+        Key("stream_rows", 0, "filtered rows of a split that are read, of the hub as a stream; "
+            "0 = all", least=0),
+        Key("field", "text", "the field of a row that holds the text"),
+        Key("completion_field", "", 'sft: the field with what follows that text; "" = nothing'),
+        Key("reference_field", "", "of a held-out row: a text, or a list of them, that responses "
+            'are held against by ROUGE; "" = none', identifies=""),
+        Key("label_field", "label", 'reward_model: the field with the class number; "" = the rows '
+            "are preferences"),
+        Key("min_tokens", 2, "tokens of a prompt, at least", least=1),
+        Key("max_tokens", 8, "and at most; 0 = the whole text is the prompt", least=0),
+        Key("longest_prompt", 0, "tokens of a prompt at most, where a reward reads fewer than the "
+            "policy; 0 = what the policy's positions leave beside its new tokens", least=0),
+        Key("train_limit", 1024, "distinct prompts; 0 = all", least=0),
+        Key("eval_limit", 256, "distinct held-out prompts; 0 = all", least=0, identifies=""),
+        Key("over_long", "error", "a prompt that is longer",
+            choices=("error", "truncate", "drop")),
+        shared=True,
+    ),
+    # ------------------------------------------------------------------------ policy, reward
+    *_group(
+        "policy",
+        Key("path", "", "a Hugging Face folder (or hub name) of a causal language model, or "
+            '"stage:NAME"', identifies=""),
+        Key("dtype", "float32", "of activations; parameters are float32",
+            choices=("float32", "bfloat16")),
+        Key("lora.pattern", "", "low-rank adapters over dense layers whose name matches, such as "
+            '"layer_\\\\d+/attention/.*", are then all that is trained; "" = none'),
+        Key("lora.rank", 8, "of the adapters", least=1),
+        Key("lora.alpha", 16.0, "the low-rank term is multiplied by alpha / rank", above=0),
+        shared=True,
+    ),
+    *_group(
+        "reward",
+        Key("path", "", "a Hugging Face sequence-classification folder (or hub name), or "
+            '"stage:NAME"', identifies=""),
+        Key("function", "", 'or a Python function, "package.module:name"', identifies=""),
+        Key("label", "POSITIVE", "the label, by name or number, whose score is the reward"),
+        Key("output", "logit", "of the label", choices=("logit", "log_prob", "prob")),
+        Key("text", "full", "what a classifier reads: prompt and response, or the response alone",
+            choices=("full", "response")),
+        Key("batch_size", 64, "texts", least=1, identifies=""),
+        Key("over_long", "error", "a text longer than the classifier takes; truncate takes its "
+            "beginning away", choices=("error", "truncate")),
+        shared=True,
+    ),
+    Key("reward_model.centring", 0.0, "of the squared sum of a pair's rewards, on preferences",
+        least=0, methods=("reward_model",)),
+    Key("stages", {}, 'models that are made first, by name; "stage:NAME" stands for the folder of '
+        "one (vbon_jax/study/stages.py)", shared=True, identifies=""),
+    Key("judges", {}, "other rewards that evaluation scores the same responses with, name -> keys "
+        'as in config.reward: {"gold": {"path": "FOLDER", "label": "LABEL_0"}}', shared=True,
+        identifies=""),
+    # ------------------------------------------------------------------------ sampling, the cache
+    *_group(
+        "sampling",
+        Key("max_new_tokens", 40, "tokens of a response at most", least=1),
+        Key("temperature", 1.0, "the policy is softmax(logits / temperature)", above=0),
+        shared=True,
+    ),
+    *_group(
+        "references",
+        Key("samples_per_prompt", 128, "M", least=1, shared=True, identifies=""),
+        Key("prompts_per_shard", 16, "an interrupted build loses at most one shard", least=1,
+            shared=True, identifies=""),
+        Key("batch_prompts", 4, "prompts sampled at a time, M rows each", least=1, shared=True,
+            identifies=""),
+        Key("seed", 0, "of the cache's samples", least=0, shared=True, identifies=""),
+        Key("used", 0, "of the M, how many a run reads (the first ones); 0 = all, or under a "
+            "budget of sampled tokens as many as it pays for: as 1/8 of it, or 1/2 where the "
+            "method draws from the cache, for one that samples too", least=0),
+        Key("refresh_every", 0, "offline methods: instead of the cache, every so many steps M "
+            "fresh responses of the reference policy; 0 = the cache", least=0),
+    ),
+    # ------------------------------------------------------------------------ method
+    Key("method", "vbon", "the method of train; see docs/methods.md"),
+    Key("n", 4.0, "N of Best-of-N, a real number; the KL coefficient is 1 / (N - 1)", least=1),
+    Key("bound", "l1", "of log pi_BoN", choices=("l1", "exact"), methods=("vbon", "bond")),
+    Key("gradient", "ppo", "ppo (GAE, value head), or rloo and grpo: against the other responses "
+        "to the prompt, without a value head", choices=("ppo", "rloo", "grpo"), methods=ROLLOUT),
+    Key("cdf.estimator", "harmonic", "of log F from M rewards",
+        choices=("harmonic", "add_one", "exponential_fit"), methods=RANKED),
+    *_group(
+        "pairs",
+        Key("alpha", 0.005, "weight of the best's likelihood; 1 minus it is the pair's", least=0,
+            most=1, methods=BONBON),
+        Key("beta", 0.0, "0 = beta*_n, at which IPO aims at Best-of-N, and for qrpo 1 / (N - 1)",
+            least=0, methods=("dpo", "ipo", "qrpo")),
+        Key("average", False, "log-probabilities are means over tokens, not sums",
+            methods=("ipo",)),
+        Key("path", "", "preferences that are given: a source as data.train, of prompt, chosen and "
+            "rejected (docs/data.md)", methods=GIVEN_PAIRS, identifies=""),
+        Key("split", "train", "of pairs.path"),
+        Key("columns", {}, "as data.columns"),
+        Key("filter", {}, "as data.filter"),
+        Key("on_tie", "error", "a row with equal responses, or equal rewards",
+            choices=("drop", "error")),
+        Key("on_empty", "error", "a row with an empty response", choices=("drop", "error")),
+    ),
+    *_group(
+        "bon_sft",
+        Key("select", "weighted", "best of N from all M, by its chance, or of N that are drawn",
+            choices=("weighted", "best"), methods=BON_SFT),
+        Key("kl_weight", 0.1, "of the KL to the reference", least=0, methods=("bon_sft_kl",)),
+    ),
+    *_group(
+        "bond",
+        Key("backward", 0.5, "weight of the backward KL; 1 minus it is the forward's", least=0,
+            most=1, methods=BOND),
+        Key("anchor_rate", 0.02, "of the anchor's moving average, a step", above=0, most=1,
+            methods=("j_bond",)),
+        Key("anchor_kl", 1.0, "weight of the KL to the anchor", least=0, methods=("j_bond",)),
+    ),
+    *_group(
+        "budget",
+        Key("sampled_tokens", 0, "of each run, its share of the reference cache counted in; 0 = "
+            "none, a run is train.steps long", least=0),
+        Key("train_flops", 0.0, "in place of sampled_tokens", least=0),
+    ),
+    # ------------------------------------------------------------------------ the comparison
+    Key("methods", ("vbon", "kl_rl"), "of compare", shared=True, identifies=""),
+    Key("n_values", (2, 4, 8), "of compare", least=1, shared=True, identifies=""),
+    Key("seeds", (0,), "of compare", least=0, shared=True, identifies=""),
+    Key("cells", (), "dictionaries of keys, a run each (configs/sweep.py builds them); () = "
+        "methods x n_values x seeds", shared=True, identifies=""),
+    Key("by_method", {}, "keys that the runs of one method set for themselves, such as "
+        '{"dpo": {"train": {"learning_rate": 5e-5}}}; a cell that sets one of them goes before',
+        shared=True),
+    # ------------------------------------------------------------------------ optimisation
+    *_group(
+        "train",
+        Key("steps", 100, "of the loop", least=1),
+        Key("batch_size", 64, "prompts a step (rows of text for sft and reward_model)", least=1),
+        Key("samples_per_prompt", 4, "responses to each prompt of a step", least=1),
+        Key("text_tokens", 256, "tokens of a row; a longer text of sft is cut, any other treated "
+            "as data.over_long says", least=2, methods=("sft", "reward_model")),
+        Key("packed", False, "several texts in a row, none of which sees another",
+            methods=("sft",)),
+        Key("epochs", 4, "passes over a step's samples", least=1),
+        Key("minibatches", 4, "updates a pass", least=1),
+        Key("learning_rate", 1e-4, "peak", above=0),
+        Key("schedule", "constant", "of the learning rate, over the whole run",
+            choices=("constant", "linear", "cosine")),
+        Key("warmup_updates", 0, "over which the learning rate rises linearly", least=0),
+        Key("weight_decay", 0.0, "of AdamW", least=0),
+        Key("beta1", 0.9, "of AdamW", least=0, most=0.9999999),
+        Key("beta2", 0.999, "of AdamW", least=0, most=0.9999999),
+        Key("epsilon", 1e-8, "of AdamW", above=0),
+        Key("max_gradient_norm", 1.0, "gradients are clipped to it", above=0),
+        Key("trainable", "", '"" = all; "last:2" = the last two layers and what follows them '
+            "(final norm, untied head, value head); else a regular expression over parameter "
+            "names"),
+        Key("checkpoint_every", 10, "steps; the last step is always saved", least=1,
+            identifies=""),
+        Key("best_metric", "objective/mean", "the higher the better"),
+        Key("eval_every", 0, "steps between evaluations on held-out prompts; 0 = none", least=0),
+        Key("eval_prompts", 64, "held-out prompts of such an evaluation", least=2),
+    ),
+    *_group(
+        "ppo",
+        Key("discount", 1.0, "of GAE", least=0, most=1),
+        Key("gae_lambda", 0.95, "of GAE", least=0, most=1),
+        Key("clip", 0.2, "of the importance ratio", above=0, methods=(*ROLLOUT, *BOND)),
+        Key("value_clip", 0.2, "of the value head's change", above=0),
+        Key("value_coefficient", 0.1, "of the value loss beside the policy's", least=0),
+        Key("value_learning_rate", 1e-3, "of the value head; the network has train's", above=0),
+        Key("whiten_advantages", True, "to mean 0 and variance 1 over a batch's tokens"),
+        Key("kl_target", 0.0, "nats a response, for an adaptive KL coefficient; 0 = fixed",
+            least=0),
+        Key("kl_horizon", 10000.0, "responses", above=0),
+        Key("reward_clip", 0.0, "bound on the absolute transformed reward; 0 = none", least=0),
+        Key("missing_eos_penalty", 0.0, "taken from a truncated response's transformed reward",
+            least=0),
+        methods=ROLLOUT,
+    ),
+    *_group(
+        "mesh",
+        Key("data", -1, "devices; -1 = what fsdp leaves", least=-1),
+        Key("fsdp", 1, "devices that parameters are split over", least=1),
+        shared=True,
+        identifies="",
+    ),
+    # ------------------------------------------------------------------------ evaluation
+    *_group(
+        "evaluation",
+        Key("samples_per_prompt", 8, "K", least=1),
+        Key("batch_prompts", 64, "prompts sampled at a time", least=1, identifies=""),
+        Key("temperatures", (), "() = sampling.temperature", least=0),
+        Key("ruler_n", (1, 2, 4, 8, 16, 32, 64), "of Best-of-N; those below M are shown", least=1,
+            identifies=""),
+        Key("soft_temperatures", (1.0,), "of soft Best-of-N's softmax, the reward's unit",
+            above=0, identifies=""),
+        Key("checkpoint", "last", "which one is evaluated", choices=("last", "best")),
+        Key("seed", 0, "of its samples and its bootstrap", least=0),
+        Key("resamples", 2000, "of the bootstrap over prompts", least=2),
+        Key("shown_prompts", 12, "in the report", least=0, identifies=""),
+        shared=True,
+        identifies="evaluation",
+    ),
+    *_group(
+        "llm_judge",
+        Key("url", "", 'of a chat-completions API as OpenAI\'s, up to and including /v1; "" = no '
+            "such judge"),
+        Key("model", "", "its name there"),
+        Key("key_variable", "", 'the environment variable that holds the API key; "" = none'),
+        Key("baseline", "reference", "what runs are compared with: reference, or a run's name"),
+        Key("runs", (), "which are judged, by name; () = all that are evaluated"),
+        Key("prompts", 100, "the first held-out ones, one response each", least=1),
+        Key("template", QUESTION, "with {prompt}, {first} and {second}"),
+        Key("answer_tokens", 16, "of an answer; more for a model that reasons", least=1),
+        Key("limit_field", "max_tokens", "that limit's name: or max_completion_tokens"),
+        Key("temperature", 0.0, "of the answers; below 0 = the endpoint's own", least=-1),
+        Key("concurrency", 4, "requests under way at once", least=1),
+        Key("timeout_seconds", 60.0, "of a request", above=0),
+        Key("retries", 5, "of a question, after failures and after unreadable answers", least=0),
+        Key("backoff_seconds", 1.0, "before the first retry, doubled for each one after it",
+            least=0),
+        Key("price_in", -1.0, "dollars for a million tokens of questions; 0 = free, below 0 = not "
+            "given, an error", least=-1),
+        Key("price_out", -1.0, "and for a million of answers", least=-1),
+        Key("max_cost", 1.0, "dollars of a working directory, never exceeded", least=0),
+        shared=True,
+        identifies="",
+    ),
+    # ------------------------------------------------------------------------ embedded reviews
+    *_group(
+        "embedded",
+        Key("reviews", 12000, "training reviews of a grammar", least=1),
+        Key("eval_reviews", 600, "held-out reviews", least=1),
+        Key("seed", 0, "of the grammar and the networks", least=0),
+        Key("vocab_size", 2048, "at most; the grammar has fewer words than that", least=257),
+        Key("width", 128, "of both networks", least=1),
+        Key("num_layers", 2, "of the policy", least=1),
+        Key("num_heads", 4, "of both networks", least=1),
+        Key("reward_layers", 1, "of the classifier", least=1),
+        Key("max_positions", 80, "of the policy", least=2),
+        Key("policy_steps", 600, "of its training", least=1),
+        Key("reward_steps", 120, "of its training", least=1),
+        Key("batch_size", 64, "of both", least=1),
+        Key("learning_rate", 2e-3, "of both", above=0),
+        shared=True,
+        identifies="",
+    ),
+]  # fmt: skip
+
+
+# --------------------------------------------------------------------------------- reading a table
+
+
+def defaults(keys: Iterable[Key] = ()) -> ConfigDict:
+    """Every key with its default, and those of `keys` besides, locked."""
     config = ConfigDict()
-    config.seed = 0  # of training; the caches and the evaluation have seeds of their own
-
-    # Data. Prompts are texts' beginnings, or whole texts where max_tokens is 0.
-    config.data = ConfigDict()
-    config.data.train = ""  # file (JSON lines, JSON, CSV, Parquet), folder, or owner/name:config
-    # of the Hugging Face hub (docs/data.md); "" = embedded reviews
-    config.data.eval = ""  # held-out prompts; those that are training prompts are left out
-    config.data.split_train = "train"  # or a part of a split: "train[:90%]"
-    config.data.split_eval = "eval"  # "eval" = the first of test, eval and validation
-    config.data.columns = ConfigDict()  # name -> the source's own: {"text": "review"}
-    config.data.filter = ConfigDict()  # of rows, column -> value, or tuple of values, to keep, or
-    # with "not " before the column to leave out: {"not subreddit": ("tifu", "askreddit")}
-    config.data.filter_eval = ConfigDict()  # of held-out rows, in the filter's place; {} = as it
-    config.data.stream_rows = 0  # filtered rows of a split that are read, of the hub as a stream;
-    # 0 = all of them
-    config.data.field = "text"  # the field of a row that holds the text
-    config.data.completion_field = ""  # sft: the field with what follows that text; "" = nothing
-    config.data.reference_field = ""  # of a held-out row: a text, or a list of them, that responses
-    # are held against by ROUGE; "" = none
-    config.data.label_field = "label"  # reward_model: the field with the number of the class; "" =
-    # the rows are preferences
-    config.data.min_tokens = 2  # tokens of a prompt, at least
-    config.data.max_tokens = 8  # and at most; 0 = the whole text is the prompt
-    config.data.longest_prompt = 0  # tokens of a prompt at most, as where a reward reads fewer than
-    # the policy; 0 = what the policy's positions leave beside its new tokens
-    config.data.train_limit = 1024  # distinct prompts; 0 = all
-    config.data.eval_limit = 256
-    config.data.over_long = "error"  # a prompt that is longer: error|truncate|drop
-
-    # The policy, its reference (the same folder) and the reward.
-    config.policy = ConfigDict()
-    config.policy.path = ""  # a Hugging Face folder (or hub name) of a causal language model
-    config.policy.dtype = "float32"  # of activations; parameters are float32
-    config.policy.lora = ConfigDict()  # low-rank adapters, which are then all that is trained (a
-    # reward model's new head is, too)
-    config.policy.lora.pattern = (
-        ""  # over names of dense layers, "layer_\\d+/attention/.*"; "" = none
-    )
-    config.policy.lora.rank = 8
-    config.policy.lora.alpha = 16.0  # the low-rank term is multiplied by alpha / rank
-    config.reward = ConfigDict()
-    config.reward.path = ""  # a Hugging Face sequence-classification folder (or hub name)
-    config.reward.function = ""  # or a Python callable texts -> floats, "package.module:name"
-    config.reward.label = "POSITIVE"  # the label, by name or number, whose score is the reward
-    config.reward.output = "logit"  # logit | log_prob | prob
-    config.reward.text = "full"  # what is scored: full = prompt and response | response
-    config.reward.batch_size = 64  # texts
-    config.reward.over_long = "error"  # a text longer than the classifier takes: error|truncate,
-    # which takes its beginning away
-    config.reward_model = ConfigDict()
-    config.reward_model.centring = 0.0  # of the squared sum of a pair's rewards, on preferences
-    config.stages = ConfigDict()  # models that are made first, by name (experiments/stages.py);
-    # "stage:NAME" stands for the folder of one
-    config.judges = ConfigDict()  # other rewards that evaluation scores the same responses with,
-    # name -> keys as in config.reward: {"gold": {"path": "FOLDER", "label": "LABEL_0"}}
-
-    # Sampling, the same for the reference cache, for rollouts and for the ruler.
-    config.sampling = ConfigDict()
-    config.sampling.max_new_tokens = 40  # tokens
-    config.sampling.temperature = 1.0  # the policy is softmax(logits / temperature)
-    config.references = ConfigDict()
-    config.references.samples_per_prompt = 128  # M
-    config.references.prompts_per_shard = 16  # an interrupted build loses at most one shard
-    config.references.batch_prompts = 4  # prompts sampled at a time, M rows each
-    config.references.seed = 0
-    config.references.used = 0  # of the M, how many a run reads (the first ones); 0 = all, or under
-    # a budget of sampled tokens as many as it pays for: as 1/8 of it, or 1/2 where the method draws
-    # from the cache, for one that samples too
-    config.references.refresh_every = 0  # offline methods: instead of the cache, every so many
-    # steps M fresh responses of the reference policy to train.batch_size prompts; 0 = the cache
-
-    # The method: one for `train`, all of them for `compare`.
-    config.method = "vbon"  # vbon | kl_rl | bond | j_bond | raft | online_bonbon (online),
-    # vbon_regression | qrpo | bon_sft | bon_sft_kl | bonbon | bonbon_released | bonbon_calibrated |
-    # dpo | ipo (from the cache), sft | reward_model (text)
-    config.n = 4.0  # N of Best-of-N, a real number from 1; the KL coefficient is 1 / (N - 1)
-    config.bound = "l1"  # vbon, bond: l1 | exact
-    config.gradient = "ppo"  # vbon, kl_rl: ppo (GAE, value head) | rloo | grpo, against the
-    # other responses to the prompt, without a value head
-    config.cdf = ConfigDict()
-    config.cdf.estimator = "harmonic"  # log F from M rewards: harmonic | add_one | exponential_fit
-    config.pairs = ConfigDict()
-    config.pairs.alpha = 0.005  # bonbon*: weight of the best's likelihood; 1 minus it is the pair's
-    config.pairs.beta = 0.0  # dpo, ipo, qrpo; 0 = beta*_n, at which IPO aims at Best-of-N, and for
-    # qrpo 1 / (N - 1)
-    config.pairs.average = False  # ipo: log-probabilities are means over tokens, not sums
-    config.pairs.path = ""  # preferences that are given: a source as data.train, of prompt, chosen
-    # and rejected, conversations, HH dialogues or BoNBoN's best and worst (docs/data.md)
-    config.pairs.split = "train"
-    config.pairs.columns = ConfigDict()  # as data.columns, and the filter as data.filter
-    config.pairs.filter = ConfigDict()
-    config.pairs.on_tie = "error"  # a row with equal responses, or equal rewards: drop | error
-    config.pairs.on_empty = "error"  # a row with an empty response: drop | error
-    config.bon_sft = ConfigDict()
-    config.bon_sft.select = "weighted"  # best of N from all M, by its chance: weighted | best, of N
-    # that are drawn
-    config.bon_sft.kl_weight = 0.1  # bon_sft_kl: of the KL to the reference
-    config.bond = ConfigDict()
-    config.bond.backward = 0.5  # bond, j_bond: weight of the backward KL; 1 minus it the forward's
-    config.bond.anchor_rate = 0.02  # j_bond: of the anchor's moving average, a step
-    config.bond.anchor_kl = 1.0  # j_bond: of the KL to the anchor
-    config.budget = ConfigDict()  # of each run, its share of the reference cache counted in; 0 =
-    config.budget.sampled_tokens = 0  # none, a run is train.steps long. At most one of the two
-    config.budget.train_flops = 0.0
-    config.methods = ("vbon", "kl_rl")
-    config.n_values = (2, 4, 8)
-    config.seeds = (0,)
-    config.cells = ()  # dictionaries of keys, a run each (configs/sweep.py builds them); () =
-    # methods x n_values x seeds
-    config.by_method = ConfigDict()  # keys as above that the runs of one method set for themselves:
-    # {"dpo": {"train": {"learning_rate": 5e-5}}}; a cell that sets one of them goes before
-
-    # Optimisation.
-    config.train = ConfigDict()
-    config.train.steps = 100
-    config.train.batch_size = 64  # prompts a step (rows of text for sft and reward_model)
-    config.train.samples_per_prompt = 4  # responses to each prompt of a step
-    config.train.text_tokens = (
-        256  # sft, reward_model: tokens of a row; a longer text of sft is cut,
-    )
-    # any other treated as data.over_long says
-    config.train.packed = False  # sft: several texts in a row, none of which sees another
-    config.train.epochs = 4  # passes over a step's samples
-    config.train.minibatches = 4  # updates a pass
-    config.train.learning_rate = 1e-4
-    config.train.schedule = "constant"  # constant | linear | cosine, over the whole run
-    config.train.warmup_updates = 0
-    config.train.weight_decay = 0.0
-    config.train.beta1 = 0.9
-    config.train.beta2 = 0.999
-    config.train.epsilon = 1e-8
-    config.train.max_gradient_norm = 1.0
-    config.train.trainable = ""  # "" = all; "last:2" = the last two layers and what follows them
-    # (final norm, untied head, value head); else a regular expression over parameter names
-    config.train.checkpoint_every = 10  # steps; the last step is always saved
-    config.train.best_metric = "objective/mean"  # the higher the better
-    config.train.eval_every = 0  # steps between evaluations on held-out prompts; 0 = none
-    config.train.eval_prompts = 64
-    config.ppo = ConfigDict()
-    config.ppo.discount = 1.0
-    config.ppo.gae_lambda = 0.95
-    config.ppo.clip = 0.2
-    config.ppo.value_clip = 0.2
-    config.ppo.value_coefficient = 0.1  # of the value loss beside the policy's
-    config.ppo.value_learning_rate = 1e-3  # of the value head; the network has train's
-    config.ppo.whiten_advantages = True
-    config.ppo.kl_target = 0.0  # nats a response, for an adaptive KL coefficient; 0 = fixed
-    config.ppo.kl_horizon = 10000.0  # responses
-    config.ppo.reward_clip = 0.0  # bound on the absolute transformed reward; 0 = none
-    config.ppo.missing_eos_penalty = 0.0  # taken from a truncated response's transformed reward
-    config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices; -1 = what fsdp leaves
-    config.mesh.fsdp = 1
-
-    # Evaluation.
-    config.evaluation = ConfigDict()
-    config.evaluation.samples_per_prompt = 8  # K
-    config.evaluation.batch_prompts = 64
-    config.evaluation.temperatures = ()  # () = sampling.temperature
-    config.evaluation.ruler_n = (1, 2, 4, 8, 16, 32, 64)  # of Best-of-N; those below M are shown
-    config.evaluation.soft_temperatures = (1.0,)  # of soft Best-of-N's softmax, the reward's unit
-    config.evaluation.checkpoint = "last"  # last | best
-    config.evaluation.seed = 0
-    config.evaluation.resamples = 2000  # of the bootstrap over prompts
-    config.evaluation.shown_prompts = 12  # in the report
-
-    # A language model that compares responses (experiments.llm_judge), over any chat-completions
-    # endpoint as OpenAI's; each pair is asked in both orders.
-    config.llm_judge = ConfigDict()
-    config.llm_judge.url = ""  # of the API, up to and including /v1; "" = no such judge
-    config.llm_judge.model = ""  # its name there
-    config.llm_judge.key_variable = ""  # the environment variable that holds the API key; "" = none
-    config.llm_judge.baseline = "reference"  # what runs are held against: reference | a run's name
-    config.llm_judge.runs = ()  # which are judged, by name; () = all that are evaluated
-    config.llm_judge.prompts = 100  # the first held-out ones, one response each
-    config.llm_judge.template = QUESTION  # with {prompt}, {first} and {second}
-    config.llm_judge.answer_tokens = 16  # of an answer; more for a model that reasons
-    config.llm_judge.limit_field = "max_tokens"  # that limit's name: or max_completion_tokens
-    config.llm_judge.temperature = 0.0  # of the answers; below 0 = the endpoint's own
-    config.llm_judge.concurrency = 4  # requests under way at once
-    config.llm_judge.timeout_seconds = 60.0  # of a request
-    config.llm_judge.retries = 5  # of a question, after failures and after unreadable answers
-    config.llm_judge.backoff_seconds = 1.0  # before the first retry, doubled for each one after it
-    config.llm_judge.price_in = -1.0  # dollars for a million tokens of questions; 0 = free, below
-    config.llm_judge.price_out = -1.0  # 0 = not given, an error; and for a million of answers
-    config.llm_judge.max_cost = 1.0  # dollars of a working directory, never exceeded
-
-    # The embedded default: a grammar of reviews, a policy and a classifier trained on it.
-    config.embedded = ConfigDict()
-    config.embedded.reviews = 12000
-    config.embedded.eval_reviews = 600
-    config.embedded.seed = 0
-    config.embedded.vocab_size = 2048  # at most; the grammar has fewer words than that
-    config.embedded.width = 128
-    config.embedded.num_layers = 2
-    config.embedded.num_heads = 4
-    config.embedded.reward_layers = 1
-    config.embedded.max_positions = 80
-    config.embedded.policy_steps = 600
-    config.embedded.reward_steps = 120
-    config.embedded.batch_size = 64
-    config.embedded.learning_rate = 2e-3
+    for key in (*KEYS, *keys):
+        *groups, name = key.name.split(".")
+        node = config
+        for group in groups:
+            if group not in node:
+                node[group] = ConfigDict()
+            node = node[group]
+        node[name] = ConfigDict() if key.default == {} else key.default
     return config.lock()
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The defaults, for `--config`; `arg` is not used."""
     return defaults()
+
+
+def get(config: ConfigDict | Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted key."""
+    return functools.reduce(lambda node, part: node[part], name.split("."), config)
+
+
+def set_key(config: ConfigDict, name: str, value: Any, source: str) -> None:
+    """Change one dotted key of a configuration that is not frozen.
+
+    Raises InputError, beginning with `source`, where there is no such key or the value has another
+    type.
+    """
+    try:
+        old = get(config, name)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{source}: {unknown(name)}") from error
+    if isinstance(old, ConfigDict):
+        raise InputError(f"{source}: {name} is a group of keys; set {name}.NAME")
+    try:
+        config.update_from_flattened_dict({name: value})
+    except TypeError as error:
+        raise InputError(
+            f"{source}: {name}={value!r} is {type(value).__name__}, not {type(old).__name__}"
+        ) from error
+
+
+def unknown(name: str, known: Iterable[str] = ()) -> str:
+    """A sentence for a key that does not exist, with the nearest ones that do."""
+    names = list(known) or [key.name for key in KEYS]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f"nearest: {', '.join(near)}" if near else "--help lists all keys"
+    return f"there is no key {name!r}; {hint}"
+
+
+def check(config: ConfigDict, keys: Iterable[Key] = KEYS) -> None:
+    """Refuse a value outside of its key's bounds or choices: InputError, in one line, naming it."""
+    for key in keys:
+        value = get(config, key.name)
+        for element in value if isinstance(value, tuple | list) else (value,):
+            if wanted := _refused(key, element):
+                raise InputError(f"{key.name}={element!r}: {wanted}")
+
+
+def _refused(key: Key, value: Any) -> str:
+    """What should be given in place of a value; "" where it can be used."""
+    if key.choices:
+        return "" if value in key.choices else f"choose one of {', '.join(key.choices)}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    bounds = ((key.least, "from"), (key.above, "above"), (key.most, "to"))
+    kind = "a whole number" if isinstance(key.default, int) else "a number"
+    wanted = " ".join([f"give {kind}", *(f"{word} {end:g}" for end, word in bounds
+                                         if end is not None)])  # fmt: skip
+    inside = (
+        math.isfinite(value)
+        and (key.least is None or value >= key.least)
+        and (key.above is None or value > key.above)
+        and (key.most is None or value <= key.most)
+    )
+    return "" if inside else wanted
+
+
+def is_shared(name: str) -> bool:
+    """Whether a dotted key, or the group that it is in, has one value for all runs."""
+    own = _owner(name)
+    return own is not None and own.shared
+
+
+def identity(config: ConfigDict, of: str = "run") -> dict[str, Any]:
+    """The keys that identify a "run" or an "evaluation", flat: equal identities, equal numbers."""
+    kept = {}
+    for key in KEYS:
+        if key.identifies == of:
+            value = get(config, key.name)
+            if isinstance(value, ConfigDict | FrozenConfigDict):
+                kept |= {f"{key.name}.{name}": leaf for name, leaf in _leaves(value).items()}
+            else:
+                kept[key.name] = list(value) if isinstance(value, tuple) else value
+    return kept
+
+
+def constants(config: ConfigDict, names: Iterable[str]) -> FrozenConfigDict:
+    """Some keys, frozen and hashable: what a jitted function may depend on."""
+    chosen = ConfigDict()
+    for name in names:
+        *groups, last = name.split(".")
+        node = chosen
+        for group in groups:
+            if group not in node:
+                node[group] = ConfigDict()
+            node = node[group]
+        node[last] = get(config, name)
+    return FrozenConfigDict(chosen)
+
+
+def help_text() -> str:
+    """All keys for `--help`: a line or two each, with default, bounds and readers."""
+    lines = []
+    for key in KEYS:
+        default = "" if key.default == "" else f" = {key.default!r}"
+        notes = [key.help]
+        if key.choices:
+            notes.append("one of " + ", ".join(key.choices))
+        if key.methods:
+            notes.append("read by " + ", ".join(key.methods))
+        shown = " = (the question)" if key.name == "llm_judge.template" else default
+        lines.append(f"  --config.{key.name}{shown}\n      {'; '.join(notes)}")
+    return "\n".join(lines)
+
+
+def _owner(name: str) -> Key | None:
+    """The key of a dotted name, or the free group that it is in."""
+    for key in KEYS:
+        if name == key.name or (key.default == {} and name.startswith(f"{key.name}.")):
+            return key
+    return None
+
+
+def _leaves(config) -> dict[str, Any]:
+    """A nested configuration as `{"a.b": value}`, tuples as lists."""
+    found = {}
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            found |= {f"{name}.{inner}": leaf for inner, leaf in _leaves(value).items()}
+        else:
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found

@@ -598,12 +598,11 @@ def test_the_configuration_of_the_document_reads_its_rows(tmp_path, monkeypatch)
 
 
 def test_every_key_that_the_document_names_exists():
-    from vbon_jax.config import defaults
-    from vbon_jax.study import plan
+    from vbon_jax.config import defaults, get
 
     named = set(
         re.findall(r"`(?:config\.)?((?:data|pairs|sampling|references)\.[a-z_]+)", DOCUMENT)
     )
     assert len(named) > 10
     for key in named:
-        plan.get(defaults(), key)
+        get(defaults(), key)

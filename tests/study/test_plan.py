@@ -47,7 +47,7 @@ def test_a_method_has_settings_of_its_own_which_a_cell_may_change():
         ({"dpo": {"train": {"stps": 7}}}, r"config\.by_method\.dpo: there is no key 'train\.stps'"),
         ({"dpo": {"seed": 7}}, r"config\.by_method\.dpo: seed is a cell's"),
         ({"dpo": {"data": {"train_limit": 7}}}, r"by_method\.dpo: data\.train_limit is the same"),
-        ({"dpo": {"train": {"steps": 0}}}, r"train\.steps=0; give a whole number from 1"),
+        ({"dpo": {"train": {"steps": 0}}}, r"train\.steps=0: give a whole number from 1"),
     ],
 )
 def test_a_method_s_settings_without_a_meaning_are_refused(own, message):
@@ -81,9 +81,9 @@ def test_a_name_is_a_folder_whatever_a_cell_sets():
         ({"n": float("inf")}, r"n=inf"),
         ({"n": 0.5}, r"n=0\.5"),
         ({"method": "ppo"}, r"method='ppo'"),
-        ({"bound": "l2"}, r"bound='l2' is not known; choose one of l1, exact"),
+        ({"bound": "l2"}, r"bound='l2': choose one of l1, exact"),
         ({"train.schedule": "none"}, r"train\.schedule='none'"),
-        ({"train.steps": 0}, r"train\.steps=0; give a whole number from 1"),
+        ({"train.steps": 0}, r"train\.steps=0: give a whole number from 1"),
         ({"train.steps": "abc"}, r"train\.steps='abc' is str, not int"),
         ({"references.refresh_every": -1}, r"references\.refresh_every=-1"),
         ({"references.refresh_every": 2.5}, r"references\.refresh_every=2\.5 is float, not int"),

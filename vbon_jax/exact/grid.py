@@ -15,10 +15,10 @@ import tqdm
 from ml_collections import ConfigDict
 
 from vbon_jax import files
+from vbon_jax.config import identity
 from vbon_jax.exact import cdf_errors, enumeration, gradients, sampled_methods
 from vbon_jax.exact.enumeration import Law
 from vbon_jax.exact.gradients import Setting
-from vbon_jax.training import loop
 from vbon_jax.types import InputError
 
 EXACT, SAMPLED = "exact", "sampled"
@@ -87,7 +87,7 @@ def inputs(config: ConfigDict, cell: dict) -> dict:
     if cell["gradient"] == EXACT:
         keys |= {f"lab.{key}": config.lab[key] for key in SCHEDULE}
         return cell | keys | {"pairs.alpha": config.pairs.alpha}
-    own = loop.run_inputs(sampled_methods.cell_config(config, cell["method"], cell["n"]))
+    own = identity(sampled_methods.cell_config(config, cell["method"], cell["n"]))
     cache = {key: config.references[key] for key in ("samples_per_prompt", "seed")}
     return (
         {key: value for key, value in own.items() if not key.startswith("lab.")}

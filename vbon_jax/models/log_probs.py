@@ -91,7 +91,7 @@ def token_log_probs(
     return jnp.moveaxis(said, 0, 1).reshape(count, -1)[:, :time]
 
 
-def said(
+def response_log_probs(
     config: decoder.DecoderConfig,
     params: Params,
     sequences: Sequences,

@@ -24,7 +24,7 @@ from vbon_jax.data import batching, prompt_sets
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
 from vbon_jax.sampling import terminal as text
-from vbon_jax.types import InputError
+from vbon_jax.types import InputError, Responses
 
 EVERY = 4  # tokens between two pieces of a text that is watched
 

@@ -18,6 +18,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from vbon_jax import files
+from vbon_jax.config import identity
 from vbon_jax.evaluation import (
     judges,
     measures,
@@ -52,11 +53,7 @@ def policy_rows(
     `load_params()` gives its parameters and is called only where something is left to do;
     `cells` are the columns that name the policy.
     """
-    settings = {
-        key: value
-        for key, value in files.flat(config.evaluation).items()
-        if key not in ("batch_prompts", "shown_prompts", "ruler_n", "soft_temperatures")
-    }
+    settings = identity(config, "evaluation")
     inputs = (
         settings | inputs | {f"references {k}": v for k, v in cache.provenance._asdict().items()}
     )

@@ -1,6 +1,5 @@
 """The runs of a comparison, and what can be seen to be wrong in a configuration alone."""
 
-import functools
 import hashlib
 import math
 import re
@@ -8,51 +7,11 @@ import re
 from ml_collections import ConfigDict
 
 from vbon_jax import files
-from vbon_jax.config import defaults
+from vbon_jax.config import KEYS, defaults, is_shared, set_key
+from vbon_jax.config import check as check_keys
 from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError
 
-CHOICES = {
-    "data.over_long": ("error", "truncate", "drop"),
-    "pairs.on_tie": ("drop", "error"),
-    "pairs.on_empty": ("drop", "error"),
-    "reward.output": ("logit", "log_prob", "prob"),
-    "reward.text": ("full", "response"),
-    "reward.over_long": ("error", "truncate"),
-    "bound": ("l1", "exact"),
-    "cdf.estimator": ("harmonic", "add_one", "exponential_fit"),
-    "evaluation.checkpoint": ("last", "best"),
-    "policy.dtype": ("float32", "bfloat16"),
-    "train.schedule": ("constant", "linear", "cosine"),
-}
-LEAST = {
-    "data.stream_rows": 0,
-    "data.longest_prompt": 0,
-    "train.steps": 1,
-    "train.batch_size": 1,
-    "train.samples_per_prompt": 1,
-    "train.epochs": 1,
-    "train.minibatches": 1,
-    "train.checkpoint_every": 1,
-    "sampling.max_new_tokens": 1,
-    "references.samples_per_prompt": 1,
-    "references.prompts_per_shard": 1,
-    "references.batch_prompts": 1,
-    "references.used": 0,
-    "references.refresh_every": 0,
-    "budget.sampled_tokens": 0,
-    "budget.train_flops": 0,
-    "evaluation.samples_per_prompt": 1,
-    "evaluation.batch_prompts": 1,
-}
-# What all runs of a working directory share, so that no cell may set it.
-SHARED = (
-    *("data", "policy", "reward", "sampling", "embedded", "evaluation", "mesh", "methods"),
-    *("judges", "llm_judge", "stages"),
-    *("n_values", "seeds", "cells", "by_method"),
-    *("references.samples_per_prompt", "references.seed"),
-    *("references.prompts_per_shard", "references.batch_prompts"),
-)
 NAME_LIMIT = 100  # characters of a run's name
 
 
@@ -107,30 +66,9 @@ def config_of(config: ConfigDict, cell: dict) -> ConfigDict:
 
 def _set(config: ConfigDict, key: str, value, source: str) -> None:
     """Change one key of a run's configuration; `source` is where the change stands."""
-    if any(key == shared or key.startswith(f"{shared}.") for shared in SHARED):
+    if is_shared(key):
         raise InputError(f"{source}: {key} is the same for all runs; set --config.{key}")
     set_key(config, key, value, source)
-
-
-def set_key(config: ConfigDict, key: str, value, source: str) -> None:
-    """Change one dotted key; InputError where there is none, or the value has another type."""
-    try:
-        old = get(config, key)
-    except (KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{source}: there is no key {key!r} (see vbon_jax/config.py)") from error
-    if isinstance(old, ConfigDict):
-        raise InputError(f"{source}: {key} is a group of keys; set {key}.NAME")
-    try:
-        config.update_from_flattened_dict({key: value})
-    except TypeError as error:
-        raise InputError(
-            f"{source}: {key}={value!r} is {type(value).__name__}, not {type(old).__name__}"
-        ) from error
-
-
-def get(config: ConfigDict, key: str):
-    """The value of a dotted key."""
-    return functools.reduce(lambda node, name: node[name], key.split("."), config)
 
 
 def run_name(cell: dict) -> str:
@@ -168,10 +106,10 @@ def judges(config: ConfigDict) -> dict[str, ConfigDict]:
             set_key(settings, key, value, where)
         if bool(settings.path) == bool(settings.function):
             raise InputError(f"{where}: give path (a classifier's folder) or function, one of them")
-        for key in ("output", "text", "over_long"):
-            allowed = CHOICES[f"reward.{key}"]
-            if settings[key] not in allowed:
-                raise InputError(f"{where}.{key}={settings[key]!r}: choose {', '.join(allowed)}")
+        check_keys(
+            ConfigDict({"reward": settings}),
+            [key for key in KEYS if key.name.startswith("reward.")],
+        )
         found[name] = settings
     return found
 
@@ -199,16 +137,10 @@ def check(config: ConfigDict) -> None:
 
 def check_run(config: ConfigDict) -> None:
     """The part of `check` that looks at one run."""
-    for key, allowed in CHOICES.items():
-        value = get(config, key)
-        if value not in allowed:
-            raise InputError(f"{key}={value!r} is not known; choose one of {', '.join(allowed)}")
+    check_keys(config)
     method = methods.method(config.method)
     if not (math.isfinite(config.n) and config.n >= 1):
         raise InputError(f"n={config.n} (n_values): N of Best-of-N is a real number from 1")
-    for key, least in LEAST.items():
-        if get(config, key) < least:
-            raise InputError(f"{key}={get(config, key)}; give a whole number from {least}")
     method.settings(config)
     if config.policy.lora.pattern and config.train.trainable:
         raise InputError(

@@ -21,7 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vbon_jax import files
-from vbon_jax.config import defaults
+from vbon_jax.config import defaults, get, identity, set_key
 from vbon_jax.data import configured, sources, tokenizers
 from vbon_jax.models import classifier, decoder, lora
 from vbon_jax.models.encoder import EncoderConfig
@@ -70,9 +70,9 @@ def settings(config: ConfigDict, name: str) -> tuple[ConfigDict, ConfigDict]:
         group = next((g for g in ("data.columns", "data.filter") if key.startswith(f"{g}.")), None)
         if group:
             with run.unlocked():
-                plan.get(run, group)[key.removeprefix(f"{group}.")] = value
+                get(run, group)[key.removeprefix(f"{group}.")] = value
         else:
-            plan.set_key(run, key, value, where)
+            set_key(run, key, value, where)
     steps = run.train.steps
     if "train" not in given or "warmup_updates" not in given.train:
         run.train.warmup_updates = max(1, steps // 20)
@@ -182,7 +182,7 @@ def make(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
     if own.base.startswith(PREFIX):
         own.base = make(config, workdir, _name(config, own.base))
     table = configured.read(run, run.data.train, "train")
-    inputs = loop.run_inputs(run) | {
+    inputs = identity(run) | {
         "base": model_folder.fingerprint(own.base) if own.base else "",
         "network": own.network.to_dict(),
         "vocab_size": own.vocab_size,

@@ -13,20 +13,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vbon_jax import files
+from vbon_jax.config import identity
 from vbon_jax.models import classifier, decoder
 from vbon_jax.models import lora as adapters
 from vbon_jax.training import checkpoints, logs, methods, sharding, step
 from vbon_jax.types import InputError, Params
-
-# What may differ between two calls for the same run: it changes speed or what comes after, or it
-# is a path, and what lies there is fingerprinted.
-NOT_INPUTS = (
-    *("mesh", "train.checkpoint_every", "references.batch_prompts", "references.prompts_per_shard"),
-    *("reward.batch_size", "methods", "n_values", "seeds", "cells", "evaluation", "embedded"),
-    *("policy.path", "reward.path", "reward.function", "data.train", "data.eval"),
-    *("data.eval_limit", "references.samples_per_prompt", "references.seed", "pairs.path"),
-    *("data.reference_field", "judges", "llm_judge", "stages"),
-)
 
 
 def with_adapters(
@@ -135,15 +126,6 @@ def check_row(config: ConfigDict, row: dict, batch, folder: pathlib.Path, at: in
         )
 
 
-def run_inputs(config: ConfigDict) -> dict:
-    """The settings that a run depends on, flat."""
-    return {
-        key: value
-        for key, value in files.flat(config).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in NOT_INPUTS)
-    }
-
-
 def progress(config: ConfigDict, steps: int, ledger: dict, cached: float) -> float:
     """How much of a run is behind after `steps` that cost `ledger`: 1 is all of it.
 
@@ -170,7 +152,7 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
     train, method = config.train, methods.method(config.method)
     check_rows(config, task.mesh)
     resumes = any((folder / "checkpoints").glob("[0-9]*"))
-    if not files.begin(folder, run_inputs(config) | inputs, resumes=resumes):
+    if not files.begin(folder, identity(config) | inputs, resumes=resumes):
         return
     files.write_json(folder / "config.json", config.to_dict())
 

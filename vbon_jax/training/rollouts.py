@@ -12,7 +12,7 @@ from vbon_jax.models import log_probs as responses
 from vbon_jax.sampling import sampler
 from vbon_jax.training import sharding
 from vbon_jax.training.task import Task
-from vbon_jax.types import Array, Params, Sequences
+from vbon_jax.types import Array, Params, Responses, Sequences
 
 
 class Rollout(NamedTuple):
