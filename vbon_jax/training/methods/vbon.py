@@ -120,7 +120,7 @@ def ppo_batch(
     response's log pi_theta - log pi_ref, [S].
     """
     said = functools.partial(
-        responses.said,
+        responses.response_log_probs,
         model,
         sequences=sequences,
         new_tokens=settings.new_tokens,
