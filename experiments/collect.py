@@ -4,11 +4,13 @@ M samples and rewards of every training and held-out prompt. An interrupted buil
 it stopped.
 """
 
+import logging
 import pathlib
 
 from vbon_jax import cli
-from vbon_jax.saying import say
 from vbon_jax.study import caches, pipeline
+
+logger = logging.getLogger("vbon_jax")
 
 
 def main() -> None:
@@ -17,7 +19,7 @@ def main() -> None:
     materials = pipeline.prepare(config, workdir)
     for split in ("train", "eval"):
         cache = caches.reference_cache(config, materials, workdir, split)
-        say(
+        logger.info(
             f"references/{split}: {cache.rewards_pm.shape[0]} prompts x "
             f"{cache.rewards_pm.shape[1]} rewards, mean {cache.rewards_pm.mean():.4f}"
         )

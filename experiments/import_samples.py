@@ -11,14 +11,16 @@ here. Their rewards must be the configured reward's, which scores a part of them
 with `--rescore` it scores all of them, and the file needs no rewards.
 """
 
+import logging
 import pathlib
 
 from absl import flags
 
 from vbon_jax import cli
-from vbon_jax.saying import say
 from vbon_jax.study import import_samples, pipeline
 from vbon_jax.types import InputError
+
+logger = logging.getLogger("vbon_jax")
 
 SPLIT = flags.DEFINE_enum("split", "train", ["train", "eval"], "Which cache: train or eval.")
 PROMPTS = flags.DEFINE_string("prompts", None, "JSON lines of prompts to write, and stop.")
@@ -36,7 +38,7 @@ def main() -> None:
     if PROMPTS.value:
         prompts = materials.train_prompts if SPLIT.value == "train" else materials.eval_prompts
         import_samples.write_prompts(pathlib.Path(PROMPTS.value), prompts)
-        say(f"{PROMPTS.value}: {len(prompts.texts)} prompts of the split {SPLIT.value}")
+        logger.info(f"{PROMPTS.value}: {len(prompts.texts)} prompts of the split {SPLIT.value}")
         return
     cache = import_samples.import_cache(
         config,
@@ -52,7 +54,7 @@ def main() -> None:
     if cache.has_responses:
         nats = -float(cache.log_probs_pm.sum()) / cache.sampled_tokens
         text += f", {nats:.3f} nats a token under {materials.policy_path}"
-    say(text)
+    logger.info(text)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ Builds the reference policy, the reward and the cache first when they are missin
 command goes on where an interrupted run stopped, and does nothing when it is finished.
 """
 
+import logging
 import pathlib
 
 from vbon_jax import cli
-from vbon_jax.saying import say
 from vbon_jax.study import pipeline, plan
 from vbon_jax.training import methods
+
+logger = logging.getLogger("vbon_jax")
 
 
 def main() -> None:
@@ -20,7 +22,7 @@ def main() -> None:
         folder = pipeline.run_cell(config, workdir, plan.single(config), materials)
     else:
         folder = pipeline.run_text_method(config, workdir)
-    say(f"trained: {folder}")
+    logger.info(f"trained: {folder}")
 
 
 if __name__ == "__main__":

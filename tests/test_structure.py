@@ -20,7 +20,6 @@ FILES = sorted(
 BELOW = {
     "types": (),
     "files": ("types",),
-    "saying": (),
     "config": ("types",),
     "cli": ("files", "types"),
 }

@@ -2,12 +2,13 @@
 
 import ast
 import difflib
+import logging
 import pathlib
 import re
 import sys
 from collections.abc import Callable
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from vbon_jax import files
@@ -36,7 +37,7 @@ def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
     """Parse the flags, run `main`, and turn what a user did wrong into one line and status 2."""
 
     def guarded(argv: list[str]) -> None:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every step it takes
+        _log_progress()
         if len(argv) > 1:
             fail(f"unexpected argument {argv[1]!r}; options are written --name=value (see --help)")
         missing = [name for name in required if not flags.FLAGS[name].value]
@@ -48,6 +49,16 @@ def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
             fail(error)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _log_progress() -> None:
+    """Show what the package logs as plain lines on standard error; Orbax and absl stay quiet."""
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    progress = logging.getLogger("vbon_jax")
+    progress.setLevel(logging.INFO)
+    progress.handlers, progress.propagate = [handler], False
 
 
 def _parse(argv: list[str]) -> list[str]:

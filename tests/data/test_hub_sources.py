@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import types
 
 import pytest
@@ -90,7 +91,8 @@ def given_pairs(path, **changes):
     return pairs, tokenizer
 
 
-def test_pairs_of_dialogues_filtered_and_renamed(tmp_path, capsys):
+def test_pairs_of_dialogues_filtered_and_renamed(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     start = "\n\nHuman: hi\n\nAssistant:"
     made = [
         {"better": f"{start} yes", "worse": f"{start} no", "kind": "good"},
@@ -107,8 +109,8 @@ def test_pairs_of_dialogues_filtered_and_renamed(tmp_path, capsys):
     assert [tokenizer.decode(ids[:-1]) for ids in pairs.chosen_ids] == [" yes"]
     assert [tokenizer.decode(ids[:-1]) for ids in pairs.rejected_ids] == [" no"]
     assert pairs.tied == 1
-    said = capsys.readouterr().err
-    assert "1 pairs in" in said and "1 with equal responses left out, 1 with an empty one" in said
+    assert "1 pairs in" in caplog.text
+    assert "1 with equal responses left out, 1 with an empty one" in caplog.text
     with pytest.raises(InputError, match=r"row 2: chosen and rejected are equal"):
         given_pairs(tmp_path, **changes)
 

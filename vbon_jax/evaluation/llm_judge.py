@@ -8,6 +8,7 @@ twice, and stops before `max_cost`. Results: `llm_judge.csv`, and a table on the
 
 import concurrent.futures
 import datetime
+import logging
 import pathlib
 import re
 import sys
@@ -23,9 +24,10 @@ from ml_collections import ConfigDict
 from vbon_jax.evaluation import chat_endpoint, pairwise, stored_responses, verdicts
 from vbon_jax.report import aggregates, sections
 from vbon_jax.sampling import reference_cache
-from vbon_jax.study import pipeline
 from vbon_jax.types import InputError
 from vbon_jax.workdir import layout, results
+
+logger = logging.getLogger(__name__)
 
 RESULTS_FILE, VERDICTS_FILE = "llm_judge.csv", "verdicts.jsonl"
 SYSTEM = (
@@ -413,12 +415,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
     aggregates.write(rows, COLUMNS, workdir / RESULTS_FILE)
     for row in rows:
         print(sentence(row))
-    pipeline.say(f"spent: {spent:.4f} dollars of {settings.max_cost:g}")
+    logger.info(f"spent: {spent:.4f} dollars of {settings.max_cost:g}")
     if any(row["missing"] for row in rows):
-        pipeline.say("pairs are missing; the same command asks for what is not answered yet")
+        logger.info("pairs are missing; the same command asks for what is not answered yet")
     sections.write(workdir)
     if judge.why == INTERRUPTED:
-        pipeline.say("interrupted; the same command goes on")
+        logger.info("interrupted; the same command goes on")
         sys.exit(130)
     if judge.why:
         raise InputError(judge.why)

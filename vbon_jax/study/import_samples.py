@@ -13,6 +13,7 @@ with `--rescore` it scores all of them, and the file needs no rewards.
 
 import functools
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable
@@ -25,9 +26,10 @@ import tqdm
 from vbon_jax.data import batching, prompt_sets
 from vbon_jax.models import log_probs
 from vbon_jax.sampling import external_samples, reference_cache
-from vbon_jax.saying import say
 from vbon_jax.study import caches
 from vbon_jax.types import InputError, Prompts, Responses, Sequences
+
+logger = logging.getLogger(__name__)
 
 
 class Options(NamedTuple):
@@ -121,7 +123,7 @@ def checked(
         raise InputError(f"{imported.source}: there are no rewards; score them with --rescore")
     elif texts:
         external_samples.check_rewards(encoded, prompts, materials.score, source=imported.source)
-    say(
+    logger.info(
         f"{len(imported.samples)} prompts in {imported.source}, {len(prompts.token_ids)} of them "
         f"asked for ({encoded.truncated} responses truncated, {encoded.dropped} dropped)"
     )

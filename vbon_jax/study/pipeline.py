@@ -6,6 +6,7 @@ Everything that is missing is built, in the working directory, and used again wh
 import dataclasses
 import functools
 import hashlib
+import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,11 +19,12 @@ from vbon_jax.data import configured, formats, prompt_sets
 from vbon_jax.evaluation import measures, sampled_policy
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import reference_cache, rewards, sampler
-from vbon_jax.saying import say
 from vbon_jax.study import caches, embedded, plan, preflight, stages, supervision
 from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError, Params
 from vbon_jax.workdir import results
+
+logger = logging.getLogger(__name__)
 
 
 class Materials(NamedTuple):
@@ -121,7 +123,7 @@ def _prompts(
             places=table.places,
             exclude=set(sets[0].token_ids) if sets else (),
         )
-        say(
+        logger.info(
             f"{split} prompts: {len(prompts.token_ids)} distinct of {len(table.rows)} rows in "
             f"{table.source} ({prompts.duplicates} repeated, {prompts.held_out_overlap} also in "
             f"training, {prompts.truncated} truncated, {prompts.dropped} dropped)"
@@ -201,7 +203,7 @@ def given_pairs(config: ConfigDict, materials: Materials) -> prompt_sets.PairSet
         places=given.places,
     )
     pairs = pairs._replace(tied=pairs.tied + given.tied)
-    say(
+    logger.info(
         f"{len(pairs.prompt_ids)} pairs in {table.source} ({pairs.tied} with equal responses left "
         f"out, {given.empty} with an empty one, {pairs.truncated} truncated, {pairs.dropped} "
         "dropped)"
@@ -223,7 +225,7 @@ def check_budgets(config: ConfigDict, workdir: pathlib.Path, materials: Material
         count, budget = caches.used(changed, method, cache), changed.budget.sampled_tokens
         spent = caches.first(cache, count).sampled_tokens
         if spent < 0.9 * budget and not method.on_policy:
-            say(
+            logger.info(
                 f"{changed.method} at n={changed.n:g} spends {spent} of budget.sampled_tokens="
                 f"{budget}: the cache holds no more; raise references.samples_per_prompt"
             )

@@ -13,6 +13,7 @@ trained on its own texts. Every other key is one of
 vbon_jax/config.py. A finished stage is not made again.
 """
 
+import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -26,10 +27,11 @@ from vbon_jax.data import configured, sources, tokenizers
 from vbon_jax.models import classifier, decoder, lora
 from vbon_jax.models.encoder import EncoderConfig
 from vbon_jax.models.huggingface import model_folder
-from vbon_jax.saying import say
 from vbon_jax.study import plan, supervision
 from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError, Params
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "stage:"
 OWN = ("base", "network", "vocab_size")
@@ -236,7 +238,7 @@ def _report(folder, run: ConfigDict, model, params: Params, held_out, name: str)
     numbers = ", ".join(
         f"{key} {value.value:.3f} [{value.lo:.3f}, {value.hi:.3f}]" for key, value in found.items()
     )
-    say(f"stage {name} on {len(held_out[0])} held-out rows: {numbers}")
+    logger.info(f"stage {name} on {len(held_out[0])} held-out rows: {numbers}")
 
 
 # ---------------------------------------------------------------------------------------- beginning

@@ -4,6 +4,7 @@ Rows of a table become arrays here, checked before anything is computed.
 """
 
 import functools
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,10 @@ from vbon_jax.data import batching, configured, formats, sft_rows, sources
 from vbon_jax.evaluation import calibration
 from vbon_jax.evaluation.bootstrap import Estimate, estimate, estimate_of_means
 from vbon_jax.models import classifier
-from vbon_jax.saying import say
 from vbon_jax.training.methods import sft
 from vbon_jax.types import InputError, Params
+
+logger = logging.getLogger(__name__)
 
 Batch = sft.TextBatch | sft.LabelBatch | sft.PreferenceBatch
 
@@ -139,7 +141,7 @@ def _some(batch: Batch, table: sources.Rows) -> Batch:
 
 def _tell(table: sources.Rows, kept: int, **left_out: int) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in left_out.items())
-    say(f"{kept} of {len(table.rows)} rows in {table.source} ({counts})")
+    logger.info(f"{kept} of {len(table.rows)} rows in {table.source} ({counts})")
 
 
 # ------------------------------------------------------------------------------ held-out measures
