@@ -1,14 +1,28 @@
 """vbon_jax: variational Best-of-N alignment in JAX."""
 
+import pathlib
+import re
+
 import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "vbon_jax" / "__init__.py").read_text())[1]
 
 setuptools.setup(
     name="vbon_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Variational Best-of-N alignment, BoNBoN and their rivals, in JAX",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["vbon_jax*", "experiments*", "configs*"]),
-    package_data={"vbon_jax.report": ["*.jinja", "*.css", "*.js"]},
+    # The programs and recipes of the repository run from a clone and are not installed.
+    packages=setuptools.find_packages(include=["vbon_jax", "vbon_jax.*"]),
+    package_data={
+        "vbon_jax": ["py.typed"],
+        "vbon_jax.report": ["*.jinja", "*.css", "*.js"],
+    },
     install_requires=[
         "absl-py>=2.3",
         "altair>=6.0",
