@@ -1,4 +1,4 @@
-# make demo · make compare · make test · make lint; each makes .venv on its first call and only then.
+# make demo · make compare · make check · make test · make lint; each makes .venv on its first call and only then.
 PYTHON ?= python3
 BIN = .venv/bin
 # Huge pages for large arrays: fewer page faults on a CPU (glibc; ignored elsewhere).
@@ -9,6 +9,9 @@ demo: .venv/installed
 
 compare: .venv/installed
 	$(BIN)/python -m experiments.compare --config configs/demo.py:compare --workdir runs/compare
+
+check: .venv/installed-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -28,4 +31,4 @@ lint: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
-.PHONY: demo compare test lint
+.PHONY: demo compare check test lint
