@@ -17,27 +17,25 @@ from vbon_jax.types import Array, InputError, Params, Sequences
 
 @functools.partial(jax.jit, static_argnames=("config", "new_tokens", "greedy"))
 def _score(config, params, reference_params, sequences, temperatures, *, new_tokens, greedy):
-    tokens_sg, mask_sg = log_probs.slots(sequences, new_tokens=new_tokens)
-    hidden_sgd = log_probs.hidden(config, params, sequences, new_tokens=new_tokens)
-    reference_sgd = log_probs.hidden(config, reference_params, sequences, new_tokens=new_tokens)
+    tokens_sg, mask_sg = log_probs.response_tokens(sequences, new_tokens=new_tokens)
+    networks = tuple(
+        log_probs.Network(
+            weights,
+            log_probs.response_hidden(config, weights, sequences, new_tokens=new_tokens),
+            temperature,
+        )
+        for weights, temperature in zip((params, reference_params), temperatures, strict=True)
+    )
 
-    def slot(arguments):
-        """One response slot at a time, so that [S, V] logits are held and never [S, G, V]."""
-        hidden_sd, reference_sd, tokens_s = arguments
-        logits_sv = decoder.logits(config, params, hidden_sd).astype(jnp.float32)
-        logits_sv = logits_sv / temperatures[0]
-        reference_sv = decoder.logits(config, reference_params, reference_sd).astype(jnp.float32)
-        reference_sv = reference_sv / temperatures[1]
-        log_probs_s = logprobs.token_log_probs(logits_sv[:, None], tokens_s[:, None])[:, 0]
-        reference_s = logprobs.token_log_probs(reference_sv[:, None], tokens_s[:, None])[:, 0]
+    def statistics(logits_scv: Array, reference_scv: Array, tokens_sc: Array):
+        log_probs_sc = logprobs.token_log_probs(logits_scv, tokens_sc)
+        reference_sc = logprobs.token_log_probs(reference_scv, tokens_sc)
         if greedy:
-            return -reference_s, log_probs_s, reference_s
-        kl_s = logprobs.kl_divergence(logits_sv[:, None], reference_sv[:, None])[:, 0]
-        return kl_s, log_probs_s, reference_s
+            return -reference_sc, log_probs_sc, reference_sc
+        return logprobs.kl_divergence(logits_scv, reference_scv), log_probs_sc, reference_sc
 
-    by_slot = (jnp.moveaxis(hidden_sgd, 1, 0), jnp.moveaxis(reference_sgd, 1, 0), tokens_sg.T)
-    of_tokens = jax.lax.map(slot, by_slot)
-    return tuple(jnp.where(mask_sg, tokens_gs.T, 0.0).sum(axis=1) for tokens_gs in of_tokens)
+    of_tokens = log_probs.map_logits(statistics, config, networks, tokens_sg)
+    return tuple(jnp.where(mask_sg, values_sg, 0.0).sum(axis=1) for values_sg in of_tokens)
 
 
 def score_sequences(

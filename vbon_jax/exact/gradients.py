@@ -18,7 +18,7 @@ from vbon_jax.exact import enumeration, optima
 from vbon_jax.exact.enumeration import Law, Space
 from vbon_jax.functional import bon, objectives
 from vbon_jax.models import decoder
-from vbon_jax.models import log_probs as responses
+from vbon_jax.models.log_probs import response_hidden
 from vbon_jax.training import step
 from vbon_jax.types import Array, Params, Sequences
 
@@ -93,8 +93,8 @@ def make_setting(config) -> Setting:
 def log_probs(model, params: Params, batch: Batch) -> Array:
     """log pi(y|x) of all responses [P, K] float32, from one run over the longest contexts."""
     length = batch.tokens_kl.shape[1]
-    hidden = responses.hidden(model, params, batch.contexts, new_tokens=length)
-    logits = responses.logits(model, params, hidden, temperature=1.0)
+    hidden = response_hidden(model, params, batch.contexts, new_tokens=length)
+    logits = decoder.logits(model, params, hidden)
     contexts = int(batch.contexts.tokens_st.shape[0]) // batch.log_reference_pk.shape[0]
     said = jax.nn.log_softmax(logits).reshape(-1, contexts, *logits.shape[1:])
     said_pkl = said[:, batch.context_k[:, None], jnp.arange(length), batch.tokens_kl]

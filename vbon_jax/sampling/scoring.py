@@ -5,23 +5,13 @@
 `"token_log_probs"`. No EOS is added: what is scored is the text that is given.
 """
 
-import functools
-
-import jax
 import numpy as np
 import tqdm
 
 from vbon_jax.data import batching, prompt_sets
-from vbon_jax.models import log_probs as responses
 from vbon_jax.models.huggingface import model_folder
+from vbon_jax.models.log_probs import response_log_probs
 from vbon_jax.types import Sequences
-
-
-@functools.partial(jax.jit, static_argnames=("model", "new_tokens"))
-def _token_log_probs(params, sequences: Sequences, *, model, new_tokens: int):
-    tokens, mask = responses.slots(sequences, new_tokens=new_tokens)
-    hidden = responses.hidden(model, params, sequences, new_tokens=new_tokens)
-    return responses.log_probs(model, params, hidden, tokens, mask, temperature=1.0)
 
 
 def encode(rows: list[dict], tokenizer, source: str) -> list[tuple[list[int], list[int]]]:
@@ -50,9 +40,9 @@ def score(checkpoint: model_folder.Checkpoint, pairs, *, batch: int) -> list[lis
         whole = batching.pad_prompts(joined, longest=checkpoint.config.max_positions)
         prompt_lengths = np.asarray([len(pairs[i][0]) for i in padded], np.int32)
         sequences = Sequences(whole.tokens_bp, prompt_lengths, whole.lengths_b)
-        said = _token_log_probs(
-            checkpoint.params, sequences, model=checkpoint.config, new_tokens=new_tokens
+        log_probs_sg, _, _ = response_log_probs(
+            checkpoint.config, checkpoint.params, sequences, new_tokens=new_tokens, temperature=1.0
         )
-        for row, i in zip(np.asarray(said), chosen, strict=False):
+        for row, i in zip(np.asarray(log_probs_sg), chosen, strict=False):
             scored[i] = [float(value) for value in row[: len(pairs[i][1])]]
     return scored

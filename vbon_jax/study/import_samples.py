@@ -11,7 +11,6 @@ here. Their rewards must be the configured reward's, which scores a part of them
 with `--rescore` it scores all of them, and the file needs no rewards.
 """
 
-import functools
 import json
 import logging
 import os
@@ -19,12 +18,11 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import tqdm
 
 from vbon_jax.data import batching, prompt_sets
-from vbon_jax.models import log_probs
+from vbon_jax.models.log_probs import response_log_probs
 from vbon_jax.sampling import external_samples, reference_cache
 from vbon_jax.study import caches
 from vbon_jax.types import InputError, Prompts, Responses, Sequences
@@ -52,14 +50,6 @@ def write_prompts(path: pathlib.Path, prompts: prompt_sets.PromptSet) -> None:
     os.replace(temporary, path)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "new_tokens", "temperature"))
-def _said(params, sequences: Sequences, *, model, new_tokens: int, temperature: float):
-    said_sg, _, _ = log_probs.response_log_probs(
-        model, params, sequences, new_tokens=new_tokens, temperature=temperature
-    )
-    return said_sg
-
-
 def make_sampler(
     config, materials, prompts: prompt_sets.PromptSet, encoded: external_samples.Encoded
 ) -> Callable:
@@ -80,16 +70,16 @@ def make_sampler(
         joined = batching.sequences(Prompts(*padded), batch, width + room)
         parts = []
         for rows, count in batching.filled_batches(len(joined.lengths_s), size):
-            said_sg = _said(
+            log_probs_sg, _, _ = response_log_probs(
+                materials.checkpoint.config,
                 materials.checkpoint.params,
                 Sequences(*(array[rows] for array in joined)),
-                model=materials.checkpoint.config,
                 new_tokens=room,
                 temperature=config.sampling.temperature,
             )
-            parts.append(np.asarray(said_sg)[:count])
-        said_bng = np.concatenate(parts).reshape(batch.tokens_bng.shape)
-        return batch._replace(log_probs_bng=said_bng)
+            parts.append(np.asarray(log_probs_sg)[:count])
+        log_probs_bng = np.concatenate(parts).reshape(batch.tokens_bng.shape)
+        return batch._replace(log_probs_bng=log_probs_bng)
 
     return sample
 

@@ -1,14 +1,12 @@
 """Responses sampled inside a run: to the prompts of a step, with rewards."""
 
-import functools
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from vbon_jax.data import batching
-from vbon_jax.functional import logprobs
-from vbon_jax.models import log_probs as responses
+from vbon_jax.models.log_probs import sequence_log_probs
 from vbon_jax.sampling import sampler
 from vbon_jax.training import sharding
 from vbon_jax.training.task import Task
@@ -78,21 +76,13 @@ def rollout(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "new_tokens", "temperature"))
-def _log_probs(params, sequences, *, model, new_tokens: int, temperature: float) -> Array:
-    said_sg, mask_sg, _ = responses.response_log_probs(
-        model, params, sequences, new_tokens=new_tokens, temperature=temperature
-    )
-    return logprobs.sequence_log_probs(said_sg, mask_sg)
-
-
 def log_probs(task: Task, params: Params, sequences: Sequences) -> np.ndarray:
     """log pi of whole responses under the network `params`, [S] float32, nats."""
-    said = _log_probs(
+    log_probs_s = sequence_log_probs(
+        task.model,
         params,
         sharding.shard_rows(sequences, task.mesh),
-        model=task.model,
         new_tokens=task.sampling.max_new_tokens,
         temperature=task.sampling.temperature,
     )
-    return jax.device_get(said)
+    return jax.device_get(log_probs_s)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbon_jax.data import batching
-from vbon_jax.functional import bon, logprobs, objectives
-from vbon_jax.models import log_probs as responses
+from vbon_jax.functional import bon, objectives
+from vbon_jax.models.log_probs import response_log_probs
 from vbon_jax.training import cached_batches, rollouts
 from vbon_jax.training.cached_batches import PairBatch, ResponseBatch
 from vbon_jax.training.task import Method, Task
@@ -205,14 +205,14 @@ def _given_pairs(task: Task, step: int) -> PairBatch:
 
 def log_probs(model, constants, params: Params, sequences: Sequences) -> tuple[Array, Array]:
     """log pi of whole responses [S], nats, and how many tokens they have [S]."""
-    said_sg, mask_sg, _ = responses.response_log_probs(
+    log_probs_sg, mask_sg, _ = response_log_probs(
         model,
         params["decoder"],
         sequences,
         new_tokens=constants.new_tokens,
         temperature=constants.temperature,
     )
-    return logprobs.sequence_log_probs(said_sg, mask_sg), mask_sg.sum(axis=1)
+    return log_probs_sg.sum(axis=1), mask_sg.sum(axis=1)
 
 
 def both(one: Sequences, other: Sequences) -> Sequences:

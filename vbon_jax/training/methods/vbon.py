@@ -13,7 +13,7 @@ import numpy as np
 
 from vbon_jax.functional import advantages, bon, cdf, logprobs, objectives
 from vbon_jax.models import decoder
-from vbon_jax.models import log_probs as responses
+from vbon_jax.models.log_probs import response_log_probs
 from vbon_jax.training import sharding
 from vbon_jax.training.rollouts import prompts_of, rollout
 from vbon_jax.training.step import TrainState
@@ -77,7 +77,7 @@ def ppo_settings(config) -> PPO:
 
 def ppo_objective(model, settings: PPO, params: Params, batch: PPOBatch):
     """The clipped surrogate, and with a value head its clipped loss; means over response tokens."""
-    log_probs, mask, hidden = responses.response_log_probs(
+    log_probs, mask, hidden = response_log_probs(
         model,
         params["decoder"],
         batch.sequences,
@@ -120,7 +120,7 @@ def ppo_batch(
     response's log pi_theta - log pi_ref, [S].
     """
     said = functools.partial(
-        responses.response_log_probs,
+        response_log_probs,
         model,
         sequences=sequences,
         new_tokens=settings.new_tokens,
