@@ -36,7 +36,6 @@ setuptools.setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "pyarrow>=22.0",
-        "rouge-score>=0.1.2",
         "safetensors>=0.7",
         "scipy>=1.16",
         "tensorboardX>=2.6.4",

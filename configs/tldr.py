@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise ValueError(f"configs/tldr.py:{arg}: {sorted(unknown)[0]!r} is not small or ood")
     config = defaults()
     with config.unlocked():
-        config.data.field, config.data.reference_field = "prompt", "completion"
+        config.data.field = "prompt"
         config.data.max_tokens, config.data.longest_prompt = 0, 512
         config.data.over_long = "drop"
         config.data.train_limit, config.data.eval_limit = 2048, 256

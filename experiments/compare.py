@@ -18,7 +18,7 @@ def main() -> None:
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
     materials = pipeline.prepare(config, workdir)
     cache = caches.reference_cache(config, materials, workdir, "eval")
-    held = evaluate.yardsticks(config, materials, workdir, cache)
+    panel = evaluate.panel(config, materials, workdir, cache)
     command = "python -m experiments.compare " + " ".join(sys.argv[1:])
     said = {"command": command, "config": config.to_dict()}
     files.write_json(workdir / layout.COMPARE_FILE, said)
@@ -33,11 +33,11 @@ def main() -> None:
         n=1.0,
         run=results.REFERENCE,
     )
-    evaluate.derive(config, workdir / "reference", materials, cache, held)
+    evaluate.derive(config, workdir / "reference", materials, cache, panel)
     pipeline.check_budgets(config, workdir, materials)
     for cell in plan.every(config):
         pipeline.run_cell(config, workdir, cell, materials)
-        evaluate.run_rows(config, workdir, cell, materials, cache, held)
+        evaluate.run_rows(config, workdir, cell, materials, cache, panel)
     for row in sections.write(workdir):
         print(pipeline.sentence(row))
     print(f"{workdir / 'results.csv'}\n{workdir / 'report.html'}")

@@ -2,9 +2,8 @@
 
 K samples a prompt: reward, win rate against all cached reference rewards, KL, length, EOS rate,
 distinct-2, perplexity, and the deficit to Best-of-N at the policy's own KL, each with its interval
-over prompts; then, from the responses that were stored, the win rate at equal length, ROUGE where
-the held-out rows have references, and what each of `config.judges` says. What stands is not
-measured again.
+over prompts; then, from the stored responses, the win rate at equal length and the numbers of each
+of `config.judges`. A finished evaluation is not repeated.
 """
 
 import json
@@ -21,10 +20,10 @@ def main() -> None:
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
     materials = pipeline.prepare(config, workdir)
     cache = caches.reference_cache(config, materials, workdir, "eval")
-    held = evaluate.yardsticks(config, materials, workdir, cache)
+    panel = evaluate.panel(config, materials, workdir, cache)
     for cell in plan.every(config) if ALL.value else [plan.single(config)]:
         pipeline.run_cell(config, workdir, cell, materials)
-        for row in evaluate.run_rows(config, workdir, cell, materials, cache, held):
+        for row in evaluate.run_rows(config, workdir, cell, materials, cache, panel):
             print(json.dumps({key: value for key, value in row.items() if value is not None}))
 
 

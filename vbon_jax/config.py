@@ -82,8 +82,6 @@ KEYS: list[Key] = [
             "0 = all", least=0),
         Key("field", "text", "the field of a row that holds the text"),
         Key("completion_field", "", 'sft: the field with what follows that text; "" = nothing'),
-        Key("reference_field", "", "of a held-out row: a text, or a list of them, that responses "
-            'are held against by ROUGE; "" = none', identifies=""),
         Key("label_field", "label", 'reward_model: the field with the class number; "" = the rows '
             "are preferences"),
         Key("min_tokens", 2, "tokens of a prompt, at least", least=1),

@@ -1,4 +1,4 @@
-"""Rows for supervised training, the reward model's objective, calibration: by hand."""
+"""Rows for supervised training, the reward model's objective: by hand."""
 
 import dataclasses
 
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tests.models.test_models import SMALL, noisy, tokens_of
 from vbon_jax.data import sft_rows
-from vbon_jax.evaluation import calibration
 from vbon_jax.functional import objectives
 from vbon_jax.models import classifier, decoder
 from vbon_jax.training.methods import sft as text
@@ -230,20 +229,3 @@ def test_a_language_model_gets_a_score():
     np.testing.assert_allclose(alone[0], scores[1], atol=1e-5)
     hidden = decoder.hidden(config, params, tokens[:1])
     np.testing.assert_allclose(scores[0], hidden[0, 8] @ params["score"]["kernel"], atol=1e-5)
-
-
-# ----------------------------------------------------------------------------------- calibration
-
-
-def test_calibration_by_hand():
-    """Two of confidence 0.9, one right; one of 0.55, right: 2/3 * 0.4 + 1/3 * 0.45."""
-    gaps = calibration.calibration_gaps([0.9, 0.9, 0.55], [True, False, True])
-    assert gaps.shape == (3, 10)
-    assert calibration.calibration_error(gaps.mean(axis=0)) == pytest.approx((0.8 + 0.45) / 3)
-    # The top of a bin belongs to it, and 0 to the first.
-    gaps = calibration.calibration_gaps([0.0, 0.1, 0.2, 1.0], [0, 0, 0, 1])
-    assert np.flatnonzero(gaps.any(axis=0)).tolist() == [0, 1]
-    with pytest.raises(ValueError, match="outside"):
-        calibration.calibration_gaps([1.2], [1])
-    with pytest.raises(ValueError, match=r"\[B\]"):
-        calibration.calibration_gaps([0.2], [1, 0])

@@ -68,11 +68,6 @@ def test_given_pairs_of_any_cell(config, tmp_path):
     refused(config, "pairs.jsonl: line 1: chosen and rejected are equal", "pairs.on_tie=drop")
 
 
-def test_references_of_held_out_prompts(config):
-    config.data.reference_field = "summary"
-    refused(config, "test.jsonl: line 1 has no field 'summary'")
-
-
 def test_a_comparison_is_refused_before_its_embedded_models(tiny, tmp_path):
     """In one line, and nothing was made."""
     arguments = [f"--config.reward.path={tiny / 'policy'}", "--config.policy.path="]

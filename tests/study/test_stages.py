@@ -111,7 +111,6 @@ def test_summaries_from_nothing(posts, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     rows = results.read_results(tmp_path / "given" / "results.csv")
     assert {row["temperature"] for row in rows if row["method"] == "vbon"} == {0.5, 1.0}
-    assert all(0 <= row["rouge_l"] <= 1 for row in rows if row["method"] == "vbon")
 
 
 def test_dialogue_from_nothing(dialogues, tmp_path):

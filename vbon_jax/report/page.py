@@ -70,13 +70,9 @@ def result_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "eos_rate": "EOS rate",
         "distinct2": "distinct-2",
         "perplexity": "perplexity",
-        "rouge_1": "ROUGE-1",
-        "rouge_2": "ROUGE-2",
-        "rouge_l": "ROUGE-L",
     }
-    for name in ("lc_win_rate", "rouge_1", "rouge_2", "rouge_l"):  # where they were asked for
-        if all(row.get(name) is None for row in rows):
-            del measured[name]
+    if all(row.get("lc_win_rate") is None for row in rows):
+        del measured["lc_win_rate"]
     settings = {"n": "N", "seed": "seed", "temperature": "temperature"}
     return Table(
         "Results",
@@ -227,8 +223,6 @@ def stages_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
         "perplexity": "perplexity",
         "accuracy": "accuracy",
         "margin": "margin",
-        "brier": "Brier score",
-        "calibration_error": "calibration error",
     }
     return Table(
         "Models made on the way",

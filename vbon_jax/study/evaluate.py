@@ -2,14 +2,12 @@
 
 K samples a prompt: reward, win rate against all cached reference rewards, KL, length, EOS rate,
 distinct-2, perplexity, and the deficit to Best-of-N at the policy's own KL, each with its interval
-over prompts; then, from the responses that were stored, the win rate at equal length, ROUGE where
-the held-out rows have references, and what each of `config.judges` says. What stands is not
-measured again.
+over prompts; then, from the stored responses, the win rate at equal length and the numbers of each
+of `config.judges`. A finished evaluation is not repeated.
 """
 
 import json
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +17,7 @@ from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.config import identity
-from vbon_jax.evaluation import (
-    judges,
-    measures,
-    rouge_of_responses,
-    sampled_policy,
-    stored_responses,
-)
+from vbon_jax.evaluation import judges, measures, sampled_policy, stored_responses
 from vbon_jax.sampling import reference_cache
 from vbon_jax.study import pipeline
 from vbon_jax.study import plan as cells
@@ -112,25 +104,14 @@ def write_responses(
     pq.write_table(pa.table(columns), path)
 
 
-class Yardsticks(NamedTuple):
-    """What stored responses are held against besides the training reward."""
-
-    judges: list[judges.Judge]
-    texts: list[list[str]]  # the references of each held-out prompt; none without a field of them
-
-
-def yardsticks(
+def panel(
     config: ConfigDict,
     materials: pipeline.Materials,
     workdir: pathlib.Path,
     cache: reference_cache.References,
-) -> Yardsticks:
-    """Those of the configuration, checked; the cached responses are judged where they are not."""
-    texts = []
-    if config.data.reference_field:
-        prompts = materials.eval_prompts.token_ids
-        texts = rouge_of_responses.references(config, materials.tokenizer, prompts)
-    return Yardsticks(judges.panel(config, materials, workdir, cache), texts)
+) -> list[judges.Judge]:
+    """The judges of the configuration; cached responses that they have not scored are scored."""
+    return judges.panel(config, materials, workdir, cache)
 
 
 def derive(
@@ -138,13 +119,11 @@ def derive(
     folder: pathlib.Path,
     materials: pipeline.Materials,
     cache: reference_cache.References,
-    held: Yardsticks,
+    panel: list[judges.Judge],
 ) -> None:
-    """Whatever the responses that stand in `folder` say besides: where it is missing."""
+    """Compute the missing derived numbers (length control, judges) of an evaluation folder."""
     stored_responses.length_control(config, folder, cache)
-    if held.texts:
-        rouge_of_responses.measure(config, folder, cache, held.texts)
-    judges.judge_policy(config, held.judges, materials, cache, folder)
+    judges.judge_policy(config, panel, materials, cache, folder)
 
 
 def run_rows(
@@ -153,7 +132,7 @@ def run_rows(
     cell: dict,
     materials: pipeline.Materials,
     cache: reference_cache.References,
-    held: Yardsticks,
+    panel: list[judges.Judge],
 ) -> list[dict]:
     """The rows of a trained cell, with what it cost; its share of the cache is counted in."""
     config = cells.config_of(config, cell)
@@ -179,5 +158,5 @@ def run_rows(
         **layout.labels(config),
         run=folder.name,
     )
-    derive(config, folder / "evaluation", materials, cache, held)
+    derive(config, folder / "evaluation", materials, cache, panel)
     return layout.run_rows(folder, config, cache)

@@ -106,10 +106,12 @@ def judges(config: ConfigDict) -> dict[str, ConfigDict]:
             set_key(settings, key, value, where)
         if bool(settings.path) == bool(settings.function):
             raise InputError(f"{where}: give path (a classifier's folder) or function, one of them")
-        check_keys(
-            ConfigDict({"reward": settings}),
-            [key for key in KEYS if key.name.startswith("reward.")],
-        )
+        prefix = "reward."
+        keys = [key for key in KEYS if key.name.startswith(prefix)]
+        try:
+            check_keys(settings, [key._replace(name=key.name.removeprefix(prefix)) for key in keys])
+        except InputError as error:
+            raise InputError(f"{where}.{error}") from error
         found[name] = settings
     return found
 

@@ -7,7 +7,6 @@ checked for what each of them is; whether a prompt fits the policy is seen when 
 from ml_collections import ConfigDict
 
 from vbon_jax.data import configured, formats, sources
-from vbon_jax.evaluation import rouge_of_responses
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards
 from vbon_jax.study import plan, stages, supervision
@@ -28,9 +27,6 @@ def check(config: ConfigDict) -> None:
         if config.data[split]:
             table = configured.read(config, config.data[split], split)
             formats.prompts(table, name=config.data.field, tokenizer=tokenizer)
-            if split == "eval" and config.data.reference_field:
-                for row in range(len(table.rows)):
-                    rouge_of_responses.row_texts(table, row, config.data.reference_field)
     for changed in _given_pairs(config):
         configured.read_pairs(changed, tokenizer)
 

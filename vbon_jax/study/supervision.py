@@ -12,7 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vbon_jax.data import batching, configured, formats, sft_rows, sources
-from vbon_jax.evaluation import calibration
 from vbon_jax.evaluation.bootstrap import Estimate, estimate, estimate_of_means
 from vbon_jax.models import classifier
 from vbon_jax.training.methods import sft
@@ -164,7 +163,7 @@ def measure(
     """How well a trained network does on rows, each number with its interval over them.
 
     Language models: `nll` (nats a token, of the tokens that are to be said) and `perplexity`.
-    Classifiers: `accuracy`, `brier` and `calibration_error`; on preferences also `margin`.
+    Classifiers: `accuracy`; on preferences also `margin`.
     """
     if isinstance(batch, sft.TextBatch):
         said_r, count_r = _in_batches(_likelihood, model, params, batch, batch_size)
@@ -174,23 +173,14 @@ def measure(
     if isinstance(batch, sft.PreferenceBatch):
         chosen_r, rejected_r = _in_batches(_margins, model, params, batch, batch_size)
         margin_r = (chosen_r - rejected_r).astype(np.float64)
-        right_r, confidence_r = 0.5 * (1 + np.sign(margin_r)), _sigmoid(np.abs(margin_r))
-        brier_r = _sigmoid(-margin_r) ** 2
-        found = {"margin": estimate(margin_r, seed=seed)}
-    else:
-        (logits_rc,) = _in_batches(_classes, model, params, batch, batch_size)
-        probability_rc = _softmax(logits_rc)
-        one_hot = np.eye(probability_rc.shape[1])[np.asarray(batch.labels_r)]
-        right_r = probability_rc.argmax(axis=1) == np.asarray(batch.labels_r)
-        confidence_r = probability_rc.max(axis=1)
-        brier_r = ((probability_rc - one_hot) ** 2).sum(axis=1)
-        found = {}
-    gaps_rk = calibration.calibration_gaps(np.minimum(confidence_r, 1.0), right_r)
-    return {
-        "accuracy": estimate(right_r, seed=seed),
-        "brier": estimate(brier_r, seed=seed),
-        "calibration_error": estimate_of_means(gaps_rk, calibration.calibration_error, seed=seed),
-    } | found
+        right_r = 0.5 * (1 + np.sign(margin_r))  # a tie counts one half
+        return {
+            "accuracy": estimate(right_r, seed=seed),
+            "margin": estimate(margin_r, seed=seed),
+        }
+    (logits_rc,) = _in_batches(_classes, model, params, batch, batch_size)
+    right_r = logits_rc.argmax(axis=1) == np.asarray(batch.labels_r)
+    return {"accuracy": estimate(right_r, seed=seed)}
 
 
 def _classes(model, params: Params, batch: sft.LabelBatch):
@@ -199,15 +189,6 @@ def _classes(model, params: Params, batch: sft.LabelBatch):
 
 def _perplexity(means_rc: np.ndarray) -> np.ndarray:
     return np.exp(-means_rc[:, 0] / means_rc[:, 1])
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, -x))
-
-
-def _softmax(logits_rc: np.ndarray) -> np.ndarray:
-    logits_rc = logits_rc.astype(np.float64)
-    return np.exp(logits_rc - np.logaddexp.reduce(logits_rc, axis=1, keepdims=True))
 
 
 def _in_batches(function, model, params, batch: Batch, batch_size: int) -> tuple[np.ndarray, ...]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from vbon_jax import files
 from vbon_jax.config import defaults
-from vbon_jax.evaluation import bon_curve, measures, rouge_of_responses, stored_responses
+from vbon_jax.evaluation import bon_curve, measures, stored_responses
 from vbon_jax.evaluation.bootstrap import Estimate
 from vbon_jax.sampling import reference_cache
 from vbon_jax.training import logs, methods
@@ -25,10 +25,6 @@ COMPARE_FILE = "compare.json"  # the command and the configuration of the last c
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, InputError)
 METHODS = list(methods.METHODS)
 BOUNDED = ("vbon", "bond")  # methods that read `bound`
-DERIVED = (
-    stored_responses.LENGTH_CONTROL,
-    rouge_of_responses.FOLDER,
-)  # folders of an evaluation, with columns of its rows
 
 
 class Run(NamedTuple):
@@ -179,10 +175,8 @@ def policy_rows(folder: pathlib.Path, cache) -> list[dict[str, Any]]:
     """The rows of an evaluation, every column a key, with what was derived from its responses."""
     measured = json.loads((folder / "evaluation.json").read_text())
     rows = [dict.fromkeys(results.COLUMNS) | row for row in measured]
-    for name in DERIVED:
-        found = stored_responses.rows(folder, name, cache)
-        rows = [row | found.get(row["temperature"], {}) for row in rows]
-    return rows
+    controlled = stored_responses.rows(folder, stored_responses.LENGTH_CONTROL, cache)
+    return [row | controlled.get(row["temperature"], {}) for row in rows]
 
 
 def labels(config: Mapping[str, Any]) -> dict[str, Any]:

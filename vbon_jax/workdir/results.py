@@ -27,8 +27,7 @@ COLUMNS = (
     *("deficit_lo", "deficit_hi", "deficit_se", "perplexity", "perplexity_lo", "perplexity_hi"),
     *("reward_lo", "reward_hi", "win_rate_se", "kl_lo", "kl_hi", "length_se", "eos_rate_se"),
     *("distinct2_se", "prompts", "samples_per_prompt", "reference_samples", "run", "gradient"),
-    *("lc_win_rate", "lc_win_rate_lo", "lc_win_rate_hi", "rouge_1", "rouge_1_lo", "rouge_1_hi"),
-    *("rouge_2", "rouge_2_lo", "rouge_2_hi", "rouge_l", "rouge_l_lo", "rouge_l_hi"),
+    *("lc_win_rate", "lc_win_rate_lo", "lc_win_rate_hi"),
 )
 WORDS = frozenset(("method", "bound", "run", "gradient", "judge", "model", "baseline"))
 BUDGET = ("sampled_tokens", "reward_calls", "train_flops", "seconds")
