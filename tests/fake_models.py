@@ -8,13 +8,14 @@ import zlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.config import defaults
 from vbon_jax.evaluation import measures, sampled_policy
 from vbon_jax.sampling import reference_cache
-from vbon_jax.study import plan as cells
-from vbon_jax.workdir import results
+from vbon_jax.study import plan
+from vbon_jax.workdir import results, run
 
 M, K, STEPS = 16, 4, 20
 
@@ -93,33 +94,34 @@ def write_run(
     evaluated: bool = True,
 ) -> pathlib.Path:
     """A run of a cell; `logged` steps of it, all unless given, evaluated if it is finished."""
-    run = folder / "runs" / cells.run_name(cell)
     config = json.loads(json.dumps(config | {k: v for k, v in cell.items() if "." not in k}))
+    record = plan.record(ConfigDict(config), cell)
+    run_folder = folder / "runs" / record.name
+    run.write(run_folder, record)
     steps = config["train"]["steps"]
     logged = steps if logged is None else logged
-    write_json(run / "config.json", config)
-    write_json(run / "stage.json", {"inputs": {}, "finished": logged == steps})
-    random = np.random.default_rng(zlib.crc32(run.name.encode()))
+    write_json(run_folder / "config.json", config)
+    write_json(run_folder / "stage.json", {"inputs": {}, "finished": logged == steps})
+    random = np.random.default_rng(zlib.crc32(record.name.encode()))
     metrics = [
         {"step": step, "objective/mean": step + random.normal(), "loss/total": 1 / (step + 1)}
         | ({"eval/win_rate": 0.5 + strength * step / steps / 4} if step % 5 == 4 else {})
         for step in range(logged)
     ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     if logged < steps:
-        return run
+        return run_folder
     budget = {
         "sampled_tokens": 1000 * steps,
         "reward_calls": 16 * steps,
         "train_flops": 3e9 * steps,
     }
-    write_json(run / "ledger.json", budget | {"seconds": 75.0})
+    write_json(run_folder / "ledger.json", budget | {"seconds": 75.0})
     if evaluated:
         cache = reference_cache.load(folder / "references" / "eval")
-        labels = {"method": cell["method"], "n": cell["n"], "seed": cell["seed"], "run": run.name}
-        labels["bound"] = config["bound"] if cell["method"] == "vbon" else None
-        write_evaluation(run / "evaluation", cache, config, strength, labels, text)
-    return run
+        columns = run.columns(record)
+        write_evaluation(run_folder / "evaluation", cache, config, strength, columns, text)
+    return run_folder
 
 
 def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, text: str) -> None:
@@ -164,11 +166,14 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
     write_json(folder / "stage.json", {"inputs": inputs, "finished": True})
 
 
-def copy_run(run: pathlib.Path, cell: dict) -> pathlib.Path:
+def copy_run(original: pathlib.Path, cell: dict) -> pathlib.Path:
     """The same run under another cell's name: many runs in no time."""
-    copy = run.parent / cells.run_name(cell)
-    shutil.copytree(run, copy)
-    write_json(copy / "config.json", json.loads((run / "config.json").read_text()) | cell)
-    rows = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    config = json.loads((original / "config.json").read_text()) | cell
+    record = plan.record(ConfigDict(config), cell)
+    copy = original.parent / record.name
+    shutil.copytree(original, copy)
+    write_json(copy / "config.json", config)
+    run.write(copy, record)
+    rows = json.loads((original / "evaluation" / "evaluation.json").read_text())
     write_json(copy / "evaluation" / "evaluation.json", [row | {"run": copy.name} for row in rows])
     return copy

@@ -14,9 +14,10 @@ import pytest
 
 from tests import fake_models
 from tests.tiny_config import program
+from vbon_jax.evaluation import bon_curve
 from vbon_jax.report import figures, page, sections, style
 from vbon_jax.types import InputError
-from vbon_jax.workdir import layout, results
+from vbon_jax.workdir import layout, results, run
 
 EVIL = '<script>window.hacked=1</script><img src="https://example.com/x.png" onerror=alert(1)>"\'&'
 CELLS = [
@@ -106,8 +107,8 @@ def test_a_chart_of_another_kind_is_refused(tmp_path):
 # ------------------------------------------------------------------------------- figures
 
 
-def point(**cells):
-    return figures.points([dict.fromkeys(results.COLUMNS) | cells])[0]
+def point(method, **cells):
+    return figures.points([results.make_row(method, {}, **cells)])[0]
 
 
 def test_the_kl_axis_ends_behind_the_policies_and_their_targets():
@@ -129,7 +130,7 @@ def test_a_number_that_is_none_makes_no_coordinate():
 
 def test_names_from_anywhere_are_drawn(tmp_path):
     odd = point(method="_$vbon^<模>", n=1.5, kl=0.3, win_rate=0.7, deficit=0.1)
-    curve = sections.measures.Curve(*np.linspace(0.0, 1.0, 4 * 5).reshape(4, 5))
+    curve = bon_curve.Curve(*np.linspace(0.0, 1.0, 4 * 5).reshape(4, 5))
     for index, drawing in enumerate(
         [
             figures.against_kl([odd], curve, "win_rate"),
@@ -188,18 +189,18 @@ def test_means_over_seeds_are_written(work):
     ]
     for row in rows:
         own = [
-            run for run in runs
-            if results.row_name(run) == row["method"] and run["n"] == float(row["n"])
+            one for one in runs
+            if one["label"] == row["method"] and one["n"] == float(row["n"])
         ]  # fmt: skip
         assert len(own) == 2
         for name in ("kl", "win_rate", "reward", "deficit"):
-            mean = sum(run[name] for run in own) / 2
+            mean = sum(one[name] for one in own) / 2
             assert float(row[name]) == pytest.approx(mean, rel=1e-4, abs=1e-6)
             assert float(row[f"{name}_lo"]) <= mean <= float(row[f"{name}_hi"])
         low, value, high = (float(row[f"efficiency{end}"]) for end in ("_lo", "", "_hi"))
         assert 0 <= low <= value <= high
         ends = [float(row["deficit_least"]), float(row["deficit_most"])]
-        assert ends == sorted(run["deficit"] for run in own)
+        assert ends == sorted(one["deficit"] for one in own)
     assert "Means over seeds" in (work / "report.html").read_text()
 
 
@@ -412,6 +413,17 @@ def test_models_made_on_the_way_have_a_table(tmp_path):
     assert "Models made on the way" in said
     assert re.search(r"sft reward_model 41 – 0\.750 \[0\.710, 0\.790\] –", said)
     assert "broken/evaluation.json cannot be read" in said
+
+
+def test_a_method_of_a_users_own_is_shown_like_any_other(tmp_path):
+    config = json.loads((small(tmp_path) / "compare.json").read_text())["config"]
+    folder = fake_models.write_run(tmp_path, {"method": "dpo", "n": 4.0, "seed": 0}, config)
+    record = run.read(folder)._replace(method="simpo", label="simpo (gamma=0.5)", order=99)
+    run.write(folder, record)
+    rows = sections.write(tmp_path)
+    assert (rows[-1]["method"], rows[-1]["label"]) == ("simpo", "simpo (gamma=0.5)")
+    for name in ("means.csv", "pareto.csv", "report.html"):
+        assert "simpo (gamma=0.5)" in (tmp_path / name).read_text()
 
 
 def test_a_number_that_is_not_finite_is_said_aloud(tmp_path):

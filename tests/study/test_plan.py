@@ -115,3 +115,26 @@ def test_rows_that_do_not_divide_are_found_for_every_method():
     plan.check(configuration({"method": "vbon"}, **changes))
     with pytest.raises(InputError, match=r"2 rows a step"):
         plan.check(configuration({"method": "vbon"}, {"method": "raft"}, **changes))
+
+
+@pytest.mark.parametrize(
+    ("cell", "label"),
+    [
+        ({"method": "kl_rl"}, "kl_rl"),
+        ({"method": "vbon"}, "vbon (l1)"),
+        ({"method": "vbon", "bound": "exact", "gradient": "rloo"}, "vbon (exact, rloo)"),
+        (
+            {"method": "dpo", "train.learning_rate": 1e-05, "pairs.beta": 0.1},
+            "dpo (beta=0.1, learning_rate=1e-05)",
+        ),
+        ({"method": "dpo", "train.trainable": "a(b|c)"}, "dpo (trainable=a(b|c))"),
+    ],
+)
+def test_a_label_is_the_method_and_what_its_cell_sets(cell, label):
+    cell = {"n": 3.5, "seed": 1} | cell
+    record = plan.record(plan.config_of(configuration(), cell), cell)
+    assert record.label == label
+    assert (record.method, record.n, record.seed) == (cell["method"], 3.5, 1)
+    assert record.bound == (cell.get("bound", "l1") if cell["method"] == "vbon" else None)
+    assert (record.gradient is None) == (cell["method"] == "dpo")
+    assert record.measured

@@ -127,30 +127,6 @@ def test_durations():
     assert found == ["4.2 s", "1 min 15 s", "1 h 02 min", "–"]
 
 
-# ------------------------------------------------------------------------------- names
-
-
-@pytest.mark.parametrize(
-    ("cells", "name"),
-    [
-        ({"method": "kl_rl", "gradient": "ppo", "run": "kl_rl-n4-s0"}, "kl_rl"),
-        ({"method": "vbon", "bound": "l1", "gradient": "ppo", "run": "vbon-n4-s0"}, "vbon (l1)"),
-        (
-            {"method": "vbon", "bound": "exact", "gradient": "rloo",
-             "run": "vbon-n3.5-s1-bound=exact-gradient=rloo"},
-            "vbon (exact, rloo)",
-        ),
-        (
-            {"method": "dpo", "run": "dpo-n4-s0-pairs.beta=0.1-train.learning_rate=1e-05"},
-            "dpo (beta=0.1, learning_rate=1e-05)",
-        ),
-        ({"method": "reference"}, "reference"),
-    ],
-)  # fmt: skip
-def test_a_policy_is_called_by_its_method_and_what_its_run_sets(cells, name):
-    assert results.row_name(cells) == name
-
-
 def test_intervals():
     assert results.interval({"kl": 1.0, "kl_lo": 0.5, "kl_hi": 2.0, "kl_se": 9.0}, "kl") == (0.5, 2)
     assert results.interval({"kl": 1.0, "kl_se": 0.5}, "kl") == pytest.approx((0.02, 1.98))

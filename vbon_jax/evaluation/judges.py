@@ -32,7 +32,7 @@ COLUMNS = (
     *("judge", "method", "n", "bound", "seed", "temperature"),
     *(name + end for name in MEASURES for end in stored_responses.ENDS),
     *("kl", "kl_lo", "kl_hi", "training_win_rate", "prompts", "samples_per_prompt"),
-    *("run", "gradient"),
+    *("run", "gradient", "label"),
 )
 
 
@@ -232,7 +232,7 @@ def _cached(stage: pathlib.Path, cache: reference_cache.References) -> np.ndarra
 def _policy_rows(folder: pathlib.Path, name: str, cache, rows: list[dict]) -> list[dict[str, Any]]:
     """A judge's rows about one policy, with what names the policy and its KL."""
     found = stored_responses.rows(folder, f"{FOLDER}/{name}", cache)
-    kept = ("method", "n", "bound", "seed", "temperature", "run", "gradient", "kl")
+    kept = ("label", "method", "n", "bound", "seed", "temperature", "run", "gradient", "kl")
     made = []
     for row in rows:
         if row["temperature"] not in found:
@@ -259,7 +259,7 @@ def _cache_rows(work: layout.Work, name: str, cached_pm: np.ndarray) -> list[dic
     }
     own = columns("reward", estimate(cached_pm, **options))
     own |= _agreement(rewards_pm, cached_pm, **options)
-    rows = [common | own | {"method": CACHE, "run": CACHE, "n": 1.0}]
+    rows = [common | own | {"label": CACHE, "method": CACHE, "run": CACHE, "n": 1.0}]
     ruler = [row for row in work.reference_rows if row["method"] == results.BEST_OF_N]
     for row in ruler:
         if row["n"] != int(row["n"]) or row["n"] > most - 1:
@@ -267,7 +267,7 @@ def _cache_rows(work: layout.Work, name: str, cached_pm: np.ndarray) -> list[dic
         best = judged.best_of_n(rewards_pm, cached_pm, int(row["n"]))
         said = columns("reward", estimate(best.reward_b, **options))
         said |= columns("win_rate", estimate(best.win_rate_b, **options))
-        said |= {key: row[key] for key in ("method", "n", "run", "kl", "kl_lo", "kl_hi")}
+        said |= {key: row[key] for key in ("label", "method", "n", "run", "kl", "kl_lo", "kl_hi")}
         rows.append(common | said | {"training_win_rate": row["win_rate"]})
     return rows
 

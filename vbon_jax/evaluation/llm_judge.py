@@ -49,6 +49,7 @@ COLUMNS = (
     *("method", "n", "bound", "seed", "temperature", "model", "baseline"),
     *(name + end for name in MEASURES for end in stored_responses.ENDS),
     *("kl", "kl_lo", "kl_hi", "prompts", "missing", "unreadable", "cost", "run", "gradient"),
+    "label",
 )
 
 
@@ -357,7 +358,7 @@ def result_row(contest: Contest, ledger: verdicts.Ledger, work: layout.Work, set
     first_b = codes(contest.first, ledger.verdicts, "A")
     second_b = codes(contest.second, ledger.verdicts, "B")
     known_b = np.isfinite(first_b) & np.isfinite(second_b)
-    kept = ("method", "n", "bound", "seed", "temperature", "run", "gradient", "kl")
+    kept = ("label", "method", "n", "bound", "seed", "temperature", "run", "gradient", "kl")
     row = dict.fromkeys(COLUMNS) | {name: contest.row[name] for name in kept}
     row["kl_lo"], row["kl_hi"] = results.interval(contest.row, "kl") or (None, None)
     keys = {asked.key for asked in (*contest.first, *contest.second) if asked}

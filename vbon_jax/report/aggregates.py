@@ -27,7 +27,7 @@ def pareto_shares(work: layout.Work, means: layout.PromptMeans) -> list[dict[str
     """Each method's membership of the fronts of (KL, win rate) and (KL, reward)."""
     if not means.rows or len(means.kl_bp) < 2:
         return []
-    groups = [results.row_name(row) for row in means.rows]
+    groups = [row["label"] for row in means.rows]
     shares = []
     for quality in QUALITIES:
         found = pareto.membership(
@@ -50,7 +50,7 @@ def seed_means(work: layout.Work, means: layout.PromptMeans) -> list[dict[str, A
     """
     if not means.rows or len(means.kl_bp) < 2:
         return []
-    groups = [(results.row_name(row), row["n"]) for row in means.rows]
+    groups = [(row["label"], row["n"]) for row in means.rows]
     found = measures.group_means(
         means.kl_bp,
         means.win_rate_bp,

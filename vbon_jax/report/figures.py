@@ -64,7 +64,7 @@ def _point(row: Mapping[str, Any]) -> dict[str, Any]:
     n, at, ruler = row.get("n"), row.get("temperature"), results.RULERS.get(row["method"])
     point = {
         "run": ruler.format(n) if ruler else row.get("run") or row["method"],
-        "method": results.row_name(row),
+        "method": row["label"],
         "kind": "policy" if results.is_policy(row) else row["method"],
         "n": rounded(n),
         "seed": row.get("seed"),

@@ -82,7 +82,7 @@ def result_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         [
             [
                 _word(row.get("run") or row["method"]),
-                _word(results.row_name(row)),
+                _word(row["label"]),
                 *(_cell(row, name) for name in settings),
                 *(_cell(row, name) for name in measured),
             ]
@@ -132,7 +132,7 @@ def budget_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
         [
             [
                 _word(run),
-                _word(results.row_name(row)),
+                _word(row["label"]),
                 *(_cell(row, name) for name in ("n", "seed", *results.BUDGET[:3])),
                 Cell(
                     results.duration(row.get("seconds")),
@@ -170,7 +170,7 @@ def judges_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
             [
                 _word(row["run"] or row["method"]),
                 _word(row["judge"]),
-                _word(results.row_name(row)),
+                _word(row["label"]),
                 *(_cell(row, name) for name in (*settings, *measured)),
             ]
             for row in rows
@@ -204,7 +204,7 @@ def language_model_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
         [
             [
                 _word(row["run"]),
-                _word(results.row_name(row)),
+                _word(row["label"]),
                 *(_cell(row, name) for name in ("n", "seed", "temperature")),
                 _word(row["model"]),
                 _word(row["baseline"]),

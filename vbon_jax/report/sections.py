@@ -83,7 +83,7 @@ def training_curves(runs: Sequence[layout.Run]) -> dict[str, Any]:
     return {
         "metrics": metrics,
         "grids": [list(steps) for steps in grids],
-        "methods": {run.name: layout.run_name(run) for run in runs},
+        "methods": {run.name: run.record.label for run in runs},
         "first": next((name for name in FIRST_METRICS if name in names), names[0] if names else ""),
         "points": most,
         "thinned": cut,
@@ -307,7 +307,7 @@ def provenance(work: layout.Work) -> dict[str, Any]:
             "temperature": config["sampling"]["temperature"],
             "steps a run": config["train"]["steps"],
         }
-    seeds = sorted({run.config["seed"] for run in work.runs if run.config})
+    seeds = sorted({run.record.seed for run in work.runs if run.record})
     facts["seeds"] = ", ".join(map(str, seeds)) or "–"
     if work.cache is not None:
         prompts, most = work.cache.rewards_pm.shape
@@ -322,7 +322,7 @@ def provenance(work: layout.Work) -> dict[str, Any]:
 def warnings(work: layout.Work) -> list[str]:
     """Sentences about what could not be read, or is not a number."""
     bad = [
-        f"{results.row_name(row)}: {name}"
+        f"{row['label']}: {name}"
         for row in work.rows
         for name, value in row.items()
         if isinstance(value, float) and not np.isfinite(value)
@@ -357,7 +357,7 @@ def write(workdir: pathlib.Path) -> list[dict[str, Any]]:
     for figure in shown:
         files = [workdir / "figures" / f"{figure.name}.{suffix}" for suffix in ("svg", "pdf")]
         style.save(figure.drawing.chart, *files, data=figure.drawing.data)
-    names = [layout.run_name(run) for run in work.runs if run.config]
+    names = [run.record.label for run in work.runs if run.record]
     page.write(
         workdir / "report.html",
         shown=shown,

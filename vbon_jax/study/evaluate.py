@@ -23,7 +23,7 @@ from vbon_jax.study import pipeline
 from vbon_jax.study import plan as cells
 from vbon_jax.training import loop
 from vbon_jax.types import Params
-from vbon_jax.workdir import layout, results
+from vbon_jax.workdir import layout, results, run
 
 
 def temperatures(config: ConfigDict) -> tuple[float, ...]:
@@ -155,8 +155,7 @@ def run_rows(
         cache,
         load_params,
         {f"run {key}": value for key, value in made.items()},
-        **layout.labels(config),
-        run=folder.name,
+        **run.columns(run.read(folder)),
     )
     derive(config, folder / "evaluation", materials, cache, panel)
-    return layout.run_rows(folder, config, cache)
+    return layout.run_rows(folder, run.read(folder), cache)

@@ -22,7 +22,7 @@ from vbon_jax.sampling import reference_cache, rewards, sampler
 from vbon_jax.study import caches, embedded, plan, preflight, stages, supervision
 from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError, Params
-from vbon_jax.workdir import results
+from vbon_jax.workdir import results, run
 
 logger = logging.getLogger(__name__)
 
@@ -238,6 +238,7 @@ def run_cell(
     config = plan.config_of(config, cell)
     config.policy.path = _absolute(materials.policy_path)  # export finds it there
     folder = workdir / "runs" / plan.run_name(cell)
+    run.write(folder, plan.record(config, cell))
     method = methods.method(config.method)
     inputs = {
         "policy fingerprint": materials.policy_fingerprint,
@@ -299,7 +300,9 @@ def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         rows=supervision.make_rows(config, table, tokenizer, eos),
     )
     config.policy.path = _absolute(path)
-    folder = workdir / "runs" / plan.run_name(plan.single(config))
+    record = plan.record(config, plan.single(config))
+    folder = workdir / "runs" / record.name
+    run.write(folder, record)
     digest = hashlib.sha256()
     for array in task.rows:
         digest.update(np.ascontiguousarray(array).tobytes())

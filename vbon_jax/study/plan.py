@@ -11,8 +11,10 @@ from vbon_jax.config import KEYS, defaults, is_shared, set_key
 from vbon_jax.config import check as check_keys
 from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError
+from vbon_jax.workdir import run
 
 NAME_LIMIT = 100  # characters of a run's name
+BOUNDED = next(key.methods for key in KEYS if key.name == "bound")
 
 
 def every(config: ConfigDict) -> list[dict]:
@@ -83,6 +85,35 @@ def run_name(cell: dict) -> str:
     if name != exact or len(name) > NAME_LIMIT:
         name = f"{name[:NAME_LIMIT]}_{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
     return name
+
+
+def record(config: ConfigDict, cell: dict) -> run.Record:
+    """What a cell's run is shown as; `config` is that run's own.
+
+    Its label is the method with its bound, its gradient where that is not PPO, and the cell's keys
+    besides N and the seed.
+    """
+    row, names = methods.method(config.method), list(methods.METHODS)
+    bound = config.bound if config.method in BOUNDED else None
+    gradient = config.gradient if row.by_gradient else None
+    words = [bound, gradient if gradient != "ppo" else None]
+    words += [
+        f"{key.rpartition('.')[2]}={value}"
+        for key, value in sorted(cell.items())
+        if key not in ("method", "n", "seed", "bound", "gradient")
+    ]
+    details = ", ".join(word for word in words if word)
+    return run.Record(
+        name=run_name(cell),
+        label=f"{config.method} ({details})" if details else config.method,
+        method=config.method,
+        n=config.n,
+        bound=bound,
+        seed=config.seed,
+        gradient=gradient,
+        order=names.index(config.method),
+        measured=row.source != "text",
+    )
 
 
 def judges(config: ConfigDict) -> dict[str, ConfigDict]:

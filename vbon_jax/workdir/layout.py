@@ -17,20 +17,21 @@ from vbon_jax.config import defaults
 from vbon_jax.evaluation import bon_curve, measures, stored_responses
 from vbon_jax.evaluation.bootstrap import Estimate
 from vbon_jax.sampling import reference_cache
-from vbon_jax.training import logs, methods
+from vbon_jax.training import logs
 from vbon_jax.types import InputError
 from vbon_jax.workdir import results
+from vbon_jax.workdir.run import Record, columns
+from vbon_jax.workdir.run import read as read_record
 
 COMPARE_FILE = "compare.json"  # the command and the configuration of the last comparison
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, InputError)
-METHODS = list(methods.METHODS)
-BOUNDED = ("vbon", "bond")  # methods that read `bound`
 
 
 class Run(NamedTuple):
     """One folder under `runs/`."""
 
     name: str
+    record: Record | None  # None where it cannot be read
     folder: pathlib.Path
     config: dict[str, Any]  # empty where it cannot be read
     state: str  # "evaluated", or what is left to do
@@ -92,16 +93,11 @@ def read(path: pathlib.Path) -> Work:
 
 
 def _place(run: Run) -> tuple:
-    """Runs stand by method, then by N and seed."""
-    if not run.config:
-        return len(METHODS), "", 0, 0, run.name
-    row = labels(run.config)
-    return METHODS.index(row["method"]), run_name(run), row["n"], row["seed"], run.name
-
-
-def run_name(run: Run) -> str:
-    """What a run is called in legends, evaluated or not."""
-    return results.row_name(labels(run.config) | {"run": run.name})
+    """Runs are sorted by method, N and seed; those that cannot be read come last."""
+    record = run.record
+    if record is None:
+        return True, run.name
+    return False, record.order, record.label, record.n, record.seed, run.name
 
 
 def _json(path: pathlib.Path, default: Any) -> Any:
@@ -127,26 +123,26 @@ def _cache(folder: pathlib.Path, problems: list[str]) -> reference_cache.Referen
 
 def _run(folder: pathlib.Path, cache) -> Run:
     try:
+        record = read_record(folder)
         config = json.loads((folder / "config.json").read_text())
         finished = json.loads((folder / files.RECORD_FILE).read_text())["finished"]
         metrics = logs.read_rows(folder / "metrics.jsonl")
         step = metrics[-1]["step"] + 1 if metrics else 0
         budget = any(config.get("budget", {}).values())  # then it is as long as that lasts
         steps = None if budget else int(config["train"]["steps"])
-        labels(config)  # an unknown method, a setting that is not there
     except UNREADABLE as error:
         why = " ".join(str(error).split())
-        return Run(folder.name, folder, {}, f"cannot be read ({why})", 0, None, [], [])
+        return Run(folder.name, None, folder, {}, f"cannot be read ({why})", 0, None, [], [])
     rows: list[dict[str, Any]] = []
     state = "training" if steps is None or step < steps else "being finished"
     if finished:
-        rows, state = _evaluated(folder, config, cache)
-    return Run(folder.name, folder, config, state, step, steps, rows, metrics)
+        rows, state = _evaluated(folder, record, cache)
+    return Run(folder.name, record, folder, config, state, step, steps, rows, metrics)
 
 
-def _evaluated(folder: pathlib.Path, config: dict, cache) -> tuple[list[dict], str]:
+def _evaluated(folder: pathlib.Path, record: Record, cache) -> tuple[list[dict], str]:
     """The rows of a finished run, and its state."""
-    if methods.method(config["method"]).source == "text":
+    if not record.measured:
         return [], "finished; this method has no evaluation against Best-of-N"
     stage = _json(folder / "evaluation" / files.RECORD_FILE, {})
     if not stage.get("finished"):
@@ -158,17 +154,17 @@ def _evaluated(folder: pathlib.Path, config: dict, cache) -> tuple[list[dict], s
         if inputs.get(f"references {key}", value) != value:
             return [], f"evaluated against another reference cache (its {key} differs)"
     try:
-        return run_rows(folder, config, cache), "evaluated"
+        return run_rows(folder, record, cache), "evaluated"
     except UNREADABLE as error:
         return [], f"its evaluation cannot be read ({' '.join(str(error).split())})"
 
 
-def run_rows(folder: pathlib.Path, config: Mapping[str, Any], cache) -> list[dict[str, Any]]:
+def run_rows(folder: pathlib.Path, record: Record, cache) -> list[dict[str, Any]]:
     """The rows of an evaluated run, with what names it and what it cost."""
     ledger = json.loads((folder / "ledger.json").read_text())
     budget = {name: ledger[name] for name in results.BUDGET}
     rows = policy_rows(folder / "evaluation", cache)
-    return [row | labels(config) | budget for row in rows]
+    return [row | columns(record) | budget for row in rows]
 
 
 def policy_rows(folder: pathlib.Path, cache) -> list[dict[str, Any]]:
@@ -177,18 +173,6 @@ def policy_rows(folder: pathlib.Path, cache) -> list[dict[str, Any]]:
     rows = [dict.fromkeys(results.COLUMNS) | row for row in measured]
     controlled = stored_responses.rows(folder, stored_responses.LENGTH_CONTROL, cache)
     return [row | controlled.get(row["temperature"], {}) for row in rows]
-
-
-def labels(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that name a policy, from its run's configuration."""
-    name = config["method"]
-    return {
-        "method": name,
-        "n": config["n"],
-        "bound": config["bound"] if name in BOUNDED else None,
-        "seed": config["seed"],
-        "gradient": config["gradient"] if methods.method(name).by_gradient else None,
-    }
 
 
 def stages(work: Work) -> list[dict[str, Any]]:

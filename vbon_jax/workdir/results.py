@@ -28,8 +28,9 @@ COLUMNS = (
     *("reward_lo", "reward_hi", "win_rate_se", "kl_lo", "kl_hi", "length_se", "eos_rate_se"),
     *("distinct2_se", "prompts", "samples_per_prompt", "reference_samples", "run", "gradient"),
     *("lc_win_rate", "lc_win_rate_lo", "lc_win_rate_hi"),
+    "label",
 )
-WORDS = frozenset(("method", "bound", "run", "gradient", "judge", "model", "baseline"))
+WORDS = frozenset(("label", "method", "bound", "run", "gradient", "judge", "model", "baseline"))
 BUDGET = ("sampled_tokens", "reward_calls", "train_flops", "seconds")
 
 
@@ -49,7 +50,7 @@ def make_row(
     reward_calls, train_flops and seconds, `cells` any other column by name. Raises ValueError for
     a name that is no column.
     """
-    row = dict.fromkeys(COLUMNS) | {"method": method}
+    row = dict.fromkeys(COLUMNS) | {"method": method, "label": method}
     for name, estimate in estimates.items():
         ends = {name: estimate.value, f"{name}_se": estimate.se}
         ends |= {f"{name}_lo": estimate.lo, f"{name}_hi": estimate.hi}
@@ -114,22 +115,6 @@ def write_text(path: str | pathlib.Path, text: str) -> None:
 def is_policy(row: Mapping[str, Any]) -> bool:
     """Whether the row is of a trained policy: not the reference's own, not made from its cache."""
     return row["method"] not in (REFERENCE, BEST_OF_N, SOFT)
-
-
-def row_name(row: Mapping[str, Any]) -> str:
-    """What a policy is called in tables and figures: its method and whatever else its run sets.
-
-    The bound, the gradient where it is not PPO, and any key that a cell of the comparison changed
-    besides N and the seed (the end of its run's name).
-    """
-    gradient = row.get("gradient")
-    words = [row.get("bound"), gradient if gradient != "ppo" else None]
-    for setting in re.split(r"-(?=[A-Za-z_.]+=)", row.get("run") or "")[1:]:
-        key, _, value = setting.partition("=")
-        if key not in ("bound", "gradient"):
-            words.append(f"{key.rpartition('.')[2]}={value}")
-    words = [word for word in words if word]
-    return f"{row['method']} ({', '.join(words)})" if words else row["method"]
 
 
 def interval(row: Mapping[str, Any], name: str) -> tuple[float, float] | None:

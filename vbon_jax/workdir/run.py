@@ -1,0 +1,45 @@
+"""`run.json` of a run's folder: what the run is called and shown as.
+
+It is written when the run starts, so that nothing is parsed from a folder's name and a report
+needs no list of methods.
+"""
+
+import pathlib
+from typing import Any, NamedTuple
+
+from vbon_jax import files
+
+FILE = "run.json"
+
+
+class Record(NamedTuple):
+    """One run, as tables and figures show it."""
+
+    name: str  # of its folder
+    label: str  # in legends: the method, and what else tells it from the study's other runs
+    method: str
+    n: float
+    bound: str | None  # None: the method does not read it
+    seed: int
+    gradient: str | None  # None: the method does not read it
+    order: int  # of the method among all methods: sorts runs, and picks a colour
+    measured: bool  # whether it is evaluated against Best-of-N
+
+
+def write(folder: pathlib.Path, record: Record) -> None:
+    """Write the record of the run in `folder`."""
+    files.write_json(folder / FILE, record._asdict())
+
+
+def read(folder: pathlib.Path) -> Record:
+    """The record of the run in `folder`. Raises Damaged where it is missing or is not a record."""
+    fields = files.read_json(folder / FILE)
+    if not isinstance(fields, dict) or fields.keys() != set(Record._fields):
+        raise files.Damaged(folder / FILE, f"it should have the fields {', '.join(Record._fields)}")
+    return Record(**fields)
+
+
+def columns(record: Record) -> dict[str, Any]:
+    """The columns of the results that name the run."""
+    names = ("label", "method", "n", "bound", "seed", "gradient")
+    return {"run": record.name} | {name: getattr(record, name) for name in names}
