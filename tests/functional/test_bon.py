@@ -30,14 +30,8 @@ def exact_power(log_value):
     return mpmath.exp(number(log_value))
 
 
-def true_log_prob(log_p, log_cdf, n):
-    # F of order 1 against p = e^-500 needs 220 digits before the 50 that are asked for
-    with mpmath.workdps(300):
-        cdf, p = exact_power(log_cdf), exact_power(log_p)
-        return mpmath.log((cdf + p) ** number(n) - cdf ** number(n))
-
-
 def true_log_ratio(log_cdf, log_cdf_inclusive, n):
+    # F of order 1 beside a mass of e^-500 needs 220 digits before the 50 that are wanted
     with mpmath.workdps(300):
         low, high, n = exact_power(log_cdf), exact_power(log_cdf_inclusive), number(n)
         if low == high:
@@ -64,12 +58,11 @@ def relative_error(ours, truth):
 # ---------------------------------------------------------------------------------- the law
 
 
-def test_log_ratio_and_log_prob_by_hand():
-    # F = 1/2, F+ = 3/4, N = 2: (9/16 − 4/16) / (1/4) = 5/4; the response has mass 1/4 · 5/4
-    low, high, p = (jnp.log(jnp.array([x])) for x in (0.5, 0.75, 0.25))
+def test_log_ratio_by_hand():
+    # F = 1/2, F+ = 3/4, N = 2: (9/16 − 4/16) / (1/4) = 5/4
+    low, high = (jnp.log(jnp.array([x])) for x in (0.5, 0.75))
     for wrap in (lambda f: f, jax.jit):
         np.testing.assert_allclose(wrap(bon.log_ratio)(low, high, 2), [math.log(5 / 4)], rtol=1e-6)
-        np.testing.assert_allclose(wrap(bon.log_prob)(p, low, 2), [math.log(5 / 16)], rtol=1e-6)
     assert bon.log_ratio(low, high, 2).dtype == jnp.float32
 
 
@@ -81,16 +74,6 @@ def test_limits_by_hand():
         bon.log_ratio(low, high, 3)[:2], [-1.0, math.log(3) - 0.6], rtol=1e-6
     )
     np.testing.assert_array_equal(bon.log_ratio(low, high, 1), [0.0, 0.0, 0.0])
-    np.testing.assert_allclose(bon.log_prob(high, low, 1), high, rtol=1e-7)
-
-
-@pytest.mark.parametrize("n", N_VALUES)
-def test_log_prob_against_mpmath(n):
-    for cdf in CDF_VALUES:  # F + p > 1 is no law of probability, but the formula holds there too
-        log_cdf = log32(cdf)
-        ours = np.asarray(jax.jit(bon.log_prob)(LOG_P, log_cdf, np.float32(n)))
-        for log_p, value in zip(LOG_P, ours, strict=True):
-            assert relative_error(value, true_log_prob(log_p, log_cdf, n)) < 2e-7, (cdf, log_p)
 
 
 @pytest.mark.parametrize("n", N_VALUES)
@@ -118,7 +101,6 @@ def test_gradients_are_finite_on_the_whole_grid():
         return bon.vbon_reward(low, n=n, bound="exact", log_cdf_inclusive=high)
 
     for function, first, second in (
-        (bon.log_prob, log_p, log_cdf),
         (bon.log_ratio, log_cdf, top),
         (bon.log_ratio, top, top),
         (exact, log_cdf, top),
@@ -131,23 +113,20 @@ def test_gradients_are_finite_on_the_whole_grid():
 
 
 def test_gradients_against_mpmath():
+    gradient = jax.jit(jax.grad(bon.log_ratio, argnums=(0, 1, 2)))
     points = itertools.product((-1e-3, -0.7, -5.0, -60.0), (1e-30, 1e-3, 0.5), (1.0, 1.5, 8.0, 1e4))
     for log_p, cdf, n in points:
         log_cdf = log32(cdf)
         top = np.float32(min(0.0, np.logaddexp(log_p, float(log_cdf))))
-        log_p = np.float32(log_p)
-        for ours, truth, arguments in (
-            (bon.log_prob, true_log_prob, (log_p, log_cdf, n)),
-            (bon.log_ratio, true_log_ratio, (log_cdf, top, n)),
-        ):
-            if arguments == (log_cdf, log_cdf, n):
-                continue  # F = F+ in float32; its slopes are worked out by hand below
-            gradient = jax.grad(ours, argnums=(0, 1, 2))(*(jnp.float32(x) for x in arguments))
-            for index in range(3):
-                slope = true_slope(truth, arguments, index)
-                error = abs(number(gradient[index]) - slope)
-                # a slope in N that is a difference of equal numbers is 0 and not 1e-24
-                assert error <= 1e-6 * abs(slope) + 1e-15, (arguments, index)
+        if top == log_cdf:
+            continue  # F = F+ in float32; its slopes are worked out by hand below
+        arguments = log_cdf, top, n
+        ours = gradient(*(jnp.float32(x) for x in arguments))
+        for index in range(3):
+            slope = true_slope(true_log_ratio, arguments, index)
+            # a slope in N that is a difference of equal numbers is 0 and not 1e-24
+            error = abs(number(ours[index]) - slope)
+            assert error <= 1e-6 * abs(slope) + 1e-15, (arguments, index)
 
 
 def test_gradients_at_the_limits_by_hand():
@@ -178,20 +157,20 @@ def test_the_law_is_a_law_ties_included():
         assert mass.sum() == pytest.approx(1.0, rel=1e-6)
 
 
-def test_log_prob_is_the_binomial_sum_of_the_paper():
+def test_the_law_is_the_binomial_sum_of_the_paper():
     p, cdf, n = 0.2, 0.3, 5
     total = sum(math.comb(n, i) * cdf ** (n - i) * p**i for i in range(1, n + 1))
-    ours = bon.log_prob(jnp.log(jnp.array(p)), jnp.log(jnp.array(cdf)), n)
-    assert float(ours) == pytest.approx(math.log(total), rel=1e-6)
+    ours = bon.log_ratio(jnp.log(jnp.array(cdf)), jnp.log(jnp.array(cdf + p)), n)
+    assert float(ours) == pytest.approx(math.log(total / p), rel=1e-6)
 
 
 def test_float64_stays_float64_and_a_traced_n_does_not_compile_again():
     with jax.enable_x64(True):
-        ours = bon.log_prob(jnp.array(-3.0), jnp.log(jnp.array(0.3)), 7.5)
+        ours = bon.log_ratio(jnp.log(jnp.array(0.3)), jnp.log(jnp.array(0.35)), 7.5)
         assert ours.dtype == np.float64
-        truth = math.log((0.3 + math.exp(-3)) ** 7.5 - 0.3**7.5)
+        truth = math.log((0.35**7.5 - 0.3**7.5) / 0.05)
         assert float(ours) == pytest.approx(truth, rel=1e-12)
-        gradient = jax.grad(bon.log_prob, argnums=(0, 1, 2))
+        gradient = jax.grad(bon.log_ratio, argnums=(0, 1, 2))
         assert all(g.dtype == np.float64 for g in gradient(jnp.array(-3.0), jnp.array(-1.0), 7.5))
     traces = []
 
@@ -268,24 +247,17 @@ def test_kl_coefficient_win_rate_and_kl_by_hand():
     assert bon.win_rate(4) == 0.8
     assert bon.kl(4) == pytest.approx(math.log(4) - 0.75, rel=1e-14)
     assert bon.kl(1) == 0.0
-    n = jnp.array([1.0, 5.0])
-    np.testing.assert_array_equal(jax.jit(bon.kl_coefficient)(n), [np.inf, 0.25])
-    np.testing.assert_allclose(jax.jit(bon.win_rate)(n), [0.5, 5 / 6], rtol=1e-7)
-    assert jax.jit(bon.kl)(4).dtype == jnp.float32  # a traced integer
+    np.testing.assert_allclose(bon.win_rate([1.0, 5.0]), [0.5, 5 / 6], rtol=1e-15)
 
 
 def test_kl_keeps_its_digits_near_one():
-    for n in (1 + 1e-9, 1 + 1e-4, 1.1, 1.3, 1.34, 2.0, 1e6):
-        with mpmath.workdps(50):
-            truth = mpmath.log(mpmath.mpf(n)) - (mpmath.mpf(n) - 1) / mpmath.mpf(n)
-        assert relative_error(bon.kl(n), truth) < 1e-13
-    n = np.array([1 + 2**-23, 1.0001, 1.1, 1.33, 1.34, 2.0, 8.0, 1e6], "f4")
-    for value, ours in zip(n, np.asarray(jax.jit(bon.kl)(n)), strict=True):
+    n = np.array([1 + 1e-9, 1 + 2**-23, 1 + 1e-4, 1.1, 1.3, 1.33, 1.34, 2.0, 8.0, 1e6])
+    for value, at_once in zip(n, bon.kl(n), strict=True):
         with mpmath.workdps(50):
             exact = mpmath.mpf(float(value))
-            assert relative_error(ours, mpmath.log(exact) - (exact - 1) / exact) < 2e-6
-    slope = jax.vmap(jax.grad(bon.kl))(jnp.asarray(n))
-    np.testing.assert_allclose(slope, (n - 1) / n**2, rtol=2e-5)
+            truth = mpmath.log(exact) - (exact - 1) / exact
+        assert relative_error(bon.kl(float(value)), truth) < 1e-13
+        assert bon.kl(float(value)) == at_once
 
 
 # -------------------------------------------------------------------------------- the rulers
@@ -378,6 +350,60 @@ def test_empirical_law_tends_to_the_continuous_curves():
     assert float(two.kl_b[0]) == pytest.approx(0.693, abs=1e-3)
 
 
+SOFT = np.array([[0.0, 1.0, 1.0, 3.0], [2.0, -1.0, 0.5, 0.0]], np.float32)
+
+
+def every_choice(rewards_m: np.ndarray, n: int, temperature: float) -> tuple[float, float, float]:
+    """Reward, win rate and KL over all N-tuples of draws with replacement."""
+    m = len(rewards_m)
+    mass = np.zeros(m)
+    for drawn in itertools.product(range(m), repeat=n):
+        weights = np.exp(rewards_m[list(drawn)] / temperature)
+        np.add.at(mass, list(drawn), weights / weights.sum() / m**n)
+    below = (rewards_m[None] < rewards_m[:, None]).mean(axis=1)
+    tied = (rewards_m[None] == rewards_m[:, None]).mean(axis=1)
+    return (
+        (mass * rewards_m).sum(),
+        (mass * (below + tied / 2)).sum(),
+        (mass * np.log(mass * m)).sum(),
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_soft_best_of_n_against_every_choice_of_draws(n):
+    law = bon.empirical_soft_best_of_n(SOFT, n, jax.random.key(0), temperature=0.7, draws=20_000)
+    for row, rewards_m in enumerate(SOFT):
+        expected = every_choice(rewards_m, n, 0.7)
+        np.testing.assert_allclose([values_b[row] for values_b in law], expected, atol=0.01)
+
+
+def test_the_limits_of_soft_best_of_n_are_best_of_n_and_the_reference():
+    cold = bon.empirical_soft_best_of_n(SOFT, 3, jax.random.key(1), temperature=1e-3, draws=20_000)
+    for ours, best in zip(cold, bon.empirical_best_of_n(SOFT, 3), strict=True):
+        np.testing.assert_allclose(ours, best, atol=0.02)
+    hot = bon.empirical_soft_best_of_n(SOFT, 3, jax.random.key(1), temperature=1e6)
+    np.testing.assert_allclose(hot.reward_b, SOFT.mean(axis=1), atol=1e-4)
+    np.testing.assert_allclose(hot.win_rate_b, 0.5, atol=1e-4)
+    np.testing.assert_allclose(hot.kl_b, 0.0, atol=1e-4)
+
+
+def test_one_soft_draw_is_the_reference_whatever_the_temperature():
+    law = bon.empirical_soft_best_of_n(SOFT, 1, jax.random.key(2), temperature=0.1)
+    np.testing.assert_allclose(law.reward_b, SOFT.mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(law.kl_b, 0.0, atol=1e-6)
+
+
+def test_bad_arguments_of_soft_best_of_n_are_refused():
+    with pytest.raises(ValueError, match="temperature"):
+        bon.empirical_soft_best_of_n(SOFT, 2, jax.random.key(0), temperature=0.0)
+    with pytest.raises(ValueError, match="temperature"):
+        bon.empirical_soft_best_of_n(SOFT, 2, jax.random.key(0), temperature=-1.0)
+    with pytest.raises(ValueError, match="integer"):
+        bon.empirical_soft_best_of_n(SOFT, 1.5, jax.random.key(0), temperature=1.0)
+    with pytest.raises(TypeError, match="rewards_bm"):
+        bon.empirical_soft_best_of_n(SOFT.astype(int), 2, jax.random.key(0), temperature=1.0)
+
+
 def test_select_best_worst_by_hand():
     rewards_bn = jnp.array([[1.0, 3.0, 0.0], [2.0, 2.0, 1.0], [5.0, 5.0, 5.0]])
     for wrap in (lambda f: f, jax.jit):
@@ -406,8 +432,6 @@ def test_integer_rewards_are_refused():
             function(jnp.zeros(3))
     with pytest.raises(TypeError, match="log_cdf"):
         bon.log_ratio(integers, integers, 2)
-    with pytest.raises(TypeError, match="log_p"):
-        bon.log_prob(integers, jnp.zeros(3), 2)
     with pytest.raises(TypeError, match="log_cdf"):
         bon.vbon_reward(integers, n=2)
 
@@ -417,7 +441,6 @@ def test_n_below_one_is_refused(n):
     zeros, matrix = jnp.zeros(3), jnp.zeros((2, 3))
     for function in (
         lambda: bon.log_ratio(zeros, zeros, n),
-        lambda: bon.log_prob(zeros, zeros, n),
         lambda: bon.vbon_reward(zeros, n=n),
         lambda: bon.kl_coefficient(n),
         lambda: bon.win_rate(n),

@@ -1,4 +1,4 @@
-"""Log-probabilities and divergences: hand-worked numbers, chunks, memory, gradients."""
+"""Log-probabilities and divergences: hand-worked numbers and gradients."""
 
 import math
 
@@ -9,7 +9,7 @@ import pytest
 
 from vbon_jax.functional import logprobs
 
-STATISTICS = ("token_log_probs", "entropy", "kl_divergence")
+STATISTICS = ("token_log_probs", "kl_divergence")
 
 
 def both_ways(function, *arguments):
@@ -27,7 +27,6 @@ def statistic(name, tokens_bt, reference_btv):
     """Each vocabulary-reducing function as a function of its logits alone."""
     return {
         "token_log_probs": lambda logits: logprobs.token_log_probs(logits, tokens_bt),
-        "entropy": logprobs.entropy,
         "kl_divergence": lambda logits: logprobs.kl_divergence(logits, reference_btv),
     }[name]
 
@@ -53,22 +52,17 @@ def test_sequence_log_probs_by_hand_ignores_what_is_masked():
     np.testing.assert_array_equal(gradient, np.asarray(mask_bt, np.float32))
 
 
-def test_entropy_and_kl_by_hand():
+def test_kl_by_hand():
     uniform = jnp.zeros((1, 1, 4))
     p = jnp.log(jnp.array([[[0.5, 0.25, 0.25, 0.0]]]))
-    assert both_ways(logprobs.entropy, uniform)[0, 0] == pytest.approx(math.log(4), rel=1e-6)
-    assert both_ways(logprobs.entropy, p)[0, 0] == pytest.approx(1.5 * math.log(2), rel=1e-6)
     # KL(p || uniform) = log 4 − H(p)
     expected = math.log(4) - 1.5 * math.log(2)
     assert both_ways(logprobs.kl_divergence, p, uniform)[0, 0] == pytest.approx(expected, rel=1e-6)
     assert logprobs.kl_divergence(uniform, p)[0, 0] == np.inf  # p has no mass where uniform has
 
 
-def test_k1_and_k3_by_hand():
+def test_k3_by_hand():
     log_p, log_q = jnp.log(jnp.array([0.5, 0.2])), jnp.log(jnp.array([0.25, 0.4]))
-    np.testing.assert_allclose(
-        both_ways(logprobs.kl_k1, log_p, log_q), [math.log(2), -math.log(2)], rtol=1e-6
-    )
     expected = [0.5 - 1 + math.log(2), 2 - 1 - math.log(2)]
     np.testing.assert_allclose(both_ways(logprobs.kl_k3, log_p, log_q), expected, rtol=1e-6)
     # exp(x) − 1 − x taken literally has lost every digit at 1e-4 in float32
@@ -79,13 +73,12 @@ def test_k1_and_k3_by_hand():
     np.testing.assert_allclose(logprobs.kl_k3(jnp.zeros(101), far), expected, rtol=1e-6)
 
 
-def test_k1_and_k3_average_to_the_full_divergence():
+def test_k3_averages_to_the_full_divergence():
     logits, reference = logits_of((1, 1, 6), 0), logits_of((1, 1, 6), 1)
     log_p, log_q = jax.nn.log_softmax(logits)[0, 0], jax.nn.log_softmax(reference)[0, 0]
     full = float(logprobs.kl_divergence(logits, reference)[0, 0])
-    for estimator in (logprobs.kl_k1, logprobs.kl_k3):
-        average = jnp.sum(jnp.exp(log_p) * estimator(log_p, log_q))
-        assert float(average) == pytest.approx(full, rel=1e-5)
+    average = jnp.sum(jnp.exp(log_p) * logprobs.kl_k3(log_p, log_q))
+    assert float(average) == pytest.approx(full, rel=1e-5)
 
 
 def test_divergence_is_zero_at_equal_logits_and_never_negative():
@@ -146,33 +139,6 @@ def test_gradients_against_finite_differences(name):
             assert gradient[index] == pytest.approx(float(difference), rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", STATISTICS)
-def test_chunks_equal_the_direct_way_in_values_and_gradients(name, dtype, monkeypatch):
-    logits, reference = logits_of((3, 7, 11), 9, dtype), logits_of((3, 7, 11), 10, dtype)
-    tokens = jnp.asarray(np.random.default_rng(11).integers(0, 11, (3, 7)))
-    weights = jnp.asarray(np.random.default_rng(12).normal(size=(3, 7)), jnp.float32)
-
-    def run():
-        def value(x, q):
-            return jnp.sum(weights * statistic(name, tokens, q)(x))
-
-        return jax.jit(statistic(name, tokens, reference))(logits), jax.jit(
-            jax.grad(value, argnums=(0, 1))
-        )(logits, reference)
-
-    direct, direct_gradients = run()
-    for steps in (1, 3, 5, 7):  # chunks of 3, 5: the last one overlaps; 7: no chunk
-        monkeypatch.setattr(logprobs, "_CHUNK_BYTES", 3 * 11 * 4 * steps)
-        chunked, chunked_gradients = run()
-        assert chunked.dtype == jnp.float32
-        np.testing.assert_allclose(chunked, direct, rtol=1e-6, atol=1e-6)
-        for ours, expected in zip(chunked_gradients, direct_gradients, strict=True):
-            assert ours.dtype == dtype
-            ours, expected = (np.asarray(x, np.float32) for x in (ours, expected))
-            np.testing.assert_allclose(ours, expected, rtol=1e-2, atol=1e-6)
-
-
 def test_bfloat16_logits_have_float32_statistics():
     logits = logits_of((2, 4, 300), 13, jnp.bfloat16)
     tokens = jnp.zeros((2, 4), jnp.int32)
@@ -180,33 +146,9 @@ def test_bfloat16_logits_have_float32_statistics():
     np.testing.assert_allclose(
         logprobs.token_log_probs(logits, tokens), jax.nn.log_softmax(wide)[..., 0], rtol=1e-6
     )
-    np.testing.assert_allclose(logprobs.entropy(logits), logprobs.entropy(wide), rtol=1e-6)
     np.testing.assert_allclose(
         logprobs.kl_divergence(logits, -logits), logprobs.kl_divergence(wide, -wide), rtol=1e-6
     )
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", STATISTICS)
-def test_no_temporary_has_the_size_of_the_logits(name, dtype):
-    # GPT-2's vocabulary: a float32 array of [16, 64, 50257] is 206 MB, and none is allowed
-    batch, time, vocabulary = 16, 64, 50257
-    logits = jax.ShapeDtypeStruct((batch, time, vocabulary), dtype)
-    tokens = jax.ShapeDtypeStruct((batch, time), jnp.int32)
-
-    def function(x, q, t):
-        return statistic(name, t, q)(x)
-
-    def temporary(function):
-        compiled = jax.jit(function).lower(logits, logits, tokens).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    full = batch * time * vocabulary * 4
-    # XLA on CPU copies 16-bit logits once, in their own 16 bits, to be able to slice them
-    copies = (dtype == jnp.bfloat16) * (2 if name == "kl_divergence" else 1) * full / 2
-    assert temporary(function) < copies + 0.25 * full
-    # the gradient is as large as the logits, but it is the result and not a temporary
-    assert temporary(jax.grad(lambda *a: function(*a).sum())) < copies + 0.25 * full
 
 
 def test_bad_arguments_are_refused_by_name():
@@ -224,4 +166,4 @@ def test_bad_arguments_are_refused_by_name():
     with pytest.raises(ValueError, match="mask_bt"):
         logprobs.sequence_log_probs(logits[0], jnp.ones((3, 3)))
     with pytest.raises(ValueError, match="reference_log_probs"):
-        logprobs.kl_k1(jnp.zeros(3), jnp.zeros(4))
+        logprobs.kl_k3(jnp.zeros(3), jnp.zeros(4))

@@ -16,7 +16,7 @@ from vbon_jax.evaluation.bootstrap import (
     Estimate,
     estimate,
 )
-from vbon_jax.functional import bon, soft
+from vbon_jax.functional import bon
 from vbon_jax.types import Array
 
 CURVE_POINTS = 96
@@ -118,13 +118,11 @@ def soft_ruler(
     """What soft Best-of-N does for every whole N, from the cache [B, M] alone.
 
     `temperature`, in the reward's unit, is that of its softmax. Raises ValueError as
-    `functional.soft` and `resampled_means` do.
+    `bon.empirical_soft_best_of_n` and `resampled_means` do.
     """
     measure = functools.partial(estimate, seed=seed, resamples=resamples)
     laws = (
-        soft.empirical_soft_best_of_n(
-            reference_bm, n, jax.random.key(seed), temperature=temperature
-        )
+        bon.empirical_soft_best_of_n(reference_bm, n, jax.random.key(seed), temperature=temperature)
         for n in n_values
     )
     return [

@@ -1,11 +1,13 @@
 """From one score per response to an advantage per token or per response.
 
 S responses, G token positions of a response; `mask_sg` is True at its tokens, which are contiguous
-(lengths make it), the EOS counted. What stands at a masked position, NaN included, never leaks.
+(lengths make it), the EOS counted. What a masked position holds, NaN included, never leaks.
+A wrong dtype is a TypeError and a wrong rank or shape a ValueError; both name the argument.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vbon_jax.functional import checks
 from vbon_jax.types import Array
@@ -30,16 +32,12 @@ def shaped_rewards(
 
     Returns:
         [S, G], 0 at masked positions; a response without tokens is 0 everywhere.
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
     """
-    score_s = checks.floats("score_s", score_s, rank=1)
     log_probs_sg = checks.floats("log_probs_sg", log_probs_sg, rank=2)
-    reference_log_probs_sg = checks.floats("reference_log_probs_sg", reference_log_probs_sg, rank=2)
-    checks.check_shape("reference_log_probs_sg", reference_log_probs_sg, log_probs_sg.shape)
-    checks.check_shape("score_s", score_s, log_probs_sg.shape[:1])
-    mask_sg = checks.mask("mask_sg", mask_sg, log_probs_sg.shape)
+    shape = log_probs_sg.shape
+    reference_log_probs_sg = checks.floats("reference_log_probs_sg", reference_log_probs_sg, shape)
+    score_s = checks.floats("score_s", score_s, shape[:1])
+    mask_sg = checks.array("mask_sg", mask_sg, np.bool_, shape)
     kl_sg = jnp.where(mask_sg, log_probs_sg - reference_log_probs_sg, 0.0)
     tokens_left_sg = jnp.cumsum(mask_sg[:, ::-1], axis=1)[:, ::-1]
     last_sg = mask_sg & (tokens_left_sg == 1)
@@ -62,14 +60,10 @@ def gae(rewards_sg, values_sg, mask_sg, *, discount, gae_lambda) -> tuple[Array,
 
     Returns:
         (advantages_sg, returns_sg), [S, G] each, 0 at masked positions.
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
     """
     rewards_sg = checks.floats("rewards_sg", rewards_sg, rank=2)
-    values_sg = checks.floats("values_sg", values_sg, rank=2)
-    checks.check_shape("values_sg", values_sg, rewards_sg.shape)
-    mask_sg = checks.mask("mask_sg", mask_sg, rewards_sg.shape)
+    values_sg = checks.floats("values_sg", values_sg, rewards_sg.shape)
+    mask_sg = checks.array("mask_sg", mask_sg, np.bool_, rewards_sg.shape)
     rewards_sg = jnp.where(mask_sg, rewards_sg, 0.0)
     values_sg = jnp.where(mask_sg, values_sg, 0.0)
 
@@ -97,9 +91,6 @@ def rloo(scores_bn) -> Array:
 
     Returns:
         [B, N] advantages in the scores' unit, summing to 0 over a prompt; 0 where all tie.
-
-    Raises:
-        TypeError: scores_bn is not floating. ValueError: its rank is not 2, or N < 2.
     """
     scores_bn = _group("rloo", scores_bn)
     n = scores_bn.shape[1]
@@ -118,9 +109,6 @@ def group_normalised(scores_bn, *, epsilon: float = 1e-4) -> Array:
 
     Returns:
         [B, N] advantages without unit; 0, and without a gradient, where all scores tie.
-
-    Raises:
-        TypeError: scores_bn is not floating. ValueError: its rank is not 2, or N < 2.
     """
     scores_bn = _group("group_normalised", scores_bn)
     centred_bn = _centred(scores_bn)
@@ -143,12 +131,9 @@ def whiten(values_sg, mask_sg, *, shift_mean: bool = True) -> Array:
 
     Returns:
         [S, G], 0 at masked positions. One element alone becomes 0 (or stays, with its mean kept).
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
     """
     values_sg = checks.floats("values_sg", values_sg, rank=2)
-    mask_sg = checks.mask("mask_sg", mask_sg, values_sg.shape)
+    mask_sg = checks.array("mask_sg", mask_sg, np.bool_, values_sg.shape)
     safe_sg = jnp.where(mask_sg, values_sg, 0.0)
     count = jnp.maximum(jnp.sum(mask_sg), 1).astype(values_sg.dtype)
     mean = jnp.sum(safe_sg) / count

@@ -14,6 +14,9 @@ whose binomial sum this is without its binomial coefficients.
 
 Values and gradients of these are worked out in float64 and returned in the dtype of the arguments:
 where F + p is near 1, log(F + p) is a difference of nearly equal numbers, multiplied by N.
+
+A wrong dtype is a TypeError; a wrong rank or shape, or an N that is out of range, is a ValueError.
+Both name the argument.
 """
 
 import functools
@@ -45,33 +48,11 @@ def log_ratio(log_cdf, log_cdf_inclusive, n) -> Array:
 
     Returns:
         The ratio in nats, of the broadcast shape; 0 at N = 1.
-
-    Raises:
-        TypeError: an argument is not floating. ValueError: n < 1, or shapes that do not broadcast.
     """
     log_cdf, log_cdf_inclusive, n = _arguments(
         ("log_cdf", "log_cdf_inclusive"), (log_cdf, log_cdf_inclusive), n
     )
     return _in_float64(_log_ratio_formula)(log_cdf, log_cdf_inclusive, n)
-
-
-def log_prob(log_p, log_cdf, n) -> Array:
-    """log π_BoN(y|x) = log[(F + p)^N − F^N], when no other response has this reward.
-
-    Args:
-        log_p: log π_ref(y|x) summed over the response, floating, any shape.
-        log_cdf: log F, broadcastable with it. −inf (nothing is below) is allowed. For the top
-            response, where F + p = 1 exactly, `log_p + log_ratio(log_cdf, 0., n)` has no rounding.
-        n: real N >= 1, a Python number or a (traced) array that broadcasts.
-
-    Returns:
-        The log-probability in nats, of the broadcast shape; log_p at N = 1.
-
-    Raises:
-        TypeError: an argument is not floating. ValueError: n < 1, or shapes that do not broadcast.
-    """
-    log_p, log_cdf, n = _arguments(("log_p", "log_cdf"), (log_p, log_cdf), n)
-    return _in_float64(_log_prob_formula)(log_p, log_cdf, n)
 
 
 def vbon_reward(log_cdf, *, n, bound: str = "l1", log_cdf_inclusive=None) -> Array:
@@ -87,10 +68,6 @@ def vbon_reward(log_cdf, *, n, bound: str = "l1", log_cdf_inclusive=None) -> Arr
 
     Returns:
         The reward in nats, of the broadcast shape.
-
-    Raises:
-        ValueError: an unknown bound, n < 1, or "exact" without log_cdf_inclusive.
-        TypeError: an argument is not floating.
     """
     if bound not in BOUNDS:
         raise ValueError(f"bound must be one of {', '.join(BOUNDS)}, got {bound!r}")
@@ -106,15 +83,10 @@ def vbon_reward(log_cdf, *, n, bound: str = "l1", log_cdf_inclusive=None) -> Arr
     return _in_float64(_exact_reward_formula)(log_cdf, log_cdf_inclusive, n)
 
 
-def kl_coefficient(n):
-    """β = 1/(N−1), the weight of the KL beside either `vbon_reward`; infinite at N = 1.
-
-    A Python number gives a Python float, an array an array. ValueError for a number below 1.
-    """
-    if checks.is_python_number(n):
-        checks.best_of(n, jnp.float32)
-        return math.inf if n == 1 else 1.0 / (n - 1.0)
-    return 1.0 / (_float_n(n) - 1.0)
+def kl_coefficient(n: float) -> float:
+    """β = 1/(N−1), the weight of the KL beside either `vbon_reward`; infinite at N = 1."""
+    checks.best_of(n, np.float32)
+    return math.inf if n == 1 else 1.0 / (n - 1.0)
 
 
 def bonbon_target(n: int) -> float:
@@ -122,11 +94,8 @@ def bonbon_target(n: int) -> float:
 
     (N-1)·E[log F(best) - log F(worst)], as E log F is -1/N at the best and -H_N at the worst.
     Source: arXiv 2406.00832 (N = 8: 18.15). 0 for N = 1.
-
-    Raises:
-        ValueError: n is not an integer of at least 1.
     """
-    n = checks.whole_best_of(n, math.inf, "pairs are the best and the worst of N draws")
+    n = checks.whole("n", n)
     return (n - 1) * math.fsum(1.0 / k for k in range(1, n))
 
 
@@ -137,40 +106,27 @@ def bonbon_beta(n: int) -> float:
     return 0.5 / bonbon_target(n)
 
 
-def win_rate(n):
+def win_rate(n) -> np.ndarray:
     """N/(N+1): the chance that Best-of-N beats its reference, continuous rewards.
 
-    An upper bound when rewards tie (a tie counts half) or one response is likely. A Python number
-    gives a Python float, an array an array. ValueError for a number below 1.
+    An upper bound when rewards tie (a tie counts half) or one response is likely. n is a number or
+    a NumPy array of them, and the result float64.
     """
-    if checks.is_python_number(n):
-        checks.best_of(n, jnp.float32)
-        return n / (n + 1.0)
-    n = _float_n(n)
+    n = _numbers(n)
     return n / (n + 1.0)
 
 
-def kl(n):
+def kl(n) -> np.ndarray:
     """KL(π_BoN‖π_ref) = log N − (N−1)/N in nats, continuous rewards; an upper bound otherwise.
 
     With u = (N−1)/N this is −log(1−u) − u = Σ_{k>=2} u^k / k, whose terms are all positive: it is
     summed so near N = 1, where the two parts of the formula cancel. Source: Beirami et al., 2024,
-    "Theoretical guarantees on the best-of-n alignment policy". A Python number gives a Python
-    float, an array an array. ValueError for a number below 1.
+    "Theoretical guarantees on the best-of-n alignment policy". n as for `win_rate`.
     """
-    if checks.is_python_number(n):
-        checks.best_of(n, jnp.float32)
-        share = (n - 1.0) / n
-        if share < 0.25:
-            return math.fsum(share**k / k for k in range(2, 32))
-        return math.log(n) - share
-    n = _float_n(n)
+    n = _numbers(n)
     share = (n - 1.0) / n
-    small = share < 0.25
-    coefficients = np.array([1.0 / k for k in range(31, 1, -1)])
-    series_share = jnp.where(small, share, 0.0)
-    series = series_share**2 * jnp.polyval(coefficients.astype(n.dtype), series_share)
-    return jnp.where(small, series, jnp.log(n) - share)
+    series = share**2 * np.polyval([1.0 / k for k in range(31, 1, -1)], share)
+    return np.where(share < 0.25, series, np.log(n) - share)[()]
 
 
 # ---------------------------------------------------------------- rulers made from a sample
@@ -184,16 +140,12 @@ def order_statistic_weights(m: int, n: int) -> np.ndarray:
 
     Returns:
         [M] float64 NumPy, sums to 1, ascending in j.
-
-    Raises:
-        ValueError: m < 1, or n is not an integer in 1..m.
     """
-    if not checks.is_python_number(m) or m != int(m) or m < 1:
-        raise ValueError(f"m must be an integer of at least 1, got {m}")
-    n = checks.whole_best_of(n, int(m), "N of the M rewards are drawn without replacement")
+    m = checks.whole("m", m)
+    n = checks.whole("n", n, m)
     rank = np.arange(m - 1, n - 1, -1, dtype=np.float64)  # j = M−1 .. N
     ratio = (rank - n + 1) / rank  # weight of j over weight of j + 1
-    weights = np.zeros(int(m))
+    weights = np.zeros(m)
     weights[n - 1 :] = (n / m * np.concatenate([[1.0], np.cumprod(ratio)]))[::-1]
     return weights
 
@@ -209,9 +161,6 @@ def expected_best(rewards_bm, n: int) -> Array:
 
     Returns:
         [B], in the rewards' unit.
-
-    Raises:
-        TypeError: rewards_bm is not floating. ValueError: its rank is not 2, or n is out of range.
     """
     rewards_bm = checks.floats("rewards_bm", rewards_bm, rank=2)
     weights_m = order_statistic_weights(rewards_bm.shape[1], n)
@@ -232,15 +181,12 @@ def best_of_n_win_rate(rewards_bm, n: int) -> Array:
 
     Returns:
         [B] in [0, 1].
-
-    Raises:
-        TypeError: rewards_bm is not floating. ValueError: its rank is not 2, or n is out of range.
     """
     rewards_bm = checks.floats("rewards_bm", rewards_bm, rank=2)
     m = rewards_bm.shape[1]
     if m < 2:
         raise ValueError(f"rewards_bm must have 2 rewards per prompt or more, got {m}")
-    n = checks.whole_best_of(n, m - 1, "N rewards are drawn beside one opponent")
+    n = checks.whole("n", n, m - 1)  # beside one opponent
     below_bm, at_or_below_bm = _counts(rewards_bm)
     # table[l] = C(l, N) / C(M−1, N): the chance that N of the M−1 others all lie in a set of l
     rank = np.arange(m - 1, 0, -1, dtype=np.float64)
@@ -251,7 +197,7 @@ def best_of_n_win_rate(rewards_bm, n: int) -> Array:
 
 
 class EmpiricalBest(NamedTuple):
-    """What Best-of-N gives on a prompt whose reference law is the sample itself."""
+    """Best-of-N on a prompt whose reference law is the sample itself."""
 
     reward_b: Array  # [B] expected reward, in the rewards' unit
     win_rate_b: Array  # [B] against one reference draw, a tie is half
@@ -271,9 +217,6 @@ def empirical_best_of_n(rewards_bm, n) -> EmpiricalBest:
 
     Returns:
         EmpiricalBest of three [B] arrays in the rewards' dtype.
-
-    Raises:
-        TypeError: rewards_bm is not floating. ValueError: its rank is not 2, or n < 1.
     """
     rewards_bm = checks.floats("rewards_bm", rewards_bm, rank=2)
     m = rewards_bm.shape[1]
@@ -291,6 +234,44 @@ def empirical_best_of_n(rewards_bm, n) -> EmpiricalBest:
     )
 
 
+def empirical_soft_best_of_n(
+    rewards_bm, n: int, key: Array, *, temperature: float, draws: int = 256
+) -> EmpiricalBest:
+    """Soft Best-of-N, which returns draw i of N with the chance softmax(r / τ)_i, on that same law.
+
+    Temperature 0 is Best-of-N and an infinite one the reference itself. Source: arXiv 2505.03156.
+    The density against the reference is ρ(y) = E[N·e^{r/τ} / (e^{r/τ} + Σ_{j<N} e^{r_j/τ})] over
+    N − 1 further draws, here the mean over `draws` of them from the M rewards, the same for every
+    y; it is divided by its own mean, which is 1 in expectation.
+
+    Args:
+        rewards_bm: [B, M] floating.
+        n: integer of at least 1.
+        key: of jax.random; one key gives the same draws again.
+        temperature: τ above 0, in the rewards' unit. draws: at least 1.
+
+    Returns:
+        EmpiricalBest of three [B] arrays in the rewards' dtype.
+    """
+    rewards_bm = checks.floats("rewards_bm", rewards_bm, rank=2)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    (b, m), n = rewards_bm.shape, checks.whole("n", n)
+    logits_bm = rewards_bm / temperature
+    others_bkn = jax.random.randint(key, (b, draws, n - 1), 0, m)
+    others_bkn = jnp.take_along_axis(logits_bm[:, None], others_bkn, axis=2)
+    rest_bk = jax.nn.logsumexp(others_bkn, axis=2)  # -inf for N = 1: then ρ is 1
+    density_bm = jnp.mean(jax.nn.sigmoid(logits_bm[:, :, None] - rest_bk[:, None]), axis=2)
+    density_bm /= jnp.mean(density_bm, axis=1, keepdims=True)
+    below_bm, at_or_below_bm = _counts(rewards_bm)
+    middle_bm = (below_bm + at_or_below_bm).astype(rewards_bm.dtype) / (2 * m)
+    return EmpiricalBest(
+        reward_b=jnp.mean(density_bm * rewards_bm, axis=1),
+        win_rate_b=jnp.mean(density_bm * middle_bm, axis=1),
+        kl_b=jnp.mean(jax.scipy.special.xlogy(density_bm, density_bm), axis=1),
+    )
+
+
 def select_best_worst(rewards_bn) -> tuple[Array, Array, Array]:
     """Which of a prompt's N samples is best and which is worst; the first one where several are.
 
@@ -300,9 +281,6 @@ def select_best_worst(rewards_bn) -> tuple[Array, Array, Array]:
     Returns:
         best_b and worst_b, [B] int32 indices into N, and tied_b, [B] bool: the best reward equals
         the worst, so the pair says nothing (N = 1 is such a pair).
-
-    Raises:
-        TypeError: rewards_bn is not floating. ValueError: its rank is not 2, or N is 0.
     """
     rewards_bn = checks.floats("rewards_bn", rewards_bn, rank=2)
     if rewards_bn.shape[1] < 1:
@@ -320,15 +298,6 @@ def _log_ratio_formula(log_cdf: Array, log_cdf_inclusive: Array, n: Array) -> Ar
     gap, empty = _gap(log_cdf, log_cdf_inclusive)
     spread = jnp.log1p((n - 1) * _rho(gap, n))
     return (n - 1) * log_cdf_inclusive + jnp.where(empty, 0.0, spread)
-
-
-def _log_prob_formula(log_p: Array, log_cdf: Array, n: Array) -> Array:
-    empty = jnp.isneginf(log_cdf)
-    safe_log_cdf = jnp.where(empty, log_p, log_cdf)
-    log_cdf_inclusive = jnp.where(empty, log_p, jnp.logaddexp(safe_log_cdf, log_p))
-    gap = jax.nn.softplus(log_p - safe_log_cdf)  # log(F + p) − log F without their difference
-    spread = jnp.log1p((n - 1) * _rho(gap, n))
-    return log_p + (n - 1) * log_cdf_inclusive + jnp.where(empty, 0.0, spread)
 
 
 def _exact_reward_formula(log_cdf: Array, log_cdf_inclusive: Array, n: Array) -> Array:
@@ -427,11 +396,12 @@ def _arguments(names: tuple[str, ...], values: tuple, n) -> list[Array]:
     return [jnp.broadcast_to(array.astype(dtype), shape) for array in arrays]
 
 
-def _float_n(n) -> Array:
-    """An array N as floating: its own dtype when that is float32 or wider."""
-    array = jnp.asarray(n)
-    wide = jnp.issubdtype(array.dtype, jnp.floating)
-    return checks.best_of(n, jnp.promote_types(array.dtype, jnp.float32) if wide else jnp.float32)
+def _numbers(n) -> np.ndarray:
+    """Every N of a curve, float64."""
+    n = np.asarray(n, np.float64)
+    if not np.all((n >= 1) & (n < np.inf)):
+        raise ValueError(f"n must be finite and at least 1, got {n}")
+    return n
 
 
 def _counts(rewards_bm: Array) -> tuple[Array, Array]:

@@ -10,7 +10,8 @@ rewards leaves them bit for bit the same.
     exponential_fit  −a·e^{−b·r} − c with a, b, c >= 0, fitted to each prompt's references; the
                      released code's optional smoother.
 
-No estimate resolves F below about 1/M.
+No estimate resolves F below about 1/M. A wrong dtype is a TypeError; a wrong rank or shape and an
+unknown estimator are ValueErrors. Both name the argument.
 """
 
 import jax
@@ -45,33 +46,19 @@ def log_cdf(rewards_b, reference_bm, *, estimator: str = "harmonic", ties: str =
 
     Returns:
         Of the shape of rewards_b, in nats, finite and <= 0.
-
-    Raises:
-        TypeError: an argument is not floating. ValueError: a wrong rank or shape, an unknown
-            estimator or ties.
     """
     if ties not in TIES:
         raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
-    rewards_bn, reference_bm, shape = _checked(rewards_b, reference_bm, estimator)
-    if estimator == "exponential_fit":
-        return _exponential_fit(rewards_bn, reference_bm).reshape(shape)
-    below_bn, at_or_below_bn = _counts(rewards_bn, reference_bm)
-    twice_k_bn = below_bn + (at_or_below_bn if ties == "half" else below_bn)
-    return _at_half_ranks(twice_k_bn, reference_bm, estimator).reshape(shape)
+    return _estimate(rewards_b, reference_bm, estimator, ties)
 
 
 def log_cdf_inclusive(rewards_b, reference_bm, *, estimator: str = "harmonic") -> Array:
     """log F⁺(r): the log of the share of the prompt's reference law at or below each reward.
 
     The twin of `log_cdf(..., ties="exclude")`; the two are equal where no reference has the
-    reward, and there `bon.log_ratio` takes its limit. Arguments, result and errors are those of
-    `log_cdf`.
+    reward, and there `bon.log_ratio` takes its limit. Arguments and result are those of `log_cdf`.
     """
-    rewards_bn, reference_bm, shape = _checked(rewards_b, reference_bm, estimator)
-    if estimator == "exponential_fit":
-        return _exponential_fit(rewards_bn, reference_bm).reshape(shape)
-    at_or_below_bn = _counts(rewards_bn, reference_bm)[1]
-    return _at_half_ranks(2 * at_or_below_bn, reference_bm, estimator).reshape(shape)
+    return _estimate(rewards_b, reference_bm, estimator, "include")
 
 
 def log_cdf_of_references(reference_bm, *, estimator: str = "harmonic") -> Array:
@@ -86,18 +73,11 @@ def log_cdf_of_references(reference_bm, *, estimator: str = "harmonic") -> Array
 
     Returns:
         [B, M], nats, at most 0.
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank, M below 2 or an unknown estimator.
     """
-    rewards_bm, reference_bm, _ = _checked(reference_bm, reference_bm, estimator)
-    if reference_bm.shape[1] < 2:
-        raise ValueError("reference_bm must have at least 2 rewards per prompt, got 1")
     if estimator == "exponential_fit":
-        return _exponential_fit(rewards_bm, reference_bm)
-    below_bm, at_or_below_bm = _counts(rewards_bm, reference_bm)
-    others_bm = reference_bm[:, 1:]  # of them only the number counts
-    return _at_half_ranks(below_bm + at_or_below_bm - 1, others_bm, estimator)
+        return _estimate(reference_bm, reference_bm, estimator, "half")
+    twice_k_bm, reference_bm = _among_the_others(reference_bm)
+    return _at_half_ranks(twice_k_bm, reference_bm[:, 1:], estimator)
 
 
 def cdf_of_references(reference_bm) -> Array:
@@ -108,34 +88,41 @@ def cdf_of_references(reference_bm) -> Array:
 
     Returns:
         [B, M] in [0, 1]; 0 below all others, 1 above all others.
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank, or M below 2.
     """
-    rewards_bm, reference_bm, _ = _checked(reference_bm, reference_bm, "harmonic")
-    m = reference_bm.shape[1]
-    if m < 2:
-        raise ValueError("reference_bm must have at least 2 rewards per prompt, got 1")
-    below_bm, at_or_below_bm = _counts(rewards_bm, reference_bm)
-    return (below_bm + at_or_below_bm - 1).astype(reference_bm.dtype) / (2 * (m - 1))
+    twice_k_bm, reference_bm = _among_the_others(reference_bm)
+    return twice_k_bm.astype(reference_bm.dtype) / (2 * (reference_bm.shape[1] - 1))
 
 
-def _checked(rewards_b, reference_bm, estimator: str) -> tuple[Array, Array, tuple[int, ...]]:
-    """rewards as [B, N], the references, and the shape to give back."""
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+def _estimate(rewards_b, reference_bm, estimator: str, ties: str) -> Array:
+    """log F (ties: half, exclude) or log F⁺ (include), of the shape of rewards_b."""
     rewards_b = checks.floats("rewards_b", rewards_b)
     reference_bm = checks.floats("reference_bm", reference_bm, rank=2)
-    if rewards_b.ndim not in (1, 2):
-        raise ValueError(f"rewards_b must have rank 1 or 2, got shape {rewards_b.shape}")
     if reference_bm.shape[1] < 1:
         raise ValueError("reference_bm must have at least 1 reward per prompt, got 0")
-    if rewards_b.shape[0] != reference_bm.shape[0]:
+    if rewards_b.ndim not in (1, 2) or rewards_b.shape[0] != reference_bm.shape[0]:
         raise ValueError(
-            f"rewards_b must have one row per prompt of reference_bm, "
-            f"got shapes {rewards_b.shape} and {reference_bm.shape}"
+            f"rewards_b must be [B] or [B, N] with the B of reference_bm, got shapes "
+            f"{rewards_b.shape} and {reference_bm.shape}"
         )
-    return rewards_b.reshape(rewards_b.shape[0], -1), reference_bm, rewards_b.shape
+    rewards_bn = rewards_b.reshape(rewards_b.shape[0], -1)
+    if estimator == "exponential_fit":
+        return _exponential_fit(rewards_bn, reference_bm).reshape(rewards_b.shape)
+    below_bn, at_or_below_bn = _counts(rewards_bn, reference_bm)
+    twice_k_bn = {
+        "half": below_bn + at_or_below_bn,
+        "exclude": 2 * below_bn,
+        "include": 2 * at_or_below_bn,
+    }[ties]
+    return _at_half_ranks(twice_k_bn, reference_bm, estimator).reshape(rewards_b.shape)
+
+
+def _among_the_others(reference_bm) -> tuple[Array, Array]:
+    """Twice the midrank of each reference among the prompt's M − 1 others, and the references."""
+    reference_bm = checks.floats("reference_bm", reference_bm, rank=2)
+    if reference_bm.shape[1] < 2:
+        raise ValueError("reference_bm must have at least 2 rewards per prompt, got 1")
+    below_bm, at_or_below_bm = _counts(reference_bm, reference_bm)
+    return below_bm + at_or_below_bm - 1, reference_bm
 
 
 def _counts(rewards_bn: Array, reference_bm: Array) -> tuple[Array, Array]:
@@ -146,24 +133,25 @@ def _counts(rewards_bn: Array, reference_bm: Array) -> tuple[Array, Array]:
 
 
 def _at_half_ranks(twice_k_bn: Array, reference_bm: Array, estimator: str) -> Array:
-    """The estimate at k = twice_k / 2, read from a table made in float64."""
-    make = _harmonic_table if estimator == "harmonic" else _add_one_table
-    return jnp.asarray(make(reference_bm.shape[1]), reference_bm.dtype)[twice_k_bn]
+    """The estimate at k = twice_k / 2, read from a table of k = 0, ½, 1, … M made in float64."""
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    m = reference_bm.shape[1]
+    if estimator == "harmonic":
+        table = _harmonic_table(m)
+    else:
+        table = np.log((np.arange(2 * m + 1) / 2.0 + 1.0) / (m + 1.0))
+    return jnp.asarray(table, reference_bm.dtype)[twice_k_bn]
 
 
 def _harmonic_table(m: int) -> np.ndarray:
-    """H_k − H_M for k = 0, ½, 1, … M, with H_½ = 2 − 2·log 2 and H_k = H_{k−1} + 1/k."""
+    """H_k − H_M, with H_½ = 2 − 2·log 2 and H_k = H_{k−1} + 1/k."""
     harmonic = np.zeros(2 * m + 1)
     harmonic[1] = 2.0 - 2.0 * np.log(2.0)
     k = np.arange(2, 2 * m + 1) / 2.0
     harmonic[2::2] = np.cumsum(1.0 / k[0::2])
     harmonic[3::2] = harmonic[1] + np.cumsum(1.0 / k[1::2])
     return harmonic - harmonic[-1]
-
-
-def _add_one_table(m: int) -> np.ndarray:
-    """log((k+1)/(M+1)) for k = 0, ½, 1, … M."""
-    return np.log((np.arange(2 * m + 1) / 2.0 + 1.0) / (m + 1.0))
 
 
 @jax.jit

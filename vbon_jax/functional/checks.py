@@ -1,92 +1,52 @@
-"""What every function here asks of its arguments first: dtype and rank, by the argument's name.
+"""Checks of arguments, a line each: a TypeError for a wrong dtype, a ValueError for the rest.
 
-Only dtypes, shapes and Python numbers are looked at, so the checks cost nothing under `jax.jit`.
+Messages name the argument. Only dtypes, shapes and Python numbers are looked at, so that a check
+costs nothing under `jax.jit`.
 """
 
 import math
 import numbers
 
 import jax.numpy as jnp
+import numpy as np
 
 from vbon_jax.types import Array
 
 
-def floats(name: str, value, *, rank: int | None = None) -> Array:
-    """`value` as a floating array of float32 or wider. TypeError for any other dtype.
-
-    Rewards in an integer array lose their fractions without a word; that is refused here. float16
-    and bfloat16 become float32, and float64 stays what it is where x64 is enabled.
-    """
+def array(name: str, value, kind: type, shape=None, *, rank: int | None = None) -> Array:
+    """`value` as an array of a kind (np.floating, np.integer, np.bool_) and a shape, or a rank."""
     array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} must be a floating array, got {array.dtype}")
-    check_rank(name, array, rank)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
-def logits(name: str, value, *, rank: int) -> Array:
-    """`value` as a floating array in its own dtype: big arrays are not widened at the door."""
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} must be a floating array, got {array.dtype}")
-    check_rank(name, array, rank)
-    return array
-
-
-def integers(name: str, value, *, rank: int) -> Array:
-    """`value` as an integer array (token ids, labels). TypeError for any other dtype."""
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} must be an integer array, got {array.dtype}")
-    check_rank(name, array, rank)
-    return array
-
-
-def mask(name: str, value, shape: tuple[int, ...]) -> Array:
-    """`value` as a boolean array of `shape`. TypeError for any other dtype."""
-    array = jnp.asarray(value)
-    if array.dtype != jnp.bool_:
-        raise TypeError(f"{name} must be a boolean array, got {array.dtype}")
-    check_shape(name, array, shape)
-    return array
-
-
-def check_rank(name: str, array: Array, rank: int | None) -> None:
-    """ValueError when `array` does not have `rank` axes (None: any number)."""
+    if not jnp.issubdtype(array.dtype, kind):
+        raise TypeError(f"{name} must have a {kind.__name__} dtype, got {array.dtype}")
     if rank is not None and array.ndim != rank:
         raise ValueError(f"{name} must have rank {rank}, got shape {array.shape}")
-
-
-def check_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
-    """ValueError when `array` does not have exactly `shape`."""
-    if array.shape != tuple(shape):
+    if shape is not None and array.shape != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {array.shape}")
+    return array
 
 
-def is_python_number(value) -> bool:
-    """True for a Python (or NumPy scalar) real number, which can be looked at while tracing."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+def floats(name: str, value, shape=None, *, rank: int | None = None) -> Array:
+    """`array` of a floating dtype, widened to float32 at least.
+
+    Integers are refused: in an integer array rewards lose their fractions silently.
+    """
+    wide = array(name, value, np.floating, shape, rank=rank)
+    return wide.astype(jnp.promote_types(wide.dtype, jnp.float32))
 
 
 def best_of(n, dtype) -> Array:
-    """N of Best-of-N as an array of `dtype`: a Python number >= 1, or a traced numeric array.
-
-    ValueError for a Python number below 1, NaN or infinite. The value of an array is not looked at.
-    """
-    if is_python_number(n):
-        if not (math.isfinite(n) and n >= 1):
-            raise ValueError(f"n must be a finite number of at least 1, got {n}")
-        return jnp.asarray(n, dtype)
+    """N of Best-of-N as an array: a Python number >= 1, or a (traced) array, not looked into."""
     array = jnp.asarray(n)
-    if not (jnp.issubdtype(array.dtype, jnp.number) and not jnp.iscomplexobj(array)):
+    if array.dtype == jnp.bool_ or jnp.iscomplexobj(array):
         raise TypeError(f"n must be a real number, got {array.dtype}")
+    if isinstance(n, numbers.Real) and not 1 <= n < math.inf:
+        raise ValueError(f"n must be a finite number of at least 1, got {n}")
     return array.astype(dtype)
 
 
-def whole_best_of(n, largest: int, reason: str) -> int:
-    """N as a Python int in 1..largest, for the rulers that count subsets of a sample."""
-    if not is_python_number(n):
-        raise TypeError(f"n must be a Python integer here, got {type(n).__name__}")
-    if not (math.isfinite(n) and n == int(n) and 1 <= n <= largest):
-        raise ValueError(f"n must be an integer in 1..{largest} ({reason}), got {n}")
-    return int(n)
+def whole(name: str, value, most: float = math.inf) -> int:
+    """A Python integer in 1..most, for what counts subsets of a sample."""
+    real = isinstance(value, numbers.Real)
+    if not (real and float(value).is_integer() and 1 <= value <= most):
+        raise ValueError(f"{name} must be an integer in 1..{most}, got {value}")
+    return int(value)

@@ -1,14 +1,16 @@
 """Losses to minimise, as undivided means: `Mean(total, weight)` is added up over micro-batches and
 devices and divided once, globally.
 
-S sequences, G response tokens, T tokens of a whole sequence. What stands at a masked position, NaN
-included, reaches neither a total nor a gradient. Metrics carry no gradient.
+S sequences, G response tokens, T tokens of a whole sequence. What a masked position holds, NaN
+included, reaches neither a total nor a gradient. Metrics carry no gradient. A wrong dtype is a
+TypeError and a wrong rank or shape a ValueError; both name the argument.
 """
 
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vbon_jax.functional import bon, checks, logprobs
 from vbon_jax.types import Array, Mean
@@ -31,15 +33,12 @@ def ppo_clip(
     Returns:
         The loss, a Mean over tokens, and metrics, Means over the same tokens: `clip_fraction` (ρ
         outside 1 ± ε), `approx_kl` (k3 of KL(π_old‖π), nats) and `ratio` (ρ).
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
     """
     log_probs_sg = checks.floats("log_probs_sg", log_probs_sg, rank=2)
     shape = log_probs_sg.shape
-    old_log_probs_sg = _like("old_log_probs_sg", old_log_probs_sg, shape)
-    advantages_sg = _like("advantages_sg", advantages_sg, shape)
-    mask_sg = checks.mask("mask_sg", mask_sg, shape)
+    old_log_probs_sg = checks.floats("old_log_probs_sg", old_log_probs_sg, shape)
+    advantages_sg = checks.floats("advantages_sg", advantages_sg, shape)
+    mask_sg = checks.array("mask_sg", mask_sg, np.bool_, shape)
     log_ratio_sg = jnp.where(mask_sg, log_probs_sg - old_log_probs_sg, 0.0)
     log_ratio_sg = jnp.clip(log_ratio_sg, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
     advantages_sg = jnp.where(mask_sg, advantages_sg, 0.0)
@@ -72,14 +71,11 @@ def clipped_value_loss(
     Returns:
         The loss, a Mean over tokens, and the metric `clip_fraction`: where the clipped error is
         the larger one, so that no gradient flows.
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
     """
     values_sg = checks.floats("values_sg", values_sg, rank=2)
-    old_values_sg = _like("old_values_sg", old_values_sg, values_sg.shape)
-    returns_sg = _like("returns_sg", returns_sg, values_sg.shape)
-    mask_sg = checks.mask("mask_sg", mask_sg, values_sg.shape)
+    old_values_sg = checks.floats("old_values_sg", old_values_sg, values_sg.shape)
+    returns_sg = checks.floats("returns_sg", returns_sg, values_sg.shape)
+    mask_sg = checks.array("mask_sg", mask_sg, np.bool_, values_sg.shape)
     error_sg = jnp.where(mask_sg, values_sg - returns_sg, 0.0)
     moved_sg = jnp.where(mask_sg, values_sg - old_values_sg, 0.0)
     excess_sg = moved_sg - jnp.clip(moved_sg, -clip, clip)
@@ -98,12 +94,9 @@ def nll(token_log_probs_st, mask_st) -> Mean:
 
     Returns:
         A Mean over the masked tokens.
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
     """
     token_log_probs_st = checks.floats("token_log_probs_st", token_log_probs_st, rank=2)
-    mask_st = checks.mask("mask_st", mask_st, token_log_probs_st.shape)
+    mask_st = checks.array("mask_st", mask_st, np.bool_, token_log_probs_st.shape)
     return _mean(-token_log_probs_st, mask_st)
 
 
@@ -116,13 +109,9 @@ def cross_entropy(logits_bc, labels_b) -> tuple[Mean, dict[str, Mean]]:
 
     Returns:
         The loss in nats, a Mean over texts, and the metric `accuracy`.
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
     """
     logits_bc = checks.floats("logits_bc", logits_bc, rank=2)
-    labels_b = checks.integers("labels_b", labels_b, rank=1)
-    checks.check_shape("labels_b", labels_b, logits_bc.shape[:1])
+    labels_b = checks.array("labels_b", labels_b, np.integer, logits_bc.shape[:1])
     log_probs_b = logprobs.token_log_probs(logits_bc[:, None, :], labels_b[:, None])[:, 0]
     every_b = jnp.ones(labels_b.shape, jnp.bool_)
     metrics = {"accuracy": _mean(jnp.argmax(logits_bc, axis=1) == labels_b, every_b)}
@@ -155,12 +144,9 @@ def bradley_terry(
         `accuracy` (r_c > r_r, a tie one half), `confidence` (σ(|margin|): where the model is
         calibrated, its mean is the accuracy), `brier` ((1 − σ(margin))²) and `reward` (the mean of
         the two).
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
     """
     chosen_b = checks.floats("chosen_b", chosen_b, rank=1)
-    rejected_b = _like("rejected_b", rejected_b, chosen_b.shape)
+    rejected_b = checks.floats("rejected_b", rejected_b, chosen_b.shape)
     weight_b = _weights(weight_b, chosen_b.shape)
     margin_b = chosen_b - rejected_b
     loss_b = -jax.nn.log_sigmoid(margin_b) + centring * (chosen_b + rejected_b) ** 2
@@ -191,9 +177,6 @@ def bonbon(
     Returns:
         The loss, a Mean over pairs, and metrics, Means over the same: `margin` (h, nats) and
         `accuracy` (h > 0).
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank or shape, or n.
     """
     target = bon.bonbon_target(n)
     best_b, h_b, weight_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, weight_b)
@@ -206,8 +189,8 @@ def bonbon_released(
     """α·(−log π(best)) + (1−α)·(−log σ(β*_n·h)): what BoNBoN's released code computes.
 
     Its flag for the squared loss is never set in the branch that trains BoNBoN, so that DPO's
-    logistic loss is mixed in instead. β*_n = 1/(2·(n−1)·H_{n−1}). For arguments, result and errors
-    see `bonbon`; n is at least 2.
+    logistic loss is mixed in instead. β*_n = 1/(2·(n−1)·H_{n−1}). For arguments and result see
+    `bonbon`; n is at least 2.
     """
     beta = bon.bonbon_beta(n)
     best_b, h_b, weight_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, weight_b)
@@ -223,7 +206,7 @@ def bonbon_calibrated(
     π_BoN's own h of this very pair, where `bonbon` has its mean over pairs.
     """
     best_b, h_b, weight_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, weight_b)
-    target_b = jnp.where(weight_b > 0, _like("target_b", target_b, h_b.shape), 0.0)
+    target_b = jnp.where(weight_b > 0, checks.floats("target_b", target_b, h_b.shape), 0.0)
     return _pair_loss(-alpha * best_b + (1.0 - alpha) * (h_b - target_b) ** 2, h_b, weight_b)
 
 
@@ -263,9 +246,6 @@ def vbon_regression(
 
     Returns:
         The loss, a Mean over responses, and the metric `log_ratio` (nats) over the same.
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
     """
     log_cdf_b = checks.floats("log_cdf_b", log_cdf_b, rank=1)
     target_b = (n - 1.0) * log_cdf_b + math.log(n)
@@ -317,7 +297,7 @@ def kl_to_reference(log_probs_b, reference_b, *, weight_b=None) -> tuple[Mean, d
     """
     log_probs_b = checks.floats("log_probs_b", log_probs_b, rank=1)
     weight_b = _weights(weight_b, log_probs_b.shape)
-    log_ratio_b = log_probs_b - _like("reference_b", reference_b, log_probs_b.shape)
+    log_ratio_b = log_probs_b - checks.floats("reference_b", reference_b, log_probs_b.shape)
     log_ratio_b = jnp.minimum(jnp.where(weight_b > 0, log_ratio_b, 0.0), _LARGEST_LOG_RATIO)
     ratio_b = jnp.exp(log_ratio_b)
     return _weighted(ratio_b * log_ratio_b - ratio_b + 1.0, weight_b), {}
@@ -340,17 +320,14 @@ def policy_gradient(
 
     Returns:
         The loss, a Mean over responses, and the metric `ratio` (ρ).
-
-    Raises:
-        TypeError: a wrong dtype. ValueError: a wrong rank or shape.
     """
     log_probs_b = checks.floats("log_probs_b", log_probs_b, rank=1)
     shape = log_probs_b.shape
     weight_b = _weights(weight_b, shape)
-    change_b = log_probs_b - _like("old_log_probs_b", old_log_probs_b, shape)
+    change_b = log_probs_b - checks.floats("old_log_probs_b", old_log_probs_b, shape)
     change_b = jnp.where(weight_b > 0, change_b, 0.0)
     ratio_b = jnp.exp(jnp.clip(change_b, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO))
-    advantage_b = jnp.where(weight_b > 0, _like("advantage_b", advantage_b, shape), 0.0)
+    advantage_b = jnp.where(weight_b > 0, checks.floats("advantage_b", advantage_b, shape), 0.0)
     metrics = {"ratio": jax.lax.stop_gradient(_weighted(ratio_b, weight_b))}
     clipped_b = jnp.clip(ratio_b, 1.0 - clip, 1.0 + clip)
     loss_b = -jnp.minimum(ratio_b * advantage_b, clipped_b * advantage_b)
@@ -362,9 +339,9 @@ def _regression(log_probs_b, reference_b, target_b, weight_b) -> tuple[Mean, dic
     log_probs_b = checks.floats("log_probs_b", log_probs_b, rank=1)
     shape = log_probs_b.shape
     weight_b = _weights(weight_b, shape)
-    ratio_b = log_probs_b - _like("reference_b", reference_b, shape)
+    ratio_b = log_probs_b - checks.floats("reference_b", reference_b, shape)
     ratio_b = jnp.where(weight_b > 0, ratio_b, 0.0)
-    error_b = ratio_b - jnp.where(weight_b > 0, _like("target_b", target_b, shape), 0.0)
+    error_b = ratio_b - jnp.where(weight_b > 0, checks.floats("target_b", target_b, shape), 0.0)
     metrics = {"log_ratio": jax.lax.stop_gradient(_weighted(ratio_b, weight_b))}
     return _weighted(error_b**2, weight_b), metrics
 
@@ -374,8 +351,9 @@ def _pairs(best_b, worst_b, reference_best_b, reference_worst_b, weight_b):
     best_b = checks.floats("best_b", best_b, rank=1)
     shape = best_b.shape
     weight_b = _weights(weight_b, shape)
-    h_b = best_b - _like("reference_best_b", reference_best_b, shape)
-    h_b -= _like("worst_b", worst_b, shape) - _like("reference_worst_b", reference_worst_b, shape)
+    worst_b = checks.floats("worst_b", worst_b, shape)
+    h_b = best_b - checks.floats("reference_best_b", reference_best_b, shape)
+    h_b -= worst_b - checks.floats("reference_worst_b", reference_worst_b, shape)
     counts_b = weight_b > 0
     return jnp.where(counts_b, best_b, 0.0), jnp.where(counts_b, h_b, 0.0), weight_b
 
@@ -386,7 +364,7 @@ def _pair_loss(loss_b: Array, h_b: Array, weight_b: Array) -> tuple[Mean, dict[s
 
 
 def _weights(weight_b, shape: tuple[int, ...]) -> Array:
-    return jnp.ones(shape) if weight_b is None else _like("weight_b", weight_b, shape)
+    return jnp.ones(shape) if weight_b is None else checks.floats("weight_b", weight_b, shape)
 
 
 def _weighted(values_b: Array, weight_b: Array) -> Mean:
@@ -400,9 +378,3 @@ def _mean(values: Array, mask: Array) -> Mean:
     dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else jnp.float32
     total = jnp.sum(jnp.where(mask, values.astype(dtype), 0.0))
     return Mean(total, jnp.sum(mask).astype(dtype))
-
-
-def _like(name: str, value, shape: tuple[int, ...]) -> Array:
-    array = checks.floats(name, value, rank=len(shape))
-    checks.check_shape(name, array, shape)
-    return array
