@@ -29,7 +29,9 @@ def define() -> Callable[[], generation.Options]:
     flags.DEFINE_float("top_p", 1.0, "Keep the likeliest tokens with this probability; 1 = all.")
     flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
     flags.DEFINE_string("reward", None, "Hugging Face folder (or hub name) of a classifier.")
-    flags.DEFINE_string("reward_function", None, "texts -> floats, as package.module:name.")
+    flags.DEFINE_string(
+        "reward_function", None, "(prompts, responses) -> floats, as package.module:name."
+    )
     flags.DEFINE_string("reward_label", "POSITIVE", "The classifier's label, a name or a number.")
     flags.DEFINE_enum("reward_output", "logit", rewards.OUTPUTS, "What of the label is the reward.")
     flags.DEFINE_enum("reward_text", "full", rewards.PARTS, "full = prompt and response.")

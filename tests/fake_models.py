@@ -76,9 +76,7 @@ def write_cache(folder: pathlib.Path, *, prompts: int) -> None:
     pq.write_table(
         pa.table(table, schema=reference_cache.SCHEMA), folder / "shard-00000-of-00001.parquet"
     )
-    provenance = reference_cache.Provenance(
-        "policy", "reward", "full", "prompts", M, 8, 1.0, 0, 1.0, 0
-    )
+    provenance = reference_cache.Provenance("policy", "reward", "prompts", M, 8, 1.0, 0, 1.0, 0)
     record = {"provenance": provenance._asdict(), "prompts": prompts, "prompts_per_shard": prompts}
     write_json(folder / reference_cache.PROVENANCE_FILE, record)
 

@@ -24,7 +24,7 @@ def get_config(arg=None):
     with config.unlocked():
         config.judges.same = {"function": "tests.reward_functions:vowels"}
         config.judges.contrary = {"function": "tests.reward_functions:no_vowels"}
-        config.judges.short = {"function": "tests.reward_functions:vowels", "text": "response"}
+        config.judges.short = {"function": "tests.reward_functions:vowels_of_response"}
     return config.lock()
 """
 
@@ -182,14 +182,11 @@ def test_responses_without_tokens_are_scored_as_text(tmp_path):
     reward = rewards.from_callable("tests.reward_functions:vowels")
     responses = stored_responses.read(work / "reference" / "responses-t1.parquet")
     assert responses.tokens is None and responses.lengths_bk is None
-    for part in ("full", "response"):
-        judge = judges.Judge("gold", reward, part, np.zeros((3, fake_models.M), np.float32))
-        found = judges._judged(defaults(), "", judge, None, responses)
-        before = responses.prompts[1] if part == "full" else ""
-        assert found.shape == (3, fake_models.K)
-        assert found[1, 2] == np.float32(
-            reward_functions.vowels([before + responses.texts[1][2]])[0]
-        )
+    judge = judges.Judge("gold", reward, np.zeros((3, fake_models.M), np.float32))
+    found = judges._judged(defaults(), "", judge, None, responses)
+    assert found.shape == (3, fake_models.K)
+    expected = reward_functions.vowels([responses.prompts[1]], [responses.texts[1][2]])
+    assert found[1, 2] == np.float32(expected[0])
     cache = reference_cache.load(work / "references" / "eval")
     row = judges.measured(judge, cache, responses, found, seed=0, resamples=50)
     assert "lc_win_rate" not in row
@@ -209,7 +206,7 @@ def work(tmp_path):
     fake_models.write_json(stage / "stage.json", {"inputs": held, "finished": True})
     judges._write(stage / "rewards.parquet", -cache.rewards_pm)
     reward = rewards.from_callable("tests.reward_functions:vowels")
-    judge = judges.Judge("gold", reward, "full", -cache.rewards_pm)
+    judge = judges.Judge("gold", reward, -cache.rewards_pm)
     config = defaults()
     config.evaluation.resamples = 40
     for folder in (work / "reference", work / "runs" / "vbon-n2-s0" / "evaluation"):

@@ -186,7 +186,7 @@ def test_the_hand_made_task_says_what_the_law_says(lab):
         for k in range(space.size):
             response = tuple(space.tokens_kl[k][: space.lengths_k[k]].tolist())
             table[prompt, response] = laws[False].rewards_pk[p, k]
-            rewards = task.score([prompt], [list(response)])
+            rewards = task.score([p], [list(response)])
             assert rewards == np.float32(table[prompt, response])
     rewards, shares = task.cache.rewards_pm, laws[False]
     assert rewards.shape == (2, 256)

@@ -234,7 +234,7 @@ def test_the_best_of_n_is_shown_with_its_reward(tiny, tmp_path, policy, capsys):
             tokens[:length].tolist()
             for tokens, length in zip(samples.tokens_bng[0], samples.lengths_bn[0], strict=True)
         ]
-        scores = vowels(rewards.texts(policy[1], [ids] * 12, responses))
+        scores = vowels(*rewards.texts(policy[1], [ids] * 12, responses))
         for k, row in enumerate(found[3 * index : 3 * index + 3]):
             group = scores[4 * k : 4 * k + 4]
             assert row["reward"] == pytest.approx(max(group), rel=1e-6)
@@ -260,7 +260,7 @@ def test_a_classifier_is_a_reward(tiny, tmp_path, policy):
     (row,) = rows(tiny, tmp_path, **options)
     ids = policy[1]("the plot")["input_ids"]
     score = rewards.classifier(folder, label="NEGATIVE").score
-    expected = score(rewards.texts(policy[1], [ids], [row["tokens"]]))
+    expected = score(*rewards.texts(policy[1], [ids], [row["tokens"]]))
     assert row["reward"] == pytest.approx(float(expected[0]), abs=1e-5)
     with pytest.raises(InputError, match="no label 'GOOD'; choose one of: 0 NEGATIVE, 1 POSITIVE"):
         run(tiny, **options | {"reward_label": "GOOD"})

@@ -23,7 +23,6 @@ def provenance(**changes) -> reference_cache.Provenance:
     return reference_cache.Provenance(
         policy="p1",
         reward="r1",
-        reward_text="full",
         prompts=prompt_sets.fingerprint(PROMPTS),
         samples_per_prompt=M,
         max_new_tokens=G,
@@ -50,6 +49,7 @@ def sample(prompt_ids) -> Responses:
 
 
 def score(prompts, responses):
+    prompts = [PROMPTS.token_ids[place] for place in prompts]
     return np.asarray([sum(p) + 0.25 * sum(r) for p, r in zip(prompts, responses, strict=True)])
 
 
@@ -157,7 +157,6 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path):
     [
         ("policy", "p2"),
         ("reward", "r2"),
-        ("reward_text", "response"),
         ("prompts", "other"),
         ("samples_per_prompt", 4),
         ("max_new_tokens", 5),
@@ -234,16 +233,15 @@ def test_a_folder_without_a_good_record_is_refused(tmp_path):
         build(folder)
 
 
-def test_rewards_that_are_not_rewards_leave_no_shard(tmp_path):
-    def nan_at_five(prompts, responses):
-        rewards = score(prompts, responses)
-        return np.where([p == PROMPTS.token_ids[5] for p in prompts], np.nan, rewards)
+def test_a_reward_that_fails_leaves_no_shard(tmp_path):
+    def refused_at_five(prompts, responses):
+        if 5 in prompts:
+            raise InputError("reward pkg:f gave nan")
+        return score(prompts, responses)
 
-    with pytest.raises(InputError, match="prompt 5: 3 of 6 reference rewards are not finite"):
-        build(tmp_path / "cache", score=nan_at_five)
+    with pytest.raises(InputError, match="gave nan"):
+        build(tmp_path / "cache", score=refused_at_five)
     assert len(contents(tmp_path / "cache")) == 3  # the record and two shards
-    with pytest.raises(InputError, match="one float a response"):
-        build(tmp_path / "cache", score=lambda prompts, responses: [1.0])
     with pytest.raises(InputError, match="no prompts"):
         reference_cache.build(
             tmp_path / "other",
@@ -275,9 +273,6 @@ def test_rewards_that_are_known_are_not_scored(tmp_path):
     np.testing.assert_array_equal(cache.rewards_pm, rewards_pm)
     assert reference_cache.imported(tmp_path) == "f00"
     assert not cache.has_responses  # `sample` has some without a token
-    rewards_pm[5, 1] = np.inf
-    with pytest.raises(InputError, match="prompt 5: 1 of 9 reference rewards are not finite"):
-        reference_cache.build(tmp_path / "b", provenance(), PROMPTS, **known)
 
 
 def test_all_tokens_of_a_cache(tmp_path):

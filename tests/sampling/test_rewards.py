@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from vbon_jax.data import tokenizers, toy_reviews
+from vbon_jax.config import defaults
+from vbon_jax.data import prompt_sets, tokenizers, toy_reviews
 from vbon_jax.models import classifier, encoder
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards
@@ -45,6 +46,11 @@ def folder(tmp_path_factory, wordpiece):
     return path
 
 
+def scores(reward, texts):
+    """A reward's scores of texts, given as responses to empty prompts."""
+    return reward.score([""] * len(texts), texts)
+
+
 def write(path, wordpiece, *, labels=CONFIG.labels, settings=None):
     config = dataclasses.replace(CONFIG, labels=labels)
     params = encoder.init(config, jax.random.key(1))
@@ -55,7 +61,7 @@ def write(path, wordpiece, *, labels=CONFIG.labels, settings=None):
 # Text ---------------------------------------------------------------------------------------------
 
 
-def test_rewards_read_prompt_and_response_as_one_run_without_special_tokens():
+def test_a_reward_reads_prompt_and_response_as_one_run_without_special_tokens():
     tokenizer = tokenizers.train_tokenizer(["the plot is good"], vocab_size=280)
     snowman = tokenizer("☃")["input_ids"]
     plot = tokenizer("the plot")["input_ids"]
@@ -63,13 +69,45 @@ def test_rewards_read_prompt_and_response_as_one_run_without_special_tokens():
     assert len(snowman) == 3
     prompts, responses = [plot, snowman[:1], [0]], [good, [*snowman[1:], 0], []]
     # A character that is cut between prompt and response is whole; " ," keeps its space.
-    assert rewards.texts(tokenizer, prompts, responses) == ["the plot is good , .", "☃", ""]
-    alone = rewards.texts(tokenizer, prompts, responses, part="response")
-    assert alone == [" is good , .", "\ufffd\ufffd", ""]
-    with pytest.raises(InputError, match="'prompt'; choose full or response"):
-        rewards.texts(tokenizer, prompts, responses, part="prompt")
+    assert rewards.texts(tokenizer, prompts, responses) == (
+        ["the plot", "", ""],
+        [" is good , .", "☃", ""],
+    )
     with pytest.raises(ValueError, match="zip"):
         rewards.texts(tokenizer, prompts, responses[:2])
+
+
+def test_a_space_that_only_the_inside_of_a_text_has_belongs_to_the_response():
+    class Words:
+        """Decodes as SentencePiece does: no space before the first word of a text."""
+
+        def batch_decode(self, rows, **options):
+            assert options == {
+                "skip_special_tokens": True,
+                "clean_up_tokenization_spaces": False,
+            }
+            return [" ".join(f"w{token}" for token in row) for row in rows]
+
+    texts = rewards.texts(Words(), [[1, 2], [], [1, 2]], [[3], [4, 5], []])
+    assert texts == (["w1 w2", "", "w1 w2"], [" w3", "w4 w5", ""])
+
+
+def test_responses_are_scored_with_their_prompts_rows():
+    tokenizer = tokenizers.train_tokenizer(["the plot is good"], vocab_size=280)
+    ids = [tuple(tokenizer(text)["input_ids"]) for text in ("the", "plot", " good", " bad")]
+    prompts = prompt_sets.PromptSet(ids[:2], ["the", "plot"], columns={"answer": ["a", "b"]})
+    seen = []
+
+    def score(*arguments):
+        seen.append(arguments)
+        return np.arange(3, dtype=np.float32)
+
+    reward = rewards.Reward(score, "fingerprint", ("answer",))
+    places, responses = np.asarray([1, 0, 1]), [ids[2], ids[3], ids[3]]
+    found = rewards.score_responses(reward, tokenizer, prompts, places, responses)
+    assert found.tolist() == [0, 1, 2]
+    columns = {"answer": ["b", "a", "b"]}
+    assert seen == [(["plot", "the", "plot"], [" good", " bad", " bad"], columns)]
 
 
 # Classifier ---------------------------------------------------------------------------------------
@@ -103,24 +141,25 @@ def test_a_text_scores_what_it_scores_alone(folder, wordpiece, texts):
     assert np.std(alone) > 0.1
     order = np.random.default_rng(0).permutation(len(texts))
     for batch_size in (7, 64):
-        score = rewards.classifier(folder, label="good", batch_size=batch_size).score
-        found = score(texts)
+        reward = rewards.classifier(folder, label="good", batch_size=batch_size)
+        found = scores(reward, texts)
         assert found.dtype == np.float32 and found.shape == (len(texts),)
         np.testing.assert_allclose(found, alone, atol=1e-5, rtol=1e-5)
         np.testing.assert_allclose(
-            score([texts[place] for place in order]), found[order], atol=1e-5, rtol=1e-5
+            scores(reward, [texts[place] for place in order]), found[order], atol=1e-5, rtol=1e-5
         )
-    assert score([]).shape == (0,)
+    assert reward.score([], []).shape == (0,)
 
 
 def test_labels_are_given_by_name_or_number(folder, texts):
-    by_name = [rewards.classifier(folder, label=name).score(texts) for name in CONFIG.labels]
+    by_name = [scores(rewards.classifier(folder, label=name), texts) for name in CONFIG.labels]
     for index, expected in enumerate(by_name):
         for label in (index, str(index)):
-            found = rewards.classifier(folder, label=label).score(texts)
+            found = scores(rewards.classifier(folder, label=label), texts)
             np.testing.assert_array_equal(found, expected)
     probs = [
-        rewards.classifier(folder, label=name, output="prob").score(texts) for name in CONFIG.labels
+        scores(rewards.classifier(folder, label=name, output="prob"), texts)
+        for name in CONFIG.labels
     ]
     np.testing.assert_allclose(sum(probs), 1.0, rtol=1e-5)
     for label in ("GOOD", 3, "-1", -1, ""):
@@ -136,31 +175,42 @@ def test_labels_that_do_not_exclude_each_other_have_their_own_probability(
     several = write(tmp_path / "several", wordpiece, settings=settings)
     one = write(tmp_path / "one", wordpiece, labels=("reward",))
     for path, label in ((several, "bad"), (one, "reward")):
-        logits = rewards.classifier(path, label=label).score(texts)
-        probs = rewards.classifier(path, label=label, output="prob").score(texts)
+        logits = scores(rewards.classifier(path, label=label), texts)
+        probs = scores(rewards.classifier(path, label=label, output="prob"), texts)
         np.testing.assert_allclose(probs, 1 / (1 + np.exp(-logits)), rtol=1e-5)
 
 
 def test_a_text_too_long_is_an_error_or_is_cut(folder, texts):
     long = " ".join(texts[2:10])
-    score = rewards.classifier(folder, label="good").score
+    reward = rewards.classifier(folder, label="good")
     with pytest.raises(
         InputError, match=r"text 1 has \d+ tokens where the reward takes 1 to 112 .*truncate"
     ) as error:
-        score(["short", long])
+        scores(reward, ["short", long])
     assert len(str(error.value)) < 400 and "\n" not in str(error.value)
     cut = rewards.classifier(folder, label="good", over_long="truncate")
-    assert np.isfinite(cut.score(["short", long])).all()
-    np.testing.assert_array_equal(cut.score([long]), cut.score(["It begins. " + long]))
-    assert cut.score([long]) != cut.score([long + " bad bad"])  # what was said last is read
+    assert np.isfinite(scores(cut, ["short", long])).all()
+    np.testing.assert_array_equal(scores(cut, [long]), scores(cut, ["It begins. " + long]))
+    assert scores(cut, [long]) != scores(cut, [long + " bad bad"])  # what was said last is read
     shorter = rewards.classifier(folder, label="good", max_tokens=8)
     with pytest.raises(InputError, match="1 to 8"):
-        shorter.score(texts[2:3])
+        scores(shorter, texts[2:3])
+
+
+def test_a_classifier_reads_prompt_and_response_joined_or_the_response_alone(folder, texts):
+    joined = rewards.classifier(folder, label="good")
+    alone = rewards.classifier(folder, label="good", text="response")
+    prompts, responses = [text[:20] for text in texts], [text[20:40] for text in texts]
+    np.testing.assert_array_equal(
+        joined.score(prompts, responses), scores(joined, [text[:40] for text in texts])
+    )
+    np.testing.assert_array_equal(alone.score(prompts, responses), scores(joined, responses))
 
 
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
+        ({"text": "prompt"}, "text is 'prompt'; choose full or response"),
         ({"output": "odds"}, "output is 'odds'; choose logit, log_prob, prob"),
         ({"over_long": "drop"}, "over_long is 'drop'; choose error or truncate"),
         ({"max_tokens": 113}, "max_tokens is 113; give 3 to 112"),
@@ -175,15 +225,15 @@ def test_choices_that_do_not_exist_are_refused(folder, choice, message):
 
 def test_few_shapes_are_compiled(folder, texts):
     reward = rewards.classifier(folder, label="good", batch_size=16)
-    reward.score(texts)
+    scores(reward, texts)
     compiled = classifier.logits._cache_size()
     for first in range(0, 24, 3):
-        reward.score(texts[first:])
-        rewards.classifier(folder, label="bad", batch_size=16).score(texts[first:])
+        scores(reward, texts[first:])
+        scores(rewards.classifier(folder, label="bad", batch_size=16), texts[first:])
     # Batches of 16 rows or 8, of 16, 32, 48, 64, 80, ... tokens: whatever is asked for later.
     assert classifier.logits._cache_size() - compiled <= 10
     settled = classifier.logits._cache_size()
-    reward.score(texts)
+    scores(reward, texts)
     assert classifier.logits._cache_size() == settled
 
 
@@ -195,6 +245,7 @@ def test_a_fingerprint_covers_all_that_changes_a_score(folder, tmp_path, wordpie
             (folder, {"label": "good"}),
             (folder, {"label": "bad"}),
             (folder, {"label": "good", "output": "prob"}),
+            (folder, {"label": "good", "text": "response"}),
             (folder, {"label": "good", "max_tokens": 32}),
             (folder, {"label": "good", "over_long": "truncate"}),
             (other, {"label": "good"}),
@@ -208,13 +259,11 @@ def test_a_fingerprint_covers_all_that_changes_a_score(folder, tmp_path, wordpie
 def test_the_real_classifier_prefers_praise(shared):
     path = shared / "models" / "distilbert-imdb-mini"
     reward = rewards.classifier(path, label="POSITIVE", output="prob")
-    scores = reward.score(
-        [
-            "a wonderful, moving film with superb acting",
-            "dull, tedious and badly acted; a waste of time",
-        ]
+    praise, blame = reward.score(
+        ["a wonderful, moving film", "dull, tedious and badly acted"],
+        [" with superb acting", "; a waste of time"],
     )
-    assert scores[0] > 0.8 and scores[1] < 0.2
+    assert praise > 0.8 and blame < 0.2
 
 
 # Callables ----------------------------------------------------------------------------------------
@@ -231,23 +280,66 @@ def module(tmp_path, monkeypatch):
     return write_module
 
 
-def test_a_callable_is_named_by_its_import_path(module):
+def test_a_function_is_named_by_its_import_path(module):
     module(
         "my_rewards",
         "import numpy as np\n"
-        "def length(texts):\n    return [len(text) for text in texts]\n"
-        "def halves(texts):\n    return np.full(len(texts), 0.5, np.float64)\n",
+        "def length(prompts, responses):\n    return [len(text) for text in responses]\n"
+        "def halves(*texts):\n    return np.full(len(texts[1]), 0.5, np.float64)\n",
     )
     reward = rewards.from_callable("my_rewards:length")
-    found = reward.score(["a", "", "abc"])
+    found = scores(reward, ["a", "", "abc"])
     assert found.dtype == np.float32 and found.tolist() == [1.0, 0.0, 3.0]
-    assert rewards.from_callable("my_rewards:halves").score(("x", "y")).tolist() == [0.5, 0.5]
-    assert reward.score([]).shape == (0,)
-    assert rewards.from_callable("statistics:mean").fingerprint  # importable is enough to be named
+    assert scores(rewards.from_callable("my_rewards:halves"), ("x", "y")).tolist() == [0.5, 0.5]
+    assert reward.score([], []).shape == (0,)
+    assert rewards.from_callable("operator:add").fingerprint  # importable is enough to be named
 
 
-def test_a_callables_fingerprint_follows_its_source(module):
-    same = "def score(texts):\n    return [0.0] * len(texts)\n"
+def test_a_function_gets_the_columns_that_its_signature_names(module):
+    module(
+        "columns",
+        "def one(prompts, responses, answer):\n    return [a == r for a, r in "
+        "zip(answer, responses)]\n"
+        "def default(prompts, responses, *, scale=(2.0,), answer=None):\n"
+        "    return [scale[0]] * len(prompts)\n"
+        "def all(prompt, response, **columns):\n"
+        "    return [len(columns) + len(columns['answer'])] * len(prompt)\n",
+    )
+    texts, columns = (["q", "r"], ["4", "5"]), {"answer": ["4", "4"], "response": ["x", "y"]}
+    expected = {"one": [1, 0], "default": [2, 2], "all": [3, 3]}
+    reads = {"one": ("answer",), "default": ("scale", "answer"), "all": None}
+    for name, scored in expected.items():
+        reward = rewards.from_callable(f"columns:{name}")
+        assert reward.columns == reads[name]
+        assert reward.score(*texts, columns).tolist() == scored
+    one = rewards.from_callable("columns:one")
+    with pytest.raises(InputError, match=r"reads the column 'answer'.*they have: reply.*columns"):
+        one.score(*texts, {"reply": ["4", "4"]})
+    with pytest.raises(ValueError, match="prompts, responses and values"):
+        one.score(*texts, {"answer": ["4"]})
+
+
+def test_a_function_of_one_list_of_texts_learns_what_a_reward_is(module):
+    module("old", "def score(texts):\n    return [0.0] * len(texts)\n")
+    with pytest.raises(InputError, match=r"takes \(texts\); .*\(prompts, responses, \*\*columns\)"):
+        rewards.from_callable("old:score")
+
+
+def test_a_configuration_names_a_classifier_or_a_function(folder):
+    settings = defaults().reward
+    with settings.unlocked():
+        settings.update(path="elsewhere", label="good", output="prob", text="response")
+    expected = rewards.classifier(folder, label="good", output="prob", text="response")
+    assert rewards.load(settings, str(folder)).fingerprint == expected.fingerprint
+    settings.function = "tests.reward_functions:vowels"
+    with pytest.raises(InputError, match=r"text=response is for a classifier.*vowels"):
+        rewards.load(settings)
+    settings.text = "full"
+    assert scores(rewards.load(settings), ["ab"]).tolist() == [0.5]
+
+
+def test_a_functions_fingerprint_follows_its_source(module):
+    same = "def score(prompts, responses):\n    return [0.0] * len(prompts)\n"
     module("reward_a", same)
     first = rewards.from_callable("reward_a:score").fingerprint
     assert rewards.from_callable("reward_a:score").fingerprint == first
@@ -259,16 +351,16 @@ def test_a_callables_fingerprint_follows_its_source(module):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("length", "no import path; write package.module:function"),
-        (".local:f", "no import path"),
-        ("os:system; rm", "no import path"),
+        ("length", "not an import path; write package.module:function"),
+        (".local:f", "not an import path"),
+        ("os:system; rm", "not an import path"),
         ("no_such_module_here:f", "cannot import no_such_module_here .*PYTHONPATH"),
         ("math:no_such", "math has no function no_such; name one"),
         ("math:pi", "math has no function pi"),
         ("broken_reward:f", "cannot import broken_reward .*correct it"),
     ],
 )
-def test_a_name_that_is_no_reward_is_refused(module, name, message):
+def test_a_name_that_is_not_a_reward_is_refused(module, name, message):
     module("broken_reward", "def f(texts:\n")
     with pytest.raises(InputError, match=message) as error:
         rewards.from_callable(name)
@@ -278,11 +370,14 @@ def test_a_name_that_is_no_reward_is_refused(module, name, message):
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ([1.0, float("nan"), float("inf")], "nan for text 1 and is not finite for 2 of 3 .*'two"),
-        ([1e39, 0.0, 0.0], "inf for text 0 .*'one"),
-        ([1.0, 2.0], r"shape \(2,\) for 3 texts"),
-        ([[1.0], [2.0], [3.0]], r"shape \(3, 1\) for 3 texts"),
-        (1.0, r"shape \(\) for 3 texts"),
+        (
+            [1.0, float("nan"), float("inf")],
+            "nan for response 1 and is not finite for 2 of 3 .*'two",
+        ),
+        ([1e39, 0.0, 0.0], "inf for response 0 .*'one"),
+        ([1.0, 2.0], r"shape \(2,\) for 3 responses"),
+        ([[1.0], [2.0], [3.0]], r"shape \(3, 1\) for 3 responses"),
+        (1.0, r"shape \(\) for 3 responses"),
         ([1.0, None, 2.0], "did not give numbers"),
         (["1", "2", "3"], "did not give numbers"),
         ([1j, 0, 0], "did not give numbers"),
@@ -291,8 +386,8 @@ def test_a_name_that_is_no_reward_is_refused(module, name, message):
         (({"POSITIVE": 1.0},) * 3, "did not give numbers"),
     ],
 )
-def test_what_is_no_reward_is_named(returned, message):
-    score = rewards._checked("pkg:f", lambda texts: returned)
+def test_what_is_not_a_reward_is_named(returned, message):
+    score = rewards._checked("pkg:f", lambda prompts, responses, columns: returned)
     with pytest.raises(InputError, match=f"reward pkg:f .*{message}.*return") as error:
-        score(["one\n" * 50, "two\n", "three"])
+        score([""] * 3, ["one\n" * 50, "two\n", "three"])
     assert "\n" not in str(error.value) and len(str(error.value)) < 300

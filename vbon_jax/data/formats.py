@@ -89,6 +89,12 @@ def finite(value: Any, where: str, textual: bool = False) -> float:
     return float(value)
 
 
+def columns(rows: Rows, *, without: str) -> dict[str, list]:
+    """All fields but one as lists, a value a row; None where a row has no such field."""
+    names = dict.fromkeys(name for row in rows.rows for name in row if name != without)
+    return {name: [row.get(name) for row in rows.rows] for name in names}
+
+
 def _wrong(rows: Rows, row: int, name: str, value: Any, wanted: str) -> str:
     found = type(value).__name__
     return f"{rows.where(row)}: field {name!r} is {found}, not {wanted}; correct the row"

@@ -85,13 +85,20 @@ class PromptSet(NamedTuple):
     truncated: int = 0  # longer than there is room for, and cut to their last tokens
     duplicates: int = 0  # the same tokens as an earlier prompt
     held_out_overlap: int = 0  # left out because they were among `exclude`
+    columns: Mapping[str, list] = {}  # for each prompt the other fields of its (first) row
 
 
-def fingerprint(prompts: PromptSet) -> str:
-    """The sha256 (hex) of the token ids of the prompts, in order; texts and counts do not enter."""
+def fingerprint(prompts: PromptSet, columns: Collection[str] | None = ()) -> str:
+    """The sha256 (hex) of the token ids of the prompts, in order; texts and counts do not enter.
+
+    Those of `columns` (None = all) that the prompts have do, where a reward reads them.
+    """
     digest = hashlib.sha256()
     for ids in prompts.token_ids:
         digest.update(np.asarray([len(ids), *ids], "<i8").tobytes())
+    for name in sorted(prompts.columns):
+        if columns is None or name in columns:
+            digest.update(json.dumps([name, prompts.columns[name]], default=str).encode())
     return digest.hexdigest()
 
 
@@ -131,6 +138,7 @@ def build_prompts(
     source: str,
     places: Sequence[str] = (),
     exclude: Collection[tuple[int, ...]] = (),
+    columns: Mapping[str, Sequence[Any]] = {},
 ) -> PromptSet:
     """Prompts from the texts of a file's rows (row `i` at `places[i]`, else on line `i + 1`).
 
@@ -143,8 +151,9 @@ def build_prompts(
     an `"error"`, is cut to its last tokens behind the `front` (`"truncate"`), or is left out
     (`"drop"`).
     Prompts with the same tokens are kept once; none of `exclude` (the training prompts, when these
-    are held out) is kept. `limit > 0` keeps that many, a random subset by `seed`. Raises InputError
-    for an over-long or empty prompt, and when no prompt is left.
+    are held out) is kept. `limit > 0` keeps that many, a random subset by `seed`. `columns` are the
+    other fields of the rows, of which a prompt keeps those of its first row. Raises InputError for
+    an over-long or empty prompt, and when no prompt is left.
     """
     _check_prompt_options(min_tokens, max_tokens, limit, longest, over_long, source)
     first, rows = front(tokenizer), as_prompts(tokenizer, texts)
@@ -156,8 +165,12 @@ def build_prompts(
         ids or beginning(tokenizer, _where(source, places, row)) for row, ids in enumerate(rows)
     ]
 
-    rows, over = _fit(rows, longest, first, over_long, source, places)
-    distinct = list(dict.fromkeys(rows))
+    fitted, over = _fit(rows, longest, first, over_long, source, places)
+    row_of: dict[tuple[int, ...], int] = {}  # each distinct prompt's first row
+    for row, ids in enumerate(fitted):
+        if ids is not None:
+            row_of.setdefault(ids, row)
+    distinct = list(row_of)
     exclude = frozenset(exclude)
     left = [ids for ids in distinct if ids not in exclude]
     overlap = len(distinct) - len(left)
@@ -173,8 +186,9 @@ def build_prompts(
         ),
         dropped=over if over_long == "drop" else 0,
         truncated=over if over_long == "truncate" else 0,
-        duplicates=len(rows) - len(distinct),
+        duplicates=len(fitted) - fitted.count(None) - len(distinct),
         held_out_overlap=overlap,
+        columns={name: [values[row_of[i]] for i in left] for name, values in columns.items()},
     )
 
 
@@ -217,8 +231,8 @@ def _fit(
     over_long: str,
     source: str,
     places: Sequence[str],
-) -> tuple[list[tuple[int, ...]], int]:
-    """The rows with the over-long ones cut or left out, and how many were over-long."""
+) -> tuple[list[tuple[int, ...] | None], int]:
+    """The rows with the over-long ones cut or left out (None), and how many were over-long."""
     over = [row for row, ids in enumerate(rows) if len(ids) > longest]
     if over and over_long == "error":
         place = places[over[0]] if places else f"line {over[0] + 1}"
@@ -228,7 +242,7 @@ def _fit(
             "ask for fewer new tokens, or raise longest_prompt where it is set"
         )
     if over_long == "drop":
-        return [ids for ids in rows if len(ids) <= longest], len(over)
+        return [ids if len(ids) <= longest else None for ids in rows], len(over)
     return [last_tokens(i, longest, first) if len(i) > longest else i for i in rows], len(over)
 
 

@@ -41,7 +41,6 @@ class Judge(NamedTuple):
 
     name: str
     reward: rewards.Reward
-    part: str  # of the text that it reads: full | response
     cached_pm: np.ndarray  # [prompts, M] float32
 
 
@@ -71,30 +70,34 @@ def panel(
 
 def _judge(config, name, settings, materials, folder: pathlib.Path, cache) -> Judge:
     """One judge, with its rewards of all cached responses in `folder/judges/NAME`."""
-    reward = pipeline.make_reward(settings, settings.path)
+    reward = rewards.load(settings)
     stage = folder / FOLDER / name
-    inputs = {"judge": reward.fingerprint, "text": settings.text}
+    inputs = {"judge": reward.fingerprint}
     held = {f"references {k}": v for k, v in cache.provenance._asdict().items()}
     if files.begin(stage, inputs | held):
         everyone = range(len(cache.rewards_pm))
         tokens = reference_cache.read(cache, everyone, column="response_tokens")
-        scorer = pipeline.scorer(reward, materials.tokenizer, settings.text)
-        cached_pm = _scored(config, f"{name} references", scorer, materials, tokens)
+        cached_pm = _scored(config, f"{name} references", reward, materials, tokens)
         _write(stage / "rewards.parquet", cached_pm)
         files.finish(stage)
-    return Judge(name, reward, settings.text, _read(stage / "rewards.parquet"))
+    return Judge(name, reward, _read(stage / "rewards.parquet"))
 
 
-def _scored(config, title: str, score, materials, responses: list) -> np.ndarray:
+def _scored(config, title: str, reward: rewards.Reward, materials, responses: list) -> np.ndarray:
     """Rewards [B, K] float32 of K responses (token ids) to each held-out prompt, in portions."""
-    prompts, parts = materials.eval_prompts.token_ids, []
+    parts = []
     size = config.evaluation.batch_prompts
     with tqdm.tqdm(total=len(responses), desc=f"judge {title}", unit="prompt") as bar:
         for first in range(0, len(responses), size):
             some = responses[first : first + size]
-            ids = [ids for at, of in enumerate(some, first) for ids in [prompts[at]] * len(of)]
-            scored_s = score(ids, [list(one) for of in some for one in of])
-            parts.append(np.asarray(scored_s, np.float32).reshape(len(some), -1))
+            scored_s = rewards.score_responses(
+                reward,
+                materials.tokenizer,
+                materials.eval_prompts,
+                [at for at, of in enumerate(some, first) for _ in of],
+                [list(one) for of in some for one in of],
+            )
+            parts.append(scored_s.reshape(len(some), -1))
             bar.update(len(some))
     return np.concatenate(parts)
 
@@ -120,23 +123,19 @@ def judge_policy(
             _write(stage / f"rewards-t{responses.temperature:g}.parquet", rewards_bk)
             return measured(judge, cache, responses, rewards_bk, **options)
 
-        inputs = {"judge": judge.reward.fingerprint, "text": judge.part} | options
+        inputs = {"judge": judge.reward.fingerprint} | options
         stored_responses.derive(folder, f"{FOLDER}/{judge.name}", cache, inputs, work_out)
 
 
 def _judged(
     config, title: str, judge: Judge, materials, responses: stored_responses.Stored
 ) -> np.ndarray:
-    """The judge's rewards [B, K] of stored responses, of the bytes that training's reward reads.
-
-    Responses that were stored without their tokens are scored as prompt and text put together.
-    """
+    """The judge's rewards [B, K] of stored responses, of the bytes that training's reward reads."""
     if responses.tokens is not None:
-        score = pipeline.scorer(judge.reward, materials.tokenizer, judge.part)
-        return _scored(config, title, score, materials, responses.tokens)
-    before = responses.prompts if judge.part == "full" else [""] * len(responses.prompts)
-    texts = [a + b for a, of in zip(before, responses.texts, strict=True) for b in of]
-    return judge.reward.score(texts).reshape(responses.rewards_bk.shape)
+        return _scored(config, title, judge.reward, materials, responses.tokens)
+    pairs = [(p, r) for p, of in zip(responses.prompts, responses.texts, strict=True) for r in of]
+    scored_s = judge.reward.score(*zip(*pairs, strict=True))
+    return scored_s.reshape(responses.rewards_bk.shape)
 
 
 def measured(

@@ -99,16 +99,17 @@ def collect(
     num_samples: int,
     sampling: sampler.Sampling,
     reference_temperature: float,
-    score: Callable[[list, list], np.ndarray],
+    score: Callable[[np.ndarray, list], np.ndarray],
     batch_prompts: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> MeasuredResponses:
     """Samples K = `num_samples` responses to each prompt and measures them; rows in prompt order.
 
-    `score(prompts, responses)` takes two lists of token ids of equal length and returns their
-    rewards, float32. A prompt's samples depend on `key`, its place in `prompt_ids` and its tokens,
-    not on `batch_prompts`: prompts are batched by length, so that few shapes are compiled, and the
-    last batch is filled up by repeating. `progress(done, all)` is called with counts of prompts.
+    `score(places [S], responses)` returns the rewards, float32, of responses (token ids) to the
+    prompts at these places of `prompt_ids`. A prompt's samples depend on `key`, its place in
+    `prompt_ids` and its tokens, not on `batch_prompts`: prompts are batched by length, so that few
+    shapes are compiled, and the last batch is filled up by repeating. `progress(done, all)` is
+    called with counts of prompts.
     Raises InputError without prompts, for an over-long one, and where top-k or top-p is on: the KL
     of a truncated policy is not what is measured here.
     """
@@ -131,7 +132,9 @@ def collect(
         )
         # the rows that only fill up the batch are cut off before they cost a reward call
         tokens = batch.tokens[: len(rows)]
-        rewards = _rewards(score, [prompt_ids[row] for row in rows], tokens)
+        rewards = score(
+            np.repeat(rows, num_samples), [ids for of_prompt in tokens for ids in of_prompt]
+        ).reshape(len(rows), num_samples)
         measured = [array[: len(rows)] for array in batch[1:-1]]
         parts.append(MeasuredResponses(rewards, *measured, tokens))
         done += count
@@ -209,22 +212,3 @@ def _measure(
         finished_bk=samples.finished_bn,
         tokens=tokens,
     )
-
-
-def _rewards(score, prompt_ids: list, tokens: list) -> np.ndarray:
-    """Rewards [B, K] float32 of one batch."""
-    responses = [ids for of_prompt in tokens for ids in of_prompt]
-    num_samples = len(tokens[0])
-    rewards_s = np.asarray(
-        score([ids for ids in prompt_ids for _ in range(num_samples)], responses)
-    )
-    if rewards_s.shape != (len(responses),) or not np.issubdtype(rewards_s.dtype, np.floating):
-        raise InputError(
-            f"the reward gave {rewards_s.dtype} of shape {rewards_s.shape} for {len(responses)} "
-            "responses; return one float a response"
-        )
-    if not np.isfinite(rewards_s).all():
-        raise InputError(
-            f"the reward of response {tokens[0][0]} is not finite; return finite numbers"
-        )
-    return rewards_s.astype(np.float32).reshape(len(prompt_ids), num_samples)

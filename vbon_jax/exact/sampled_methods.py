@@ -67,10 +67,10 @@ def make_task(config: ConfigDict, setting: Setting, law: Law) -> methods.Task:
     score = _look_up(setting, law)
     cache = reference_cache.References(
         rewards_pm=np.stack([
-            score([ids] * len(tokens), [row[:size].tolist() for row, size in
-                                        zip(tokens, lengths, strict=True)])
-            for ids, tokens, lengths in zip(
-                prompts.token_ids, samples.tokens_bng, samples.lengths_bn, strict=True
+            score([place] * len(tokens), [row[:size].tolist() for row, size in
+                                          zip(tokens, lengths, strict=True)])
+            for place, (tokens, lengths) in enumerate(
+                zip(samples.tokens_bng, samples.lengths_bn, strict=True)
             )
         ]),
         lengths_pm=samples.lengths_bn,
@@ -97,19 +97,19 @@ def make_task(config: ConfigDict, setting: Setting, law: Law) -> methods.Task:
 
 
 def _look_up(setting: Setting, law: Law):
-    """The reward of a task: (prompt ids, response ids) -> float32 rewards."""
+    """The reward of a task: (places of prompts, response ids) -> float32 rewards."""
     space, table = setting.space, {}
     responses = [
         tuple(row[:size].tolist())
         for row, size in zip(space.tokens_kl, space.lengths_k, strict=True)
     ]
-    for prompt, rewards_k in zip(setting.prompts_pt.tolist(), law.rewards_pk, strict=True):
+    for place, rewards_k in enumerate(law.rewards_pk):
         for response, reward in zip(responses, rewards_k, strict=True):
-            table[tuple(prompt), response] = reward
+            table[place, response] = reward
 
-    def score(prompt_ids, response_ids) -> np.ndarray:
-        pairs = zip(prompt_ids, response_ids, strict=True)
-        return np.array([table[tuple(x), tuple(y)] for x, y in pairs], np.float32)
+    def score(prompt_index_s, response_ids) -> np.ndarray:
+        pairs = zip(prompt_index_s, response_ids, strict=True)
+        return np.array([table[int(place), tuple(ids)] for place, ids in pairs], np.float32)
 
     return score
 

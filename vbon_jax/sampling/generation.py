@@ -215,6 +215,7 @@ def _reward(options: Options) -> rewards.Reward | None:
         options.reward,
         label=options.reward_label,
         output=options.reward_output,
+        text=options.reward_text,
         over_long=options.reward_over_long,
     )
 
@@ -292,8 +293,8 @@ def _best(
     if speaker.reward is not None:
         asked = [prompt.ids for prompt in batch for _ in range(options.drawn)]
         said = [ids for of_prompt in tokens for ids in of_prompt]
-        texts = rewards.texts(speaker.tokenizer, asked, said, part=options.reward_text)
-        rewards_bn = speaker.reward.score(texts).reshape(rewards_bn.shape)
+        texts = rewards.texts(speaker.tokenizer, asked, said)
+        rewards_bn = speaker.reward.score(*texts).reshape(rewards_bn.shape)
     groups_bkn = rewards_bn.reshape(len(batch), options.samples, options.best_of)
     best_bk = groups_bkn.argmax(-1) + np.arange(options.samples) * options.best_of
     for row, prompt in enumerate(batch):
@@ -416,7 +417,9 @@ def main(options: Options) -> None:
     speaker = load(options, tokenizer)
     check_room(speaker, prompts)
     if speaker.reward is not None:  # one that is broken is found before anything is drawn
-        speaker.reward.score([prompt.text for prompt in prompts[:1]])
+        texts = [prompt.text for prompt in prompts[:1]]
+        alone = options.reward_text == "response"  # a response that is read alone is not empty
+        speaker.reward.score(texts, texts if alone else [""] * len(texts))
     quiet = options.output is not None and given is not None and not options.stream
     watched = options.stream
     if watched is None:

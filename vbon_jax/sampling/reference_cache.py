@@ -41,7 +41,6 @@ class Provenance(NamedTuple):
 
     policy: str  # fingerprint
     reward: str  # fingerprint
-    reward_text: str  # "full" or "response": what the reward read
     prompts: str  # fingerprint
     samples_per_prompt: int
     max_new_tokens: int
@@ -107,7 +106,7 @@ def build(
     prompts: PromptSet,
     *,
     sample: Callable[[np.ndarray], Responses],
-    score: Callable[[list[tuple[int, ...]], list[list[int]]], np.ndarray],
+    score: Callable[[np.ndarray, list[list[int]]], np.ndarray],
     decode: Callable[[list[list[int]]], list[str]],
     prompts_per_shard: int,
     progress: Callable[[int, int], None] | None = None,
@@ -116,12 +115,12 @@ def build(
     """Writes the shards that are missing in `folder`, which may hold a part of the same cache.
 
     `sample` maps prompt ids [b] to their M samples each, a function of the id alone, so that the
-    cut into shards changes nothing; `score` maps as many prompts' and responses' token ids to
-    rewards [b * M], unless all of them are known, `rewards_pm` [prompts, M]; `decode` maps response
-    token ids to the texts to show. `progress` is called with (prompts done, prompts) before the
-    first shard and after each. A folder that was begun keeps the shard size that it was begun with.
-    Raises InputError for another cache in the folder, a damaged shard, and rewards that are not
-    finite.
+    cut into shards changes nothing; `score` maps prompt ids [b * M] and their responses' token ids
+    to rewards [b * M], unless all of them are known, `rewards_pm` [prompts, M]; `decode` maps
+    response token ids to the texts to show. `progress` is called with (prompts done, prompts)
+    before the first shard and after each. A folder that was begun keeps the shard size that it was
+    begun with.
+    Raises InputError for another cache in the folder and a damaged shard.
     """
     if not prompts.token_ids:
         raise InputError(f"{folder}: there are no prompts to sample for; give at least one")
@@ -251,19 +250,8 @@ def _table(
     prompt_tokens = [prompts.token_ids[prompt_id] for prompt_id in prompt_ids]
 
     if known is None:
-        known = score([ids for ids in prompt_tokens for _ in range(num_samples)], responses)
+        known = score(np.repeat(prompt_ids, num_samples), responses)
     rewards_s = np.asarray(known, np.float32)
-    if rewards_s.shape != lengths_s.shape:
-        raise InputError(
-            f"the reward gave shape {rewards_s.shape} for {len(responses)} responses; return one "
-            "float a response"
-        )
-    bad = np.flatnonzero(~np.isfinite(rewards_s))
-    if bad.size:
-        raise InputError(
-            f"prompt {prompt_ids[bad[0] // num_samples]}: {bad.size} of {rewards_s.size} reference "
-            f"rewards are not finite (the first: {rewards_s[bad[0]]}); correct the reward"
-        )
     log_probs_s = samples.log_probs_bng.astype(np.float64).sum(axis=-1).reshape(-1)
     tokens = _lists(pa.array(tokens_sg[inside_sg].astype(np.int32)), lengths_s)
     columns = {

@@ -1,21 +1,24 @@
-"""Rewards of text: a Hugging Face text classifier, or any Python callable `texts -> floats`.
+"""Rewards: `(prompts, responses, **columns of the prompts' rows) -> floats`.
 
-Policy and reward speak text to each other, so they need not share a tokenizer. Whoever scores a
-sample (training, the reference cache, evaluation) makes its text with `texts`, so that the same
-tokens are always scored as the same bytes, and no special token's text ever is.
+A Hugging Face text classifier, or any Python function of that signature. Policy and reward speak
+text to each other, so they need not share a tokenizer. Token ids become text in `texts` alone, so
+that the same tokens are always scored as the same bytes, and no special token's text ever is.
 """
 
 import hashlib
 import importlib
 import inspect
+import itertools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from vbon_jax.data.batching import bucket_length
+from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.models import classifier as classifiers
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.types import InputError, Params
@@ -25,36 +28,92 @@ OUTPUTS = ("logit", "log_prob", "prob")
 
 
 class Reward(NamedTuple):
-    """A checked reward: `score` takes a list of texts and returns one float32 a text.
+    """A checked reward: `score(prompts, responses, columns={})` gives one finite float32 each.
 
-    `fingerprint` changes whenever the scores may: the reference cache is refused by it.
+    prompts and responses are lists of texts of one length; `columns` maps the names of other fields
+    of the prompts' rows to their values. `fingerprint` changes whenever the scores may: the
+    reference cache is refused by it.
     """
 
-    score: Callable[[list[str]], np.ndarray]
+    score: Callable[..., np.ndarray]
     fingerprint: str
+    columns: tuple[str, ...] | None = ()  # the columns that it reads; None = all that there are
+
+
+def load(settings: ConfigDict, path: str = "") -> Reward:
+    """The reward that `config.reward`, or a judge with the same keys, names.
+
+    `path` takes the place of its path, where a stage has made that model. Raises InputError.
+    """
+    if not settings.function:
+        return classifier(
+            path or settings.path,
+            label=settings.label,
+            output=settings.output,
+            text=settings.text,
+            batch_size=settings.batch_size,
+            over_long=settings.over_long,
+        )
+    if settings.text != "full":
+        raise InputError(
+            f"text={settings.text} is for a classifier, and the reward is the function "
+            f"{settings.function}: it gets prompts and responses apart; leave text out"
+        )
+    return from_callable(settings.function)
+
+
+# Text ---------------------------------------------------------------------------------------------
+
+
+def score_responses(
+    reward: Reward,
+    tokenizer: Any,
+    prompts: PromptSet,
+    prompt_index_s: Sequence[int],
+    response_ids: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """The rewards [S] float32 of responses (token ids) to the prompts of these places."""
+    index = [int(place) for place in prompt_index_s]
+    asked, answers = texts(tokenizer, [prompts.token_ids[place] for place in index], response_ids)
+    columns = {name: [values[place] for place in index] for name, values in prompts.columns.items()}
+    return reward.score(asked, answers, columns)
 
 
 def texts(
     tokenizer: Any,
     prompt_ids: Sequence[Sequence[int]],
     response_ids: Sequence[Sequence[int]],
-    *,
-    part: str = "full",
-) -> list[str]:
-    """What a reward reads of each (prompt, response): both together, or the response alone.
+) -> tuple[list[str], list[str]]:
+    """The texts of prompts and of their responses, which joined are the text of both.
 
-    The two are decoded as one run of tokens, without special tokens, spaces as they are. `part` is
-    "full" or "response".
+    The two are decoded as one run of tokens, without special tokens, spaces as they are, and the
+    response is what the prompt's own text is followed by: a character that is cut between them, or
+    a space that only tokens inside of a text have, belongs to the response.
     """
-    if part not in PARTS:
-        raise InputError(f"the reward's text is {part!r}; choose {' or '.join(PARTS)}")
-    rows = [
-        [*prompt, *response] if part == "full" else list(response)
-        for prompt, response in zip(prompt_ids, response_ids, strict=True)
+
+    def decode(rows: list) -> list[str]:
+        return tokenizer.batch_decode(
+            rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    pairs = list(zip(map(tuple, prompt_ids), response_ids, strict=True))
+    distinct = list(dict.fromkeys(prompt for prompt, _ in pairs))
+    alone = dict(zip(distinct, decode(list(map(list, distinct))), strict=True))
+    joined = decode([[*prompt, *response] for prompt, response in pairs])
+    prompts = [
+        _common_beginning(alone[prompt], both)
+        for (prompt, _), both in zip(pairs, joined, strict=True)
     ]
-    return tokenizer.batch_decode(
-        rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    responses = [both[len(prompt) :] for prompt, both in zip(prompts, joined, strict=True)]
+    return prompts, responses
+
+
+def _common_beginning(first: str, second: str) -> str:
+    """The longest text that both begin with."""
+    if second.startswith(first):
+        return first
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return first[: sum(1 for _ in same)]
 
 
 # A text classifier --------------------------------------------------------------------------------
@@ -65,6 +124,7 @@ def classifier(
     *,
     label: str | int,
     output: str = "logit",
+    text: str = "full",
     batch_size: int = 64,
     max_tokens: int | None = None,
     over_long: str = "error",
@@ -74,10 +134,11 @@ def classifier(
     `label` is a name in the model's `id2label`, or its number. `output` is the label's raw logit,
     its log-probability or its probability: a softmax over the labels, or a sigmoid where there is
     one label only or where the model says that its labels do not exclude each other.
-    A text of more than `max_tokens` tokens, special ones counted (None: the model's positions), is
-    an "error" or loses its beginning ("truncate"), so that the response stays. Texts are scored at
-    most `batch_size` at a time, in few compiled shapes. Raises InputError for an unknown label,
-    output or choice.
+    The model reads prompt and response joined (`text` is "full") or the "response" alone. A text of
+    more than `max_tokens` tokens, special ones counted (None: the model's positions), is an "error"
+    or loses its beginning ("truncate"), so that the response stays. Texts are scored at most
+    `batch_size` at a time, in few compiled shapes. Raises InputError for an unknown label, output
+    or choice.
     """
     checkpoint = model_folder.load(path, kind="classifier")
     tokenizer = model_folder.load_tokenizer(path)
@@ -85,6 +146,8 @@ def classifier(
     model_folder.check_vocabulary(tokenizer, checkpoint.config, path)
     positions = checkpoint.config.max_positions
     longest = positions if max_tokens is None else max_tokens
+    if text not in PARTS:
+        raise InputError(f"{path}: the reward's text is {text!r}; choose {' or '.join(PARTS)}")
     if output not in OUTPUTS:
         raise InputError(f"{path}: the reward's output is {output!r}; choose {', '.join(OUTPUTS)}")
     if over_long not in ("error", "truncate"):
@@ -96,14 +159,17 @@ def classifier(
     index = label_index(path, label, checkpoint.config.labels)
     independent = checkpoint.settings.get("problem_type") == "multi_label_classification"
 
-    def score(texts: list[str]) -> np.ndarray:
+    def score(prompts: list[str], responses: list[str], columns: Mapping) -> np.ndarray:
+        texts = responses
+        if text == "full":
+            texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
         rows = _encode(tokenizer, texts, longest=longest, over_long=over_long, path=path)
         logits_bc = _classify(
             checkpoint.config, checkpoint.params, rows, batch_size=batch_size, longest=longest
         )
         return _select(logits_bc, index, output=output, independent=independent)
 
-    marks = (model_folder.fingerprint(path), index, output, longest, over_long)
+    marks = (model_folder.fingerprint(path), index, output, text, longest, over_long)
     return Reward(_checked(f"{path} ({label})", score), _sha256(*map(str, marks)))
 
 
@@ -178,18 +244,21 @@ def _select(logits_bc: np.ndarray, index: int, *, output: str, independent: bool
     return log_probs_b if output == "log_prob" else np.exp(log_probs_b)
 
 
-# Any callable -------------------------------------------------------------------------------------
+# Any function -------------------------------------------------------------------------------------
 
 
 def from_callable(name: str) -> Reward:
-    """A reward by its import path, "package.module:function"; it maps a list of texts to floats.
+    """A reward by its import path, "package.module:function".
 
-    The fingerprint covers the name and, where Python can read it, the source of the function's
-    module: an edit to that file makes a cache that was built with it another's. Raises InputError
-    when there is no such function.
+    The function is called as `function(prompts, responses, **columns)`, two lists of texts and a
+    list for each column, and returns a float a response. Of the columns it gets those that its
+    signature names, or all of them where it has a `**columns`. The fingerprint covers the name and,
+    where Python can read it, the source of the function's module: an edit to that file makes a
+    cache that was built with it another's. Raises InputError when there is no such function, or it
+    does not take prompts and responses.
     """
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
-        raise InputError(f"reward {name!r} is no import path; write package.module:function")
+        raise InputError(f"reward {name!r} is not an import path; write package.module:function")
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -201,10 +270,53 @@ def from_callable(name: str) -> Reward:
     function = getattr(module, attribute, None)
     if not callable(function):
         raise InputError(
-            f"reward {name}: {module_name} has no function {attribute}; name one that maps a list "
-            "of texts to floats"
+            f"reward {name}: {module_name} has no function {attribute}; name one that maps prompts "
+            "and responses to floats"
         )
-    return Reward(_checked(name, function), _sha256(name, _source(function)))
+    read, needed, taken = _columns_of(name, function)
+
+    def score(prompts: list[str], responses: list[str], columns: Mapping) -> Any:
+        if missing := [column for column in needed if column not in columns]:
+            raise InputError(
+                f"reward {name} reads the column {missing[0]!r}, which the prompts' rows do not "
+                f"have (they have: {', '.join(columns) or 'none'}); name its column in "
+                "data.columns, or give the parameter a default"
+            )
+        wanted = columns.keys() - taken if read is None else columns.keys() & set(read)
+        return function(prompts, responses, **{key: columns[key] for key in wanted})
+
+    return Reward(_checked(name, score), _sha256(name, _source(function)), read)
+
+
+def _columns_of(
+    name: str, function: Callable
+) -> tuple[tuple[str, ...] | None, list[str], set[str]]:
+    """The columns that a reward function reads (None = all), and those it cannot do without.
+
+    And the names of its first two parameters, which are prompts and responses.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a function of an extension may have no signature
+        return (), [], set()
+    kinds = inspect.Parameter
+    by_place = [
+        p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(by_place) < 2 and not any(p.kind is kinds.VAR_POSITIONAL for p in parameters):
+        raise InputError(
+            f"reward {name} takes ({', '.join(p.name for p in parameters)}); a reward is a "
+            "function (prompts, responses, **columns) -> floats: two lists of texts, and those "
+            "columns of the prompts' rows that it names"
+        )
+    by_name = [
+        p for p in parameters
+        if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY) and p not in by_place[:2]
+    ]  # fmt: skip
+    needed = [p.name for p in by_name if p.default is kinds.empty]
+    if any(p.kind is kinds.VAR_KEYWORD for p in parameters):
+        return None, needed, {p.name for p in by_place[:2]}
+    return tuple(p.name for p in by_name), needed, set()
 
 
 def _source(function: Callable) -> str:
@@ -219,44 +331,50 @@ def _source(function: Callable) -> str:
 # Checks -------------------------------------------------------------------------------------------
 
 
-def _checked(name: str, function: Callable[[list[str]], Any]) -> Callable[[list[str]], np.ndarray]:
-    """The function, refused with an InputError unless it gives one finite number a text."""
+def _checked(name: str, function: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    """The function, refused with an InputError unless it gives a finite number a response."""
 
-    def score(texts: Sequence[str]) -> np.ndarray:
-        texts = list(texts)
-        if not texts:
+    def score(
+        prompts: Sequence[str], responses: Sequence[str], columns: Mapping[str, Sequence] = {}
+    ) -> np.ndarray:
+        prompts, responses = list(prompts), list(responses)
+        lengths = {len(prompts), len(responses), *map(len, columns.values())}
+        if len(lengths) > 1:
+            raise ValueError(f"{sorted(lengths)} prompts, responses and values of columns")
+        if not responses:
             return np.zeros(0, np.float32)
-        return _as_rewards(name, texts, function(texts))
+        return _as_rewards(name, responses, function(prompts, responses, columns))
 
     return score
 
 
-def _as_rewards(name: str, texts: list[str], values: Any) -> np.ndarray:
-    """`[len(texts)]` float32 from what a reward returned."""
+def _as_rewards(name: str, responses: list[str], values: Any) -> np.ndarray:
+    """`[len(responses)]` float32 from what a reward returned."""
+    count, first = len(responses), _shortened(responses[0])
     try:
-        rewards_b = np.asarray(values)
-        if rewards_b.dtype.kind in "OUScmM":  # numpy would read None as NaN and "1" as 1
-            raise TypeError(f"it gave {rewards_b.dtype} values")
+        rewards_s = np.asarray(values)
+        if rewards_s.dtype.kind in "OUScmM":  # numpy would read None as NaN and "1" as 1
+            raise TypeError(f"it gave {rewards_s.dtype} values")
         with np.errstate(over="ignore"):
-            rewards_b = rewards_b.astype(np.float32)
+            rewards_s = rewards_s.astype(np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"reward {name} did not give numbers for {len(texts)} texts (the first: "
-            f"{_shortened(texts[0])}; {_first_sentence(error)}); return one float a text"
+            f"reward {name} did not give numbers for {count} responses (the first: {first}; "
+            f"{_first_sentence(error)}); return one float a response"
         ) from error
-    if rewards_b.shape != (len(texts),):
+    if rewards_s.shape != (count,):
         raise InputError(
-            f"reward {name} gave shape {rewards_b.shape} for {len(texts)} texts (the first: "
-            f"{_shortened(texts[0])}); return one float a text"
+            f"reward {name} gave shape {rewards_s.shape} for {count} responses (the first: "
+            f"{first}); return one float a response"
         )
-    bad = np.flatnonzero(~np.isfinite(rewards_b))
+    bad = np.flatnonzero(~np.isfinite(rewards_s))
     if bad.size:
-        first = int(bad[0])
+        at = int(bad[0])
         raise InputError(
-            f"reward {name} gave {rewards_b[first]} for text {first} and is not finite for "
-            f"{bad.size} of {len(texts)} ({_shortened(texts[first])}); return finite float32 values"
+            f"reward {name} gave {rewards_s[at]} for response {at} and is not finite for "
+            f"{bad.size} of {count} ({_shortened(responses[at])}); return finite float32 values"
         )
-    return rewards_b
+    return rewards_s
 
 
 def _first_sentence(error: Exception) -> str:

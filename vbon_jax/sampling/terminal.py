@@ -24,10 +24,7 @@ def response(tokenizer: Any, prompt_ids: Sequence[int], response_ids: Sequence[i
     Where the one does not begin with the other, a character cut between them say, it is the text
     of the response's own tokens.
     """
-    whole, prompt = rewards.texts(tokenizer, [prompt_ids] * 2, [response_ids, ()])
-    if whole.startswith(prompt):
-        return whole[len(prompt) :]
-    return rewards.texts(tokenizer, [prompt_ids], [response_ids], part="response")[0]
+    return rewards.texts(tokenizer, [prompt_ids], [response_ids])[1][0]
 
 
 def pieces(

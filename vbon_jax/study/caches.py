@@ -36,8 +36,7 @@ def provenance_of(
     return references.Provenance(
         policy=materials.policy_fingerprint,
         reward=materials.reward.fingerprint,
-        reward_text=config.reward.text,
-        prompts=prompt_sets.fingerprint(prompts),
+        prompts=prompt_sets.fingerprint(prompts, materials.reward.columns),
         samples_per_prompt=config.references.samples_per_prompt,
         max_new_tokens=config.sampling.max_new_tokens,
         temperature=config.sampling.temperature,
@@ -78,7 +77,7 @@ def reference_cache(
                 provenance,
                 prompts,
                 sample=sample,
-                score=materials.score,
+                score=materials.scorer(prompts),
                 decode=lambda ids: materials.tokenizer.batch_decode(ids, skip_special_tokens=True),
                 prompts_per_shard=config.references.prompts_per_shard,
                 progress=progress,

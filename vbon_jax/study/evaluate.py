@@ -60,7 +60,6 @@ def policy_rows(
                 config,
                 materials,
                 params,
-                materials.eval_prompts.token_ids,
                 temperature=temperature,
                 progress=lambda done, total, bar=bar: bar.update(done - bar.n),
             )

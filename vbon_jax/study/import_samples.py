@@ -112,7 +112,7 @@ def checked(
     elif encoded.rewards_pm is None:
         raise InputError(f"{imported.source}: there are no rewards; score them with --rescore")
     elif texts:
-        external_samples.check_rewards(encoded, prompts, materials.score, source=imported.source)
+        external_samples.check_rewards(encoded, materials.scorer(prompts), source=imported.source)
     logger.info(
         f"{len(imported.samples)} prompts in {imported.source}, {len(prompts.token_ids)} of them "
         f"asked for ({encoded.truncated} responses truncated, {encoded.dropped} dropped)"
@@ -134,7 +134,7 @@ def import_cache(
             provenance,
             prompts,
             sample=make_sampler(config, materials, prompts, encoded),
-            score=materials.score,
+            score=materials.scorer(prompts),
             decode=lambda ids: materials.tokenizer.batch_decode(ids, skip_special_tokens=True),
             prompts_per_shard=config.references.prompts_per_shard,
             progress=lambda done, total: bar.update(done - bar.n),

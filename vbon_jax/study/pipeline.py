@@ -38,7 +38,10 @@ class Materials(NamedTuple):
     train_prompts: prompt_sets.PromptSet
     eval_prompts: prompt_sets.PromptSet
     sampling: sampler.Sampling
-    score: Callable  # (prompt ids, response ids) -> float32 rewards
+
+    def scorer(self, prompts: prompt_sets.PromptSet) -> Callable:
+        """(places of prompts [S], response ids) -> float32 rewards [S]."""
+        return functools.partial(rewards.score_responses, self.reward, self.tokenizer, prompts)
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
@@ -58,10 +61,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
     model_folder.check_vocabulary(tokenizer, model, paths.policy)
     sampling = make_sampling(config, checkpoint, tokenizer)
     train_prompts, eval_prompts = _prompts(config, paths, tokenizer, model)
-    reward = make_reward(config.reward, paths.reward)
-    # A reward that is broken, or too short for a prompt alone, is found before anything is sampled.
-    texts = sorted(train_prompts.texts + eval_prompts.texts, key=len)
-    reward.score(texts[-2:] if config.reward.text == "full" else texts[:2])
+    reward = rewards.load(config.reward, paths.reward)
+    for prompts in (train_prompts, eval_prompts):
+        _try(reward, prompts, response_alone=config.reward.text == "response")
     return Materials(
         policy_path=paths.policy,
         policy_fingerprint=model_folder.fingerprint(paths.policy),
@@ -71,8 +73,19 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
         train_prompts=train_prompts,
         eval_prompts=eval_prompts,
         sampling=sampling,
-        score=scorer(reward, tokenizer, config.reward.text),
     )
+
+
+def _try(reward: rewards.Reward, prompts: prompt_sets.PromptSet, *, response_alone: bool) -> None:
+    """Score the longest prompts, so that what is broken in a reward is found before sampling."""
+    longest = sorted(range(len(prompts.texts)), key=lambda place: len(prompts.texts[place]))[-2:]
+    texts = [prompts.texts[place] for place in longest]
+    # A response is empty, so that a prompt alone fits; one that is read alone is a short text.
+    responses = [min(prompts.texts, key=len) if response_alone else ""] * len(longest)
+    columns = {
+        name: [values[place] for place in longest] for name, values in prompts.columns.items()
+    }
+    reward.score(texts, responses, columns)
 
 
 def make_sampling(
@@ -122,6 +135,7 @@ def _prompts(
             source=table.source,
             places=table.places,
             exclude=set(sets[0].token_ids) if sets else (),
+            columns=formats.columns(table, without=settings.field),
         )
         logger.info(
             f"{split} prompts: {len(prompts.token_ids)} distinct of {len(table.rows)} rows in "
@@ -130,28 +144,6 @@ def _prompts(
         )
         sets.append(prompts)
     return sets[0], sets[1]
-
-
-def scorer(reward: rewards.Reward, tokenizer, part: str) -> Callable:
-    """(prompt ids, response ids) -> float32 rewards of their texts; `part` is what is read."""
-
-    def score(prompt_ids, response_ids) -> np.ndarray:
-        return reward.score(rewards.texts(tokenizer, prompt_ids, response_ids, part=part))
-
-    return score
-
-
-def make_reward(settings: ConfigDict, path: str) -> rewards.Reward:
-    """What `config.reward`, or a judge with the same keys, names; `path` stands for its path."""
-    if settings.function:
-        return rewards.from_callable(settings.function)
-    return rewards.classifier(
-        path,
-        label=settings.label,
-        output=settings.output,
-        batch_size=settings.batch_size,
-        over_long=settings.over_long,
-    )
 
 
 def make_task(
@@ -175,7 +167,7 @@ def make_task(
         cache=cache,
         cache_tokens_pmg=tokens_pmg,
         pairs=pairs,
-        score=materials.score,
+        score=materials.scorer(materials.train_prompts),
         sampling=materials.sampling,
         memo={},
     )
@@ -243,7 +235,9 @@ def run_cell(
     inputs = {
         "policy fingerprint": materials.policy_fingerprint,
         "reward fingerprint": materials.reward.fingerprint,
-        "prompts fingerprint": prompt_sets.fingerprint(materials.train_prompts),
+        "prompts fingerprint": prompt_sets.fingerprint(
+            materials.train_prompts, materials.reward.columns
+        ),
     }
     cache = tokens_pmg = pairs = share = None
     if config.pairs.path and method.takes_pairs:
@@ -337,9 +331,7 @@ def held_out(config: ConfigDict, materials: Materials, workdir: pathlib.Path) ->
     count = config.train.eval_prompts
 
     def evaluate(params) -> dict[str, float]:
-        responses = sample_policy(
-            config, materials, params["decoder"], materials.eval_prompts.token_ids[:count]
-        )
+        responses = sample_policy(config, materials, params["decoder"], count=count)
         summary = measures.summarise(
             responses, cache.rewards_pm[:count], seed=config.evaluation.seed, resamples=100
         )
@@ -356,12 +348,12 @@ def sample_policy(
     config: ConfigDict,
     materials: Materials,
     params: Params,
-    prompt_ids: list,
     *,
+    count: int | None = None,
     temperature: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> sampled_policy.MeasuredResponses:
-    """K responses of a policy to each prompt, with rewards and KL to the reference."""
+    """K responses of a policy to the first `count` held-out prompts, with rewards and KL."""
     sampling = materials.sampling
     if temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=temperature)
@@ -369,12 +361,12 @@ def sample_policy(
         materials.checkpoint.config,
         params,
         materials.checkpoint.params,
-        prompt_ids,
+        materials.eval_prompts.token_ids[:count],
         key=jax.random.key(config.evaluation.seed),
         num_samples=config.evaluation.samples_per_prompt,
         sampling=sampling,
         reference_temperature=materials.sampling.temperature,
-        score=materials.score,
+        score=materials.scorer(materials.eval_prompts),
         batch_prompts=config.evaluation.batch_prompts,
         progress=progress,
     )

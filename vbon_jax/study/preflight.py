@@ -67,7 +67,7 @@ def _tokenizer(config: ConfigDict, path: str):
 def _check_reward(where: str, settings: ConfigDict, config: ConfigDict) -> None:
     """A reward or judge: a function that can be imported, or a classifier that has the label."""
     if settings.function:
-        rewards.from_callable(settings.function)
+        rewards.load(settings)
     elif settings.path.startswith(stages.PREFIX):
         name = settings.path.removeprefix(stages.PREFIX)
         run = stages.settings(config, name)[1]

@@ -66,7 +66,7 @@ def rollout(
             strict=True,
         )
     ]
-    rewards = task.score([ids for ids in prompt_ids for _ in range(num_samples)], response_ids)
+    rewards = task.score(np.repeat(index_b, num_samples), response_ids)
     width = task.prompt_width + task.sampling.max_new_tokens
     return Rollout(
         index_b,

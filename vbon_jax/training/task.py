@@ -25,7 +25,7 @@ class Task(NamedTuple):
     cache: reference_cache.References | None = None  # the reference samples that the run may read
     cache_tokens_pmg: np.ndarray | None = None  # and their tokens [prompts, M, G] int32
     pairs: prompt_sets.PairSet | None = None  # preferences that were given, in place of the cache's
-    score: Callable | None = None  # (prompt ids, response ids) -> float32 rewards
+    score: Callable | None = None  # (places of prompts, response ids) -> float32 rewards
     sampling: sampler.Sampling | None = None
     memo: dict | None = None  # between steps: what a function of (seed, step) would make again
 
