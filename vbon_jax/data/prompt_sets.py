@@ -158,19 +158,15 @@ def build_prompts(
     _check_prompt_options(min_tokens, max_tokens, limit, longest, over_long, source)
     first, rows = front(tokenizer), as_prompts(tokenizer, texts)
     if max_tokens > 0:
-        cuts = np.random.default_rng(seed).integers(min_tokens, max_tokens + 1, size=len(rows))
-        cuts += len(first)
-        rows = [ids[:cut] for ids, cut in zip(rows, cuts.tolist(), strict=True)]
+        rows = _beginnings(rows, len(first) + min_tokens, len(first) + max_tokens, seed)
     rows = [
         ids or beginning(tokenizer, _where(source, places, row)) for row, ids in enumerate(rows)
     ]
 
     fitted, over = _fit(rows, longest, first, over_long, source, places)
-    row_of: dict[tuple[int, ...], int] = {}  # each distinct prompt's first row
-    for row, ids in enumerate(fitted):
-        if ids is not None:
-            row_of.setdefault(ids, row)
-    distinct = list(row_of)
+    kept = [(ids, row) for row, ids in enumerate(fitted) if ids is not None]
+    row_of = dict(reversed(kept))  # each distinct prompt's first row
+    distinct = list(dict(kept))
     exclude = frozenset(exclude)
     left = [ids for ids in distinct if ids not in exclude]
     overlap = len(distinct) - len(left)
@@ -186,7 +182,7 @@ def build_prompts(
         ),
         dropped=over if over_long == "drop" else 0,
         truncated=over if over_long == "truncate" else 0,
-        duplicates=len(fitted) - fitted.count(None) - len(distinct),
+        duplicates=len(kept) - len(distinct),
         held_out_overlap=overlap,
         columns={name: [values[row_of[i]] for i in left] for name, values in columns.items()},
     )
@@ -207,6 +203,14 @@ def _check_prompt_options(min_tokens, max_tokens, limit, longest, over_long, sou
         raise InputError(
             f"{source}: the new tokens leave {longest} positions for a prompt; ask for fewer"
         )
+
+
+def _beginnings(
+    rows: list[tuple[int, ...]], least: int, most: int, seed: int
+) -> list[tuple[int, ...]]:
+    """The first k tokens of each row, k uniform on `least` to `most`."""
+    drawn = np.random.default_rng(seed).integers(0, most - least + 1, size=len(rows))
+    return [ids[: least + cut] for ids, cut in zip(rows, drawn.tolist(), strict=True)]
 
 
 def _where(source: str, places: Sequence[str], row: int) -> str:
