@@ -167,7 +167,6 @@ def build_prompts(
     kept = [(ids, row) for row, ids in enumerate(fitted) if ids is not None]
     row_of = dict(reversed(kept))  # each distinct prompt's first row
     distinct = list(dict(kept))
-    exclude = frozenset(exclude)
     left = [ids for ids in distinct if ids not in exclude]
     overlap = len(distinct) - len(left)
     if not left:
