@@ -1,22 +1,62 @@
 """A language model compares: `python -m experiments.llm_judge --config FILE --workdir DIR`.
 
-One stored response of each policy to each of the first held-out prompts is held against one of the
+One stored response of each policy to each of the first held-out prompts is compared with one of the
 baseline's, in both orders, by the model behind `config.llm_judge.url`. Every answer is added to
-`verdicts.jsonl` as it comes, so that the same command goes on where it stopped without paying
+`verdicts.jsonl` as it comes, so that the same command continues where it stopped without paying
 twice, and stops before `max_cost`. Results: `llm_judge.csv`, and a table on the page.
 """
 
+import logging
 import pathlib
+import sys
+from typing import Any
 
-from vbon_jax import cli
+from vbon_jax import cli, files
 from vbon_jax.evaluation import llm_judge
+from vbon_jax.report import sections
+from vbon_jax.types import InputError
+from vbon_jax.workdir import contests, layout
+
+RESULTS_FILE = "llm_judge.csv"
 
 
 def main() -> None:
-    """Judge the runs of `--workdir`."""
-    workdir = pathlib.Path(WORKDIR.value)
-    llm_judge.run(CONFIG.value, workdir)
-    print(f"{workdir / llm_judge.RESULTS_FILE}\n{workdir / 'report.html'}")
+    """Judge the runs of `--workdir`, then write the results and the report."""
+    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+    llm_judge.check(config)
+    work = layout.read(workdir)
+    outcome = llm_judge.judge(
+        contests.read(work, config.llm_judge),
+        config,
+        workdir,
+        seed=work.settings["seed"],
+        resamples=work.settings["resamples"],
+    )
+    files.write_csv(workdir / RESULTS_FILE, outcome.rows, llm_judge.COLUMNS)
+    for row in outcome.rows:
+        print(sentence(row))
+    log = logging.getLogger("vbon_jax")
+    log.info("spent: %.4f dollars of %g", outcome.spent, config.llm_judge.max_cost)
+    if any(row["missing"] for row in outcome.rows):
+        log.info("pairs are missing; the same command asks for what is not answered yet")
+    sections.write(workdir)
+    print(f"{workdir / RESULTS_FILE}\n{workdir / 'report.html'}")
+    if outcome.unfinished == llm_judge.INTERRUPTED:
+        log.info("interrupted; the same command continues")
+        sys.exit(130)
+    if outcome.unfinished:
+        raise InputError(outcome.unfinished)
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """A row in one line for a terminal."""
+    text = f"{row['run']:28s} {row['prompts']} pairs ({row['missing']} missing)"
+    if row["win_rate"] is None:
+        return text
+    return text + (
+        f"  win rate {row['win_rate']:.3f} [{row['win_rate_lo']:.3f}, {row['win_rate_hi']:.3f}]  "
+        f"position bias {row['position_bias']:+.3f}  ties {row['ties']:.3f}"
+    )
 
 
 if __name__ == "__main__":

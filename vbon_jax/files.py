@@ -9,6 +9,9 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from vbon_jax.types import InputError
 
 RECORD_FILE = "stage.json"  # of an artifact: its inputs, and whether it is finished
@@ -69,12 +72,45 @@ def write_csv(
 # Reading ------------------------------------------------------------------------------------------
 
 
-def read_json(path: str | pathlib.Path) -> Any:
-    """The value of a JSON file. Raises Damaged where it is missing, unreadable or not JSON."""
+def read_json(path: str | pathlib.Path, *fields: str) -> Any:
+    """The value of a JSON file; with `fields`, an object that has them.
+
+    Raises Damaged where the file is missing, unreadable, not JSON, or lacks a field.
+    """
     try:
-        return json.loads(pathlib.Path(path).read_bytes())
+        value = json.loads(pathlib.Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise Damaged(path, error) from error
+    if fields and not (isinstance(value, dict) and value.keys() >= set(fields)):
+        raise Damaged(path, f"it should be an object with the fields {', '.join(fields)}")
+    return value
+
+
+def read_jsonl(path: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; none where it is missing.
+
+    A last line that a kill cut off is left out. Raises Damaged for a line that is not an object.
+    """
+    path = pathlib.Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise Damaged(path, error) from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise Damaged(path, "each line should be an object")
+    return rows
+
+
+def read_parquet(path: str | pathlib.Path, columns: Sequence[str] = ()) -> pa.Table:
+    """Some columns of a Parquet file, or all. Raises Damaged, for a missing column too."""
+    try:
+        table = pq.read_table(path, columns=list(columns) or None)
+    except (OSError, pa.ArrowException) as error:
+        raise Damaged(path, error) from error
+    if missing := sorted(set(columns) - set(table.column_names)):
+        raise Damaged(path, f"there is no column {missing[0]!r}")
+    return table
 
 
 def digest(*parts: bytes | str) -> str:
@@ -139,10 +175,7 @@ def recorded(folder: str | pathlib.Path) -> dict[str, Any] | None:
     path = pathlib.Path(folder) / RECORD_FILE
     if not path.exists():
         return None
-    record = read_json(path)
-    if not isinstance(record, dict) or not record.keys() >= {"inputs", "finished"}:
-        raise Damaged(path, "it is not the record of an artifact")
-    return record
+    return read_json(path, "inputs", "finished")
 
 
 # Configurations as flat dictionaries --------------------------------------------------------------

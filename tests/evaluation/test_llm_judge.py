@@ -14,13 +14,12 @@ import types
 
 import pytest
 
+from experiments import llm_judge as program
 from tests import fake_models
-from tests.tiny_config import program
 from vbon_jax.config import QUESTION, defaults
-from vbon_jax.evaluation import chat_endpoint, llm_judge, verdicts
-from vbon_jax.report import page
+from vbon_jax.evaluation import answer_log, chat_endpoint, llm_judge
 from vbon_jax.types import InputError
-from vbon_jax.workdir import results
+from vbon_jax.workdir import contests, layout, results
 
 CELLS = [{"method": "vbon", "n": 2.0, "seed": 0}, {"method": "kl_rl", "n": 4.0, "seed": 1}]
 PROMPTS, KEY = 4, "secret-key-0123456789"
@@ -95,9 +94,8 @@ def serving(reply):
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    """A compared folder of two runs; the page is written by one test only."""
-    monkeypatch.setattr(llm_judge.report, "write", lambda workdir: [])
+def work(tmp_path):
+    """A compared folder of two runs."""
     return fake_models.write_work(tmp_path, CELLS, prompts=PROMPTS + 2)
 
 
@@ -112,6 +110,21 @@ def configuration(server, **changes):
     return config
 
 
+def run(config, work):
+    """What the program computes: an outcome."""
+    llm_judge.check(config)
+    held = contests.read(layout.read(work), config.llm_judge)
+    return llm_judge.judge(held, config, work, seed=0, resamples=40)
+
+
+def one_row(config, work):
+    """The row of one run, whose questions were all asked."""
+    outcome = run(config, work)
+    assert not outcome.unfinished
+    (row,) = outcome.rows
+    return row
+
+
 def lines(work):
     return [json.loads(line) for line in (work / "verdicts.jsonl").read_text().splitlines()]
 
@@ -121,7 +134,7 @@ def lines(work):
 
 def test_each_pair_is_asked_in_both_orders_and_once(work):
     with serving(for_policy) as server:
-        (row,) = llm_judge.run(configuration(server), work)
+        row = one_row(configuration(server), work)
         assert len(server.asked) == 2 * PROMPTS
         first = server.asked[0]
         assert first["path"] == "/v1/chat/completions"
@@ -131,10 +144,10 @@ def test_each_pair_is_asked_in_both_orders_and_once(work):
         pairs = {frozenset((asked["A"], asked["B"])) for asked in server.asked}
         orders = {(asked["A"], asked["B"]) for asked in server.asked}
         assert (len(pairs), len(orders)) == (PROMPTS, 2 * PROMPTS)
-        again = llm_judge.run(configuration(server), work)  # nothing is paid for twice
+        again = one_row(configuration(server), work)  # nothing is paid for twice
         assert len(server.asked) == 2 * PROMPTS
-        assert again == [row]
-        both = llm_judge.run(configuration(server, runs=()), work)  # one more run, one more bill
+        assert again == row
+        both = run(configuration(server, runs=()), work).rows  # one more run, one more bill
         assert len(server.asked) == 4 * PROMPTS
         assert [row["run"] for row in both] == ["vbon-n2-s0", "kl_rl-n4-s1"]
     assert (row["win_rate"], row["win_rate_lo"], row["position_bias"]) == (1.0, 1.0, 0.0)
@@ -146,56 +159,71 @@ def test_each_pair_is_asked_in_both_orders_and_once(work):
         assert line["verdict"] == ("A" if line["order"] == "run first" else "B")
 
 
-def test_the_csv_and_the_page_show_it(work, monkeypatch):
-    monkeypatch.undo()
+@pytest.fixture
+def main(work, monkeypatch):
+    """config -> the program's `main`, on `work`."""
+
+    def call(config):
+        monkeypatch.setattr(program, "CONFIG", types.SimpleNamespace(value=config), raising=False)
+        monkeypatch.setattr(program, "WORKDIR", types.SimpleNamespace(value=work), raising=False)
+        program.main()
+
+    return call
+
+
+def test_the_program_writes_results_and_page_and_says_what_it_spent(work, main, capsys, caplog):
+    caplog.set_level("INFO", logger="vbon_jax")
     with serving(for_policy) as server:
-        rows = llm_judge.run(configuration(server), work)
+        main(configuration(server, runs=(), max_cost=1.0))
+        assert len(server.asked) == 4 * PROMPTS
+    shown = capsys.readouterr()
+    assert f"{PROMPTS} pairs (0 missing)  win rate 1.000 [1.000, 1.000]" in shown.out
+    assert shown.out.splitlines()[-1] == str(work / "report.html")
+    assert "spent: 0.0240 dollars of 1" in caplog.text
+    assert "verdict/s" in shown.err
     with (work / "llm_judge.csv").open(newline="") as file:
         assert next(csv.reader(file)) == list(llm_judge.COLUMNS)
     stored = results.read_results(work / "llm_judge.csv")
-    assert stored[0]["win_rate"] == rows[0]["win_rate"]
+    assert [row["win_rate"] for row in stored] == [1.0, 1.0]
     assert stored[0]["model"] == "a-judge"
     text = (work / "report.html").read_text()
-    assert page.language_model_table(stored).title in text
+    assert "A language model as judge" in text
     assert "a-judge" in text
 
 
-def test_the_program_says_what_it_found_and_what_it_spent(work):
-    values = configuration(NOWHERE).llm_judge.to_dict()
-    keys = ("model", "prompts", "price_in", "price_out")
-    arguments = [f"--config.llm_judge.{key}={values[key]}" for key in keys]
-    with serving(for_policy) as server:
-        arguments.append(f"--config.llm_judge.url={server.url}")
-        arguments.append("--config.llm_judge.runs=vbon-n2-s0,kl_rl-n4-s1")
-        done = program("llm_judge", "--workdir", work, *arguments)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert len(server.asked) == 4 * PROMPTS
-    assert f"{PROMPTS} pairs (0 missing)  win rate 1.000 [1.000, 1.000]" in done.stdout
-    assert done.stdout.splitlines()[-1] == str(work / "report.html")
-    assert "spent: 0.0240 dollars of 1" in done.stderr
-    assert "verdict/s" in done.stderr
-    refused = program("llm_judge", "--workdir", work)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: llm_judge.url is empty")
+def test_the_program_reports_before_it_fails(work, main, monkeypatch):
+    monkeypatch.setattr(program.sections, "write", lambda workdir: [])
+    with (
+        serving(lambda asked: (403, {}, "")) as server,
+        pytest.raises(InputError, match="HTTP 403"),
+    ):
+        main(configuration(server, concurrency=1))
+    (row,) = results.read_results(work / "llm_judge.csv")
+    assert (row["prompts"], row["missing"]) == (0, PROMPTS)
+    stopped = llm_judge.Outcome([row], 0.0, llm_judge.INTERRUPTED)
+    monkeypatch.setattr(llm_judge, "judge", lambda *contests, **options: stopped)
+    with pytest.raises(SystemExit) as left:
+        main(configuration(NOWHERE))
+    assert left.value.code == 130
 
 
 def test_agreement_with_the_reward_is_over_the_pairs_that_both_decide(work):
     with serving(for_policy) as server:
-        (row,) = llm_judge.run(configuration(server), work)
-    (held,) = llm_judge.contests(llm_judge.gather.read(work), configuration(server).llm_judge)
+        row = one_row(configuration(server), work)
+    (held,) = contests.read(layout.read(work), configuration(server).llm_judge)
     assert row["reward_agreement"] == (held.margin_b > 0).mean()
 
 
 def test_a_judge_that_always_takes_the_first(work):
     with serving(lambda asked: completion("[[A]]")) as server:
-        (row,) = llm_judge.run(configuration(server), work)
+        row = one_row(configuration(server), work)
     assert (row["win_rate"], row["position_bias"], row["disagreements"]) == (0.5, 1.0, 1.0)
     assert row["reward_agreement"] is None
 
 
 def test_ties_count_one_half(work):
     with serving(lambda asked: completion("It is a [[tie]].")) as server:
-        (row,) = llm_judge.run(configuration(server), work)
+        row = one_row(configuration(server), work)
     assert (row["win_rate"], row["ties"], row["disagreements"]) == (0.5, 1.0, 0.0)
 
 
@@ -203,13 +231,13 @@ def test_equal_texts_are_a_tie_that_nobody_pays_for(work):
     config = configuration(NOWHERE, baseline="vbon-n2-s0", runs=("kl_rl-n4-s1",))
     run, other = (work / "runs" / name / "evaluation" for name in ("kl_rl-n4-s1", "vbon-n2-s0"))
     (run / "responses-t1.parquet").write_bytes((other / "responses-t1.parquet").read_bytes())
-    (row,) = llm_judge.run(config, work)
+    row = one_row(config, work)
     assert (row["win_rate"], row["ties"], row["cost"]) == (0.5, 1.0, 0)
 
 
 def test_a_run_may_be_the_baseline(work):
     with serving(lambda asked: completion("B" if "kl_rl" in asked["B"] else "A")) as server:
-        (row,) = llm_judge.run(configuration(server, baseline="vbon-n2-s0", runs=()), work)
+        row = one_row(configuration(server, baseline="vbon-n2-s0", runs=()), work)
     assert (row["run"], row["baseline"], row["win_rate"]) == ("kl_rl-n4-s1", "vbon-n2-s0", 1.0)
 
 
@@ -243,12 +271,12 @@ def test_answers_that_nobody_can_read_are_counted_and_asked_again_up_to_the_limi
         )
 
     with serving(reply) as server:
-        (row,) = llm_judge.run(configuration(server, concurrency=1), work)
+        row = one_row(configuration(server, concurrency=1), work)
         count = len(server.asked)
         assert count == 2 * (PROMPTS - 1) + 2 * 3  # one question and two retries, both orders
         assert (row["unreadable"], row["prompts"], row["missing"]) == (6, PROMPTS - 1, 1)
         assert row["win_rate"] == 1.0
-        llm_judge.run(configuration(server), work)
+        run(configuration(server), work)
         assert len(server.asked) == count
     assert sum(line["verdict"] is None for line in lines(work)) == 6
     assert all(line["cost"] > 0 for line in lines(work))  # without a count of tokens: the most
@@ -256,7 +284,7 @@ def test_answers_that_nobody_can_read_are_counted_and_asked_again_up_to_the_limi
 
 def test_429_and_500_are_asked_again_after_the_time_that_the_server_gives(work, monkeypatch):
     waited, plain = [], threading.Event.wait
-    monkeypatch.setattr(chat_endpoint.random, "random", lambda: 0.0)
+    monkeypatch.setattr(llm_judge.random, "random", lambda: 0.0)
 
     def wait(event, seconds=None):
         waited.append(seconds)
@@ -267,7 +295,7 @@ def test_429_and_500_are_asked_again_after_the_time_that_the_server_gives(work, 
         config = configuration(server, concurrency=1)
         judge_wait = llm_judge.threading.Event
         monkeypatch.setattr(judge_wait, "wait", wait)
-        (row,) = llm_judge.run(config, work)
+        row = one_row(config, work)
         monkeypatch.undo()
         assert len(server.asked) == 2 * PROMPTS + 3
     assert row["win_rate"] == 1.0
@@ -277,12 +305,12 @@ def test_429_and_500_are_asked_again_after_the_time_that_the_server_gives(work, 
 
 def test_an_endpoint_that_only_fails_is_given_up(work):
     with serving(lambda asked: (500, {}, "down")) as server:
-        with pytest.raises(InputError, match=r"does not answer \(HTTP 500: down\)"):
-            llm_judge.run(configuration(server, concurrency=1), work)
-        assert len(server.asked) == 3 * llm_judge.IN_A_ROW
+        outcome = run(configuration(server, concurrency=1), work)
+        assert "does not answer (HTTP 500: down)" in outcome.unfinished
+        assert len(server.asked) == 3 * llm_judge.MAX_CONSECUTIVE_FAILURES
         assert not (work / "verdicts.jsonl").read_text()
-    rows = results.read_results(work / "llm_judge.csv")
-    assert (rows[0]["prompts"], rows[0]["missing"], rows[0]["win_rate"]) == (0, PROMPTS, None)
+    (row,) = outcome.rows
+    assert (row["prompts"], row["missing"], row["win_rate"]) == (0, PROMPTS, None)
 
 
 def test_a_question_that_is_refused_leaves_its_pair_out(work):
@@ -290,7 +318,7 @@ def test_a_question_that_is_refused_leaves_its_pair_out(work):
         return (400, {}, "too long") if "vbon 1 0" in asked["A"] else for_policy(asked)
 
     with serving(reply) as server:
-        (row,) = llm_judge.run(configuration(server), work)
+        row = one_row(configuration(server), work)
         assert len(server.asked) == 2 * PROMPTS
     assert (row["prompts"], row["missing"], row["win_rate"]) == (PROMPTS - 1, 1, 1.0)
 
@@ -299,17 +327,18 @@ def test_a_refused_key_stops_at_once_and_is_said_nowhere(work, monkeypatch, caps
     monkeypatch.setenv("JUDGE_KEY", KEY)
     config = {"key_variable": "JUDGE_KEY", "concurrency": 1}
     with serving(lambda asked: (401, {}, f"wrong key: {KEY}")) as server:
-        with pytest.raises(InputError, match="HTTP 401: wrong key: KEY") as caught:
-            llm_judge.run(configuration(server, **config), work)
+        outcome = run(configuration(server, **config), work)
+        assert "HTTP 401: wrong key: KEY" in outcome.unfinished
         assert len(server.asked) == 1
-        assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+        headers = {name.lower(): value for name, value in server.headers[0].items()}
+        assert headers["authorization"] == f"Bearer {KEY}"
     with serving(for_policy) as server:
-        llm_judge.run(configuration(server, **config), work)
-    said = str(caught.value) + "".join(capsys.readouterr())
+        run(configuration(server, **config), work)
+    shown = str(outcome) + "".join(capsys.readouterr())
     for path in work.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes()
-    assert KEY not in said
+    assert KEY not in shown
 
 
 def test_an_answer_that_got_lost_is_on_the_bill_at_its_most(work):
@@ -317,7 +346,7 @@ def test_an_answer_that_got_lost_is_on_the_bill_at_its_most(work):
         return (None, {}, "") if asked["number"] == 0 else for_policy(asked)
 
     with serving(reply) as server:
-        (row,) = llm_judge.run(configuration(server, concurrency=1), work)
+        row = one_row(configuration(server, concurrency=1), work)
         assert len(server.asked) == 2 * PROMPTS + 1
     lost = lines(work)[0]
     assert lost["error"]
@@ -328,11 +357,9 @@ def test_an_answer_that_got_lost_is_on_the_bill_at_its_most(work):
 def test_no_redirect_is_followed(work):
     with serving(for_policy) as other:
         there = {"Location": f"{other.url}/chat/completions"}
-        with (
-            serving(lambda asked: (302, there, "")) as server,
-            pytest.raises(InputError, match="HTTP 302"),
-        ):
-            llm_judge.run(configuration(server), work)
+        for status in (302, 307):
+            with serving(lambda asked, status=status: (status, there, "")) as server:
+                assert f"HTTP {status}" in run(configuration(server), work).unfinished
         assert not other.asked
 
 
@@ -344,21 +371,20 @@ def test_the_limit_is_never_exceeded_and_the_rest_is_asked_with_more(work, concu
     cost = (100 * 10 + 5 * 100) / 1e6
     with serving(for_policy) as server:
         config = configuration(server, concurrency=concurrency)
-        held = llm_judge.contests(llm_judge.gather.read(work), config.llm_judge)
-        judge = llm_judge.Judge(config.llm_judge, None, None)
-        dearest = max(judge._dearest(asked) for asked in held[0].first)
-        assert dearest > 5 * cost  # what is set aside for a question is far above its cost
-        config.llm_judge.max_cost = dearest + 2.5 * cost
-        with pytest.raises(InputError, match=r"would be exceeded: 0\.0045 are"):
-            llm_judge.run(config, work)
+        (held,) = contests.read(layout.read(work), config.llm_judge)
+        pairs = llm_judge.questions(held, config.llm_judge)
+        most = max(llm_judge.max_cost_of(first, config.llm_judge) for first, _ in pairs)
+        assert most > 5 * cost  # what is set aside for a question is far above its cost
+        config.llm_judge.max_cost = most + 2.5 * cost
+        assert "would be exceeded: 0.0045 are" in run(config, work).unfinished
         paid = len(server.asked)
         assert paid == 3  # a fourth could have cost too much
         assert sum(line["cost"] for line in lines(work)) == pytest.approx(3 * cost)
-        with pytest.raises(InputError, match="would be exceeded"):
-            llm_judge.run(config, work)  # the bill of the first command counts
+        # the bill of the first command counts
+        assert "would be exceeded" in run(config, work).unfinished
         assert len(server.asked) == paid
         config.llm_judge.max_cost = 1.0
-        (row,) = llm_judge.run(config, work)
+        row = one_row(config, work)
         assert len(server.asked) == 2 * PROMPTS
     assert row["prompts"] == PROMPTS
 
@@ -366,7 +392,7 @@ def test_the_limit_is_never_exceeded_and_the_rest_is_asked_with_more(work, concu
 def test_a_free_endpoint_has_no_limit(work):
     with serving(for_policy) as server:
         config = configuration(server, price_in=0.0, price_out=0.0, max_cost=0.0)
-        (row,) = llm_judge.run(config, work)
+        row = one_row(config, work)
     assert (row["prompts"], row["cost"]) == (PROMPTS, 0)
 
 
@@ -381,34 +407,36 @@ def test_an_interrupted_command_keeps_what_it_paid_for(work):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with serving(reply) as server:
         try:
-            with pytest.raises(SystemExit) as left:
-                llm_judge.run(configuration(server, concurrency=1), work)
+            outcome = run(configuration(server, concurrency=1), work)
         finally:
             signal.signal(signal.SIGINT, before)
-        assert left.value.code == 130
+        assert outcome.unfinished == llm_judge.INTERRUPTED
         assert len(lines(work)) == len(server.asked) < 2 * PROMPTS
-        llm_judge.run(configuration(server), work)
+        run(configuration(server), work)
         assert len(server.asked) == 2 * PROMPTS
 
 
 def test_half_a_line_is_asked_again_and_a_damaged_one_is_refused(work):
     with serving(for_policy) as server:
-        llm_judge.run(configuration(server), work)
+        run(configuration(server), work)
         path = work / "verdicts.jsonl"
         text = path.read_text()
         path.write_text(text[:-30])
-        llm_judge.run(configuration(server), work)
+        run(configuration(server), work)
         assert len(server.asked) == 2 * PROMPTS + 1
         assert len(lines(work)) == 2 * PROMPTS
         path.write_text("{}\n" + text)
-        with pytest.raises(InputError, match=r"verdicts\.jsonl, line 1 is no verdict"):
-            llm_judge.run(configuration(server), work)
+        with pytest.raises(InputError, match=r"verdicts\.jsonl, line 1 is not a verdict"):
+            run(configuration(server), work)
 
 
 def test_two_commands_do_not_pay_for_the_same(tmp_path):
     path = tmp_path / "verdicts.jsonl"
-    with verdicts.Ledger(path, max_cost=1.0), pytest.raises(InputError, match="another command"):
-        verdicts.Ledger(path, max_cost=1.0).__enter__()
+    with (
+        answer_log.AnswerLog(path, max_cost=1.0),
+        pytest.raises(InputError, match="another command"),
+    ):
+        answer_log.AnswerLog(path, max_cost=1.0).__enter__()
 
 
 def made(model, template, *texts):
@@ -455,41 +483,61 @@ def test_a_response_cannot_leave_its_markers():
         ({"url": "file:///etc/passwd"}, "give the API's address"),
         ({"model": ""}, r"llm_judge\.model is empty"),
         ({"price_in": -1.0}, r"llm_judge\.price_in is not given"),
-        ({"prompts": 1}, r"llm_judge\.prompts=1; give at least 2"),
-        ({"concurrency": 0}, "give at least 1"),
-        ({"timeout_seconds": 0.0}, "timeout_seconds=0.0: give more than 0"),
+        ({"prompts": 1}, r"llm_judge\.prompts=1: give a whole number from 2"),
+        ({"concurrency": 0}, "concurrency=0: give a whole number from 1"),
+        ({"timeout_seconds": 0.0}, "timeout_seconds=0.0: give a number above 0"),
         ({"limit_field": "tokens"}, "max_completion_tokens"),
         ({"template": "{first} {second}"}, r"template: give \{prompt\} once"),
-        ({"runs": ("no-run",)}, "'no-run' is no evaluated run"),
-        ({"baseline": "no-run"}, "'no-run' is no evaluated run"),
-        ({"runs": ("vbon-n2-s0",), "baseline": "vbon-n2-s0"}, "no evaluated run is there to judge"),
+        ({"runs": ("no-run",)}, "'no-run' is not an evaluated run"),
+        ({"baseline": "no-run"}, "'no-run' is not an evaluated run"),
+        ({"runs": ("vbon-n2-s0",), "baseline": "vbon-n2-s0"}, "there is no evaluated run to judge"),
         ({"key_variable": "NO_SUCH_VARIABLE"}, "export NO_SUCH_VARIABLE=YOUR-KEY"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(work, changes, message):
     with pytest.raises(InputError, match=message):
-        llm_judge.run(configuration(NOWHERE, **changes), work)
+        run(configuration(NOWHERE, **changes), work)
     assert not (work / "verdicts.jsonl").exists()
 
 
 def test_a_key_travels_over_tls_or_not_at_all(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    options = {"key_variable": "JUDGE_KEY", "timeout_seconds": 1.0}
+
+    def endpoint(url):
+        server = types.SimpleNamespace(url=url)
+        return chat_endpoint.Endpoint(configuration(server, key_variable="JUDGE_KEY").llm_judge)
+
     with pytest.raises(InputError, match="in the clear"):
-        chat_endpoint.endpoint("http://example.com/v1", **options)
-    made = chat_endpoint.endpoint("https://example.com/v1/", **options)
-    assert made.url == "https://example.com/v1/chat/completions"
-    assert KEY not in repr(made)
-    assert chat_endpoint.endpoint(made.url, **options) == made
+        endpoint("http://example.com/v1")
+    safe = endpoint("https://example.com/v1/")
+    assert safe.url == "https://example.com/v1/chat/completions" == endpoint(safe.url).url
+    assert KEY not in repr(safe)
+    monkeypatch.setenv("JUDGE_KEY", f"{KEY}\n\u00e9")
+    with pytest.raises(InputError, match="not a key"):
+        endpoint("https://example.com/v1")
+
+
+def test_without_a_key_none_of_this_machine_is_sent(work, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_this_machine")
+    with serving(for_policy) as server:
+        one_row(configuration(server), work)
+        assert all("hf_of_this_machine" not in str(headers) for headers in server.headers)
+
+
+def test_the_words_of_a_server_are_one_printable_line(work):
+    with serving(lambda asked: (401, {}, "no\x1b[2J\n\u202ekey" + 400 * "x")) as server:
+        why = run(configuration(server, concurrency=1), work).unfinished
+    assert "HTTP 401: no?[2J ?keyxx" in why
+    assert why.isprintable() and len(why) < 500
 
 
 def test_how_long_a_retry_waits(monkeypatch):
-    monkeypatch.setattr(chat_endpoint.random, "random", lambda: 1.0)
-    waits = [
-        chat_endpoint.wait_seconds(attempt, first=1.0, asked=None) for attempt in (1, 2, 3, 40)
-    ]
+    monkeypatch.setattr(llm_judge.random, "random", lambda: 1.0)
+    options = configuration(NOWHERE, backoff_seconds=1.0).llm_judge
+    waits = [llm_judge.retry_seconds(attempt, options, None) for attempt in (1, 2, 3, 40)]
     assert waits == [1.5, 3.0, 6.0, 900.0]
-    assert chat_endpoint.wait_seconds(3, first=1.0, asked=10.0) == 15.0
+    assert llm_judge.retry_seconds(3, options, 10.0) == 15.0
+    assert llm_judge.retry_seconds(3, options, 601.0) is None
     assert chat_endpoint.retry_after("3") == 3.0
     assert chat_endpoint.retry_after("-3") == 0.0
     assert chat_endpoint.retry_after(None) is chat_endpoint.retry_after("soon") is None

@@ -1,153 +1,145 @@
-"""One question to a chat-completions endpoint (OpenAI's API, and whatever speaks it).
+"""A chat-completions endpoint: one question, its answer, and what a failed request means.
 
-The standard library alone. What a failed request means is told apart by kind: whether it may be
-sent again, and whether it may have been paid for. The key is read from the environment, is sent to
-the given host only, over TLS unless that is this machine, and stands in no message.
+The client is that of `huggingface_hub`, which speaks to OpenAI's API and to all that has its form.
+The key is read from the environment, is sent to the given host alone, over TLS unless that is this
+machine, and is in no message.
 """
 
 import email.utils
-import http.client
-import json
 import os
-import random
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from typing import Any, NamedTuple
+
+import huggingface_hub
+from huggingface_hub import errors
+from ml_collections import ConfigDict
 
 from vbon_jax.types import InputError
 
-AT_MOST = 4_000_000  # bytes of an answer that are read
-LONGEST_WAIT = 600.0  # seconds between two attempts; who asks for more is not waited for
-HERE = ("localhost", "127.0.0.1", "::1")
-AGAIN = (408, 409, 425, 429)  # of the statuses below 500, those that may pass
-
-
-class Busy(Exception):
-    """Not answered and not paid for; may be asked again, after `seconds` where the server says."""
-
-    def __init__(self, reason: str, seconds: float | None = None):
-        super().__init__(reason)
-        self.seconds = seconds
-
-
-class Lost(Exception):
-    """Sent, and no whole answer came back: it may have been paid for. May be asked again."""
-
-
-class Refused(Exception):
-    """An answer that asking again will not change: to this question, or to `all` of them."""
-
-    def __init__(self, reason: str, *, every: bool):
-        super().__init__(reason)
-        self.every = every
-
-
-class Endpoint(NamedTuple):
-    """Where questions go."""
-
-    url: str  # of chat completions
-    timeout_seconds: float
-    key_variable: str = ""  # the environment variable with the API key; "" = none
-
-    @property
-    def key(self) -> str:
-        """The API key, read when it is needed so that no record of this holds it."""
-        return os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+RETRYABLE_STATUS = (408, 409, 425, 429)  # and all from 500 on
+FATAL_STATUS = (*range(300, 400), 401, 402, 403, 404, 405)  # any question would fail like this
+NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}  # the client's errors, by name
 
 
 class Answer(NamedTuple):
-    """What came back."""
+    """An answer; its text is empty where it is not a completion."""
 
     text: str
-    tokens_in: int | None  # as the endpoint counts them; None where it does not say
-    tokens_out: int | None
+    tokens_in: int | None = None  # as the endpoint counts them; None where it does not
+    tokens_out: int | None = None
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Redirects are not followed: the key is for one host."""
+class Failure(NamedTuple):
+    """No answer came back."""
 
-    def redirect_request(self, *arguments: Any) -> None:
-        return None
+    reason: str
+    retryable: bool = True  # the same question may be sent again
+    fatal: bool = False  # no question will be answered
+    billable: bool = False  # it was sent, so that it may have been paid for
+    retry_after: float | None = None  # seconds that the server asks to wait
 
 
-def endpoint(url: str, *, key_variable: str, timeout_seconds: float) -> Endpoint:
-    """A checked endpoint; `url` is that of the API (".../v1") or of its chat completions.
+class Endpoint:
+    """The endpoint and the model of `config.llm_judge`.
 
-    Raises InputError for a URL that is none, a variable that is not set, and a key that would
-    travel in the clear.
+    Raises InputError for a URL that is not one, a variable that is not set, and a key that would
+    not be encrypted on its way.
     """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+
+    def __init__(self, options: ConfigDict):
+        self.options, self.url = options, completions_url(options.url)
+        name = options.key_variable
+        self._key = os.environ.get(name, "").strip() if name else ""
+        if name and not (self._key.isascii() and self._key.isprintable() and self._key):
+            raise InputError(
+                f"llm_judge.key_variable={name!r}: the environment has no such variable, or it is "
+                f"not a key; export {name}=YOUR-KEY"
+            )
+        parts = urllib.parse.urlsplit(self.url)
+        if self._key and parts.scheme == "http" and parts.hostname not in LOCAL_HOSTS:
+            raise InputError(
+                f"llm_judge.url={options.url!r} would send the key in the clear; give https://"
+            )
+        self._client = huggingface_hub.InferenceClient(
+            base_url=self.url,
+            api_key=self._key or "EMPTY",  # without one the client sends the Hub's token
+            timeout=options.timeout_seconds,
+        )
+        session = huggingface_hub.get_session()
+        if _refuse_redirect not in session.event_hooks["response"]:
+            hooks = [*session.event_hooks["response"], _refuse_redirect]
+            session.event_hooks = {**session.event_hooks, "response": hooks}
+
+    def ask(self, messages: list[dict[str, str]]) -> Answer | Failure:
+        """Send one question, once."""
+        options = self.options
+        try:
+            completion = self._client.chat_completion(
+                messages,
+                model=options.model,
+                temperature=options.temperature if options.temperature >= 0 else None,
+                extra_body={options.limit_field: options.answer_tokens},
+            )
+        except errors.OfflineModeIsEnabled as error:
+            return Failure(str(error), retryable=False, fatal=True)
+        except errors.HfHubHTTPError as error:
+            return self._refused(error.response)
+        except errors.HTTPError as error:
+            sent = NOT_SENT.isdisjoint((type(error).__name__, type(error.__cause__).__name__))
+            return Failure(f"{type(error).__name__} {self._printable(str(error))}", billable=sent)
+        except ValueError:  # not JSON, or not a completion
+            return Answer("")
+        return _answer(completion)
+
+    def _refused(self, response: Any) -> Failure:
+        """The meaning of a status other than success."""
+        status = response.status_code
+        reason = f"HTTP {status}: {self._printable(response.text) or response.reason_phrase}"
+        if status in RETRYABLE_STATUS or status >= 500:
+            return Failure(reason, retry_after=retry_after(response.headers.get("Retry-After")))
+        return Failure(reason, retryable=False, fatal=status in FATAL_STATUS)
+
+    def _printable(self, text: str) -> str:
+        """A text from elsewhere in one line of at most 300 characters, without the key."""
+        text = text.replace(self._key, "KEY") if self._key else text
+        words = " ".join(text[:2000].split())
+        return "".join(c if c.isprintable() else "?" for c in words)[:300]
+
+
+def completions_url(url: str) -> str:
+    """The address of chat completions; `url` is that, or the API's (".../v1")."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is not a number
+        valid = False
+    if not valid:
         raise InputError(
             f"llm_judge.url={url!r}: give the API's address, such as https://api.openai.com/v1"
         )
-    if timeout_seconds <= 0:
-        raise InputError(f"llm_judge.timeout_seconds={timeout_seconds}: give more than 0")
-    path = parts.path.rstrip("/")
-    if not path.endswith("/chat/completions"):
-        path += "/chat/completions"
-    made = Endpoint(parts._replace(path=path).geturl(), timeout_seconds, key_variable)
-    if key_variable and not made.key:
-        raise InputError(
-            f"llm_judge.key_variable={key_variable!r}: the environment has no such variable; "
-            f"export {key_variable}=YOUR-KEY"
-        )
-    if made.key and parts.scheme == "http" and parts.hostname not in HERE:
-        raise InputError(f"llm_judge.url={url!r} would send the key in the clear; give https://")
-    return made
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    return parts._replace(path=f"{path}/chat/completions").geturl()
 
 
-def ask(to: Endpoint, body: dict[str, Any]) -> Answer:
-    """Sends `body` once; raises Busy, Lost or Refused where no answer comes back."""
-    headers = {"Content-Type": "application/json", "User-Agent": "vbon_jax"}
-    if to.key:
-        headers["Authorization"] = f"Bearer {to.key}"
-    request = urllib.request.Request(to.url, json.dumps(body).encode(), headers, method="POST")
-    handlers = [_Stay()]
-    if urllib.parse.urlsplit(to.url).hostname in HERE:
-        handlers.append(urllib.request.ProxyHandler({}))  # no proxy knows this machine
-    opener = urllib.request.build_opener(*handlers)
+def _refuse_redirect(response: Any) -> None:
+    """A hook of the client: questions and key are for one host."""
+    if response.is_redirect and response.request.url.path.endswith("/chat/completions"):
+        response.read()
+        raise errors.HfHubHTTPError("a redirect", response=response)
+
+
+def _answer(completion: Any) -> Answer:
+    """The parts of a completion; what is missing or of another type is left out."""
     try:
-        with opener.open(request, timeout=to.timeout_seconds) as response:
-            text = response.read(AT_MOST)
-    except urllib.error.HTTPError as error:
-        with error:
-            raise _failed(to, error) from None
-    except urllib.error.URLError as error:  # before the whole request was sent
-        raise Busy(f"no connection ({error.reason})") from None
-    except (TimeoutError, OSError, http.client.HTTPException) as error:
-        raise Lost(f"{type(error).__name__} {error}".strip()) from None
-    return _answer(text)
-
-
-def _failed(to: Endpoint, error: urllib.error.HTTPError) -> Exception:
-    """What an HTTP status other than success means."""
-    try:
-        said = error.read(2000).decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException):
-        said = ""
-    said = " ".join((said.replace(to.key, "KEY") if to.key else said).split())[:300]
-    reason = f"HTTP {error.code}: {said or error.reason}"
-    if error.code in AGAIN or error.code >= 500:
-        return Busy(reason, retry_after(error.headers.get("Retry-After")))
-    return Refused(reason, every=error.code in (401, 402, 403, 404, 405) or error.code < 400)
-
-
-def _answer(text: bytes) -> Answer:
-    """The parts of a completion; an answer that is none has no text, which nobody can read."""
-    try:
-        made = json.loads(text)
-        said = made["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        return Answer("", None, None)
-    usage = made.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    counts = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-    whole = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None
-             for n in counts)  # fmt: skip
-    return Answer(said if isinstance(said, str) else "", *whole)
+        text = completion.choices[0].message.content
+    except (AttributeError, LookupError, TypeError):
+        return Answer("")
+    names = ("prompt_tokens", "completion_tokens")
+    counts = (getattr(completion.usage, name, None) for name in names)
+    whole = (n if type(n) is int and n >= 0 else None for n in counts)
+    return Answer(text if isinstance(text, str) else "", *whole)
 
 
 def retry_after(header: str | None) -> float | None:
@@ -162,12 +154,3 @@ def retry_after(header: str | None) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     except ValueError:
         return None
-
-
-def wait_seconds(attempt: int, *, first: float, asked: float | None) -> float:
-    """How long to wait before attempt 1, 2, ...: what the server asked for, else twice as long.
-
-    With jitter of up to a half, so that requests that failed together do not return together.
-    """
-    wait = min(first * 2 ** (attempt - 1), LONGEST_WAIT) if asked is None else asked
-    return wait * (1 + random.random() / 2)

@@ -1,35 +1,32 @@
-"""A language model compares: `python -m experiments.llm_judge --config FILE --workdir DIR`.
+"""A language model compares responses: each pair is judged in both orders.
 
-One stored response of each policy to each of the first held-out prompts is held against one of the
-baseline's, in both orders, by the model behind `config.llm_judge.url`. Every answer is added to
-`verdicts.jsonl` as it comes, so that the same command goes on where it stopped without paying
-twice, and stops before `max_cost`. Results: `llm_judge.csv`, and a table on the page.
+One response of a run to each of the first held-out prompts is compared with one of the baseline's
+by the model behind `config.llm_judge.url`. Answers are logged as they come, so that the same
+command continues where it stopped without paying twice, and stops before `max_cost`.
 """
 
 import concurrent.futures
 import datetime
-import logging
 import pathlib
+import random
 import re
-import sys
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from vbon_jax.evaluation import chat_endpoint, pairwise, stored_responses, verdicts
-from vbon_jax.report import aggregates, sections
-from vbon_jax.sampling import reference_cache
+from vbon_jax import files
+from vbon_jax.config import KEYS
+from vbon_jax.config import check as check_keys
+from vbon_jax.evaluation import pairwise, stored_responses
+from vbon_jax.evaluation.answer_log import AnswerLog
+from vbon_jax.evaluation.chat_endpoint import Answer, Endpoint, Failure
 from vbon_jax.types import InputError
-from vbon_jax.workdir import layout, results
 
-logger = logging.getLogger(__name__)
-
-RESULTS_FILE, VERDICTS_FILE = "llm_judge.csv", "verdicts.jsonl"
+VERDICTS_FILE = "verdicts.jsonl"
 SYSTEM = (
     "You compare two responses to a prompt. The prompt and the responses stand between markers, "
     "<prompt-ID> and </prompt-ID>, <response-A-ID> and </response-A-ID>, <response-B-ID> and "
@@ -41,10 +38,13 @@ SYSTEM = (
 )
 PLACES = ("{prompt}", "{first}", "{second}")
 VERDICT = re.compile(r"\[\[\s*(A|B|tie)\s*\]\]", re.IGNORECASE)
-IN_A_ROW = 5  # questions that fail one after the other before the endpoint is given up
+MAX_CONSECUTIVE_FAILURES = 5  # questions without an answer before the endpoint is given up
+MAX_RETRY_AFTER_SECONDS = 600.0  # the longest Retry-After that is honoured
+MESSAGE_TOKENS = 64  # of a message besides its text, at most
 INTERRUPTED = "interrupted"
-MESSAGE_TOKENS = 64  # that a message may have besides its text, at most
 MEASURES = ("win_rate", "ties", "disagreements", "position_bias", "reward_agreement")
+RUN_COLUMNS = ("method", "n", "bound", "seed", "temperature", "run", "gradient", "label",
+               "kl", "kl_lo", "kl_hi")  # fmt: skip
 COLUMNS = (
     *("method", "n", "bound", "seed", "temperature", "model", "baseline"),
     *(name + end for name in MEASURES for end in stored_responses.ENDS),
@@ -53,376 +53,287 @@ COLUMNS = (
 )
 
 
-class Side(NamedTuple):
-    """One response to each prompt by one policy."""
+class Contest(NamedTuple):
+    """A run against the baseline: one response of each to each of B prompts."""
 
-    name: str
-    texts: list[str]
-    rewards_b: np.ndarray
+    row: Mapping[str, Any]  # RUN_COLUMNS
+    prompts: Sequence[str]
+    texts: Sequence[str]  # the run's responses
+    baseline_texts: Sequence[str]
+    margin_b: np.ndarray  # the run's training reward minus the baseline's
 
 
 class Question(NamedTuple):
-    """One pair in one order; `key` names it whatever run asks it."""
+    """One pair in one order; equal keys are the same question."""
 
     key: str
     messages: list[dict[str, str]]
     about: dict[str, Any]  # run, baseline, prompt (its number), order
 
 
-class Contest(NamedTuple):
-    """A run against the baseline: its pairs in both orders."""
+Pair = tuple[Question, Question]  # the run's response first, and second
 
-    row: dict[str, Any]  # of the results
-    first: list[Question | None]  # the run's response first; None where both are the same text
-    second: list[Question | None]
-    margin_b: np.ndarray  # the run's reward minus the baseline's
+
+class Outcome(NamedTuple):
+    """The rows of `llm_judge.csv`, from all answers so far."""
+
+    rows: list[dict[str, Any]]
+    spent: float  # dollars, of the working directory
+    unfinished: str  # why questions were left; "" where none was
 
 
 # ------------------------------------------------------------------------------- questions
 
 
-def checked(config: ConfigDict) -> ConfigDict:
-    """The settings of the judge; InputError for those that have no meaning."""
-    settings = config.llm_judge
+def check(config: ConfigDict) -> None:
+    """Refuse options of the judge that cannot be used: InputError, before anything is sent."""
+    options = config.llm_judge
     for name in ("url", "model"):
-        if not settings[name]:
+        if not options[name]:
             raise InputError(f"llm_judge.{name} is empty; name the API's address and a model")
-    for name, least in (
-        ("prompts", 2), ("concurrency", 1), ("retries", 0), ("answer_tokens", 1), ("max_cost", 0),
-        ("backoff_seconds", 0),
-    ):  # fmt: skip
-        if not settings[name] >= least:
-            raise InputError(f"llm_judge.{name}={settings[name]}; give at least {least}")
+    check_keys(config, [key for key in KEYS if key.name.startswith("llm_judge.")])
     for name in ("price_in", "price_out"):
-        if not settings[name] >= 0:
+        if options[name] < 0:
             raise InputError(
                 f"llm_judge.{name} is not given: dollars for a million tokens, 0 where they are "
-                "free; without it nobody knows when max_cost is reached"
+                "free; max_cost cannot be kept without it"
             )
-    if settings.limit_field not in ("max_tokens", "max_completion_tokens"):
-        raise InputError(
-            f"llm_judge.limit_field={settings.limit_field!r}: choose max_tokens or "
-            "max_completion_tokens"
-        )
     for place in PLACES:
-        if settings.template.count(place) != 1:
+        if options.template.count(place) != 1:
             raise InputError(f"llm_judge.template: give {place} once ({', '.join(PLACES)})")
-    return settings
 
 
-def question(settings: ConfigDict, texts: Sequence[str], about: dict[str, Any]) -> Question:
-    """What the judge is asked about one pair in one order: `texts` are prompt, first and second.
+def questions(contest: Contest, options: ConfigDict) -> list[Pair | None]:
+    """Each pair of a contest in both orders, the run's response first; None for equal responses."""
+    pairs: list[Pair | None] = []
+    texts = zip(contest.prompts, contest.texts, contest.baseline_texts, strict=True)
+    for index, (prompt, own, other) in enumerate(texts):
+        about = {"run": contest.row["run"], "baseline": options.baseline, "prompt": index}
+        first = question(options, (prompt, own, other), about | {"order": "run first"})
+        second = question(options, (prompt, other, own), about | {"order": "baseline first"})
+        pairs.append(None if own == other else (first, second))
+    return pairs
 
-    Texts are put between markers that name the question by its hash, which no response can know.
+
+def question(options: ConfigDict, texts: Sequence[str], about: dict[str, Any]) -> Question:
+    """The question about a prompt, a first and a second response, each between markers.
+
+    The markers carry the question's hash, which no response can contain.
     """
     texts = [text.encode("utf-8", "replace").decode() for text in texts]
-    key = verdicts.key(settings.model, SYSTEM, settings.template, *texts)
+    key = files.digest(options.model, SYSTEM, options.template, *texts)
     marker = key[:16]
     tags = (f"prompt-{marker}", f"response-A-{marker}", f"response-B-{marker}")
     blocks = {
         place: f"<{tag}>\n{text}\n</{tag}>"
         for place, tag, text in zip(PLACES, tags, texts, strict=True)
     }
-    # in one pass, so that a text with {second} in it stays what it is
-    places = "|".join(map(re.escape, PLACES))
-    filled = re.sub(places, lambda found: blocks[found[0]], settings.template)
+    # in one pass, so that "{second}" in a response stays as it is
+    content = re.sub("|".join(map(re.escape, PLACES)), lambda m: blocks[m[0]], options.template)
     messages = [
         {"role": "system", "content": SYSTEM.replace("{marker}", marker)},
-        {"role": "user", "content": filled},
+        {"role": "user", "content": content},
     ]
     return Question(key, messages, about)
 
 
-def contests(work: layout.Work, settings: ConfigDict) -> list[Contest]:
-    """Every run that is to be judged, against the baseline, on the same prompts."""
-    if work.cache is None:
-        raise InputError(f"{work.path}: no reference cache is there; run compare or evaluate first")
-    count = min(settings.prompts, len(work.cache.rewards_pm))
-    if count < 2:
-        raise InputError(f"{work.path}: an interval over prompts needs at least 2, it has {count}")
-    prompts = reference_cache.read(work.cache, range(count), column="prompt")
-    chosen, made = _chosen(work, settings), []
-    baseline = _baseline(work, settings.baseline, count)
-    for run in chosen:
-        row = layout.main_rows(run.rows, work.temperature)[0]
-        own = _side(run, row, count)
-        orders: tuple[list, list] = [], []
-        for at, prompt in enumerate(prompts):
-            pair = own.texts[at], baseline.texts[at]
-            for order, questions in enumerate(orders):
-                about = {"run": run.name, "baseline": baseline.name, "prompt": at}
-                about["order"] = ("run first", "baseline first")[order]
-                asked = question(settings, (prompt, *(pair[::-1] if order else pair)), about)
-                questions.append(None if pair[0] == pair[1] else asked)
-        made.append(Contest(row, *orders, own.rewards_b - baseline.rewards_b))
-    return made
-
-
-def _chosen(work: layout.Work, settings: ConfigDict) -> list[layout.Run]:
-    """The evaluated runs that are judged; InputError for a name that is none of them."""
-    evaluated = {run.name: run for run in work.runs if run.rows}
-    names = tuple(settings.runs) or tuple(evaluated)
-    for name in (*names, settings.baseline):
-        if name not in evaluated and name != results.REFERENCE:
-            has = ", ".join(evaluated) or "none"
-            raise InputError(
-                f"llm_judge: {name!r} is no evaluated run of {work.path} (it has {has})"
-            )
-    chosen = [evaluated[name] for name in names if name != settings.baseline]
-    if not chosen:
-        raise InputError(f"{work.path}: no evaluated run is there to judge; run compare first")
-    return chosen
-
-
-def _baseline(work: layout.Work, name: str, count: int) -> Side:
-    """The reference's first cached response to each prompt, or a run's."""
-    if name == results.REFERENCE:
-        if not work.cache.has_responses:
-            raise InputError(
-                f"{work.path}: its reference rewards were imported without responses; give "
-                "llm_judge.baseline the name of a run"
-            )
-        texts = [responses[0] for responses in reference_cache.read(work.cache, range(count))]
-        return Side(name, texts, work.cache.rewards_pm[:count, 0].astype(np.float64))
-    run = next(run for run in work.runs if run.name == name)
-    return _side(run, layout.main_rows(run.rows, work.temperature)[0], count)
-
-
-def _side(run: layout.Run, row: dict[str, Any], count: int) -> Side:
-    """The first stored response of a run to each of the first prompts."""
-    try:
-        table = layout.responses(run.folder / "evaluation", row, ["responses", "rewards"])
-    except layout.UNREADABLE as error:
-        raise InputError(f"{run.folder}: its responses cannot be read ({error})") from error
-    lines = table.slice(0, count).to_pylist()
-    if len(lines) < count:
-        raise InputError(f"{run.folder}: responses to {len(lines)} prompts, not {count}")
-    rewards_b = np.asarray([line["rewards"][0] for line in lines], np.float64)
-    return Side(run.name, [line["responses"][0] for line in lines], rewards_b)
-
-
 def verdict_of(text: str) -> str | None:
-    """A, B or tie as an answer says it, in brackets or as all it says; None where it is unclear."""
-    said = {found.upper() for found in VERDICT.findall(text)}
-    if not said:
-        said = {text.strip(" \t\r\n.*\"'`[]()").upper()}
-    if len(said) != 1:
+    """A, B or tie, in brackets or as the whole answer; None where it is neither or several."""
+    verdicts = {match.upper() for match in VERDICT.findall(text)}
+    if not verdicts:
+        verdicts = {text.strip(" \t\r\n.*\"'`[]()").upper()}
+    if len(verdicts) != 1:
         return None
-    return {"A": "A", "B": "B", "TIE": "tie"}.get(said.pop())
+    return {"A": "A", "B": "B", "TIE": "tie"}.get(verdicts.pop())
 
 
-# ------------------------------------------------------------------------------- asking
+def max_cost_of(question: Question, options: ConfigDict) -> float:
+    """The most dollars that a question can cost: a token has at least a byte."""
+    sizes = [len(message["content"].encode()) + MESSAGE_TOKENS for message in question.messages]
+    return _cost(options, sum(sizes), options.answer_tokens)
+
+
+def _cost(options: ConfigDict, tokens_in: int, tokens_out: int) -> float:
+    return (tokens_in * options.price_in + tokens_out * options.price_out) / 1e6
+
+
+# ------------------------------------------------------------------------------- requests
 
 
 class Judge:
-    """Asks questions, several at once, and writes every answer into a ledger."""
+    """Sends questions, several at once, and logs every answer."""
 
-    def __init__(
-        self, settings: ConfigDict, endpoint: chat_endpoint.Endpoint, ledger: verdicts.Ledger
-    ):
-        self.settings, self.endpoint, self.ledger = settings, endpoint, ledger
-        self.stopped = threading.Event()
-        self.why = ""  # the questions were not all asked
-        self._failures = 0
+    def __init__(self, options: ConfigDict, endpoint: Endpoint, log: AnswerLog):
+        self.options, self.endpoint, self.log = options, endpoint, log
+        self.unfinished = ""  # why questions are left
+        self._stopped = threading.Event()
+        self._failures = 0  # consecutive questions without an answer
         self._lock = threading.Lock()
 
-    def stop(self, why: str) -> None:
-        """No further question is sent; those under way are waited for."""
-        with self._lock:
-            self.why = self.why or why
-        self.stopped.set()
+    def ask_all(self, questions: Iterable[Question]) -> None:
+        """Ask all that have no verdict; at an interruption requests under way are waited for."""
+        by_key = {question.key: question for question in questions}
+        left = [question for question in by_key.values() if self._is_open(question)]
+        pool = concurrent.futures.ThreadPoolExecutor(self.options.concurrency)
+        try:
+            with tqdm.tqdm(
+                total=len(by_key), initial=len(by_key) - len(left), desc="judge", unit="verdict"
+            ) as bar:
+                running = [pool.submit(self._ask, question) for question in left]
+                for done in concurrent.futures.as_completed(running):
+                    done.result()
+                    bar.update()
+                    bar.set_postfix_str(f"${self.log.spent:.4f}", refresh=False)
+        except KeyboardInterrupt:
+            self._stop(INTERRUPTED)
+        finally:
+            self._stopped.set()
+            pool.shutdown(cancel_futures=True)
 
-    def left(self, asked: Question) -> bool:
-        """Whether a question has neither a verdict nor used up its attempts."""
-        unreadable = self.ledger.unreadable.get(asked.key, 0)
-        return asked.key not in self.ledger.verdicts and unreadable <= self.settings.retries
+    def _is_open(self, question: Question) -> bool:
+        """Whether a question has no verdict, and attempts left."""
+        unreadable = self.log.unreadable.get(question.key, 0)
+        return question.key not in self.log.verdicts and unreadable <= self.options.retries
 
-    def settle(self, asked: Question) -> None:
-        """Asks until there is a verdict, an end to the attempts, the money or the patience."""
-        failures, most = 0, self._dearest(asked)
-        while self.left(asked) and not self.stopped.is_set():
-            if not self.ledger.hold(most, self.stopped):
-                if not self.stopped.is_set():
-                    self.stop(
-                        f"llm_judge.max_cost={self.settings.max_cost:g} dollars would be exceeded: "
-                        f"{self.ledger.spent:.4f} are spent and the next question may cost "
-                        f"{most:.4f}; raise max_cost and run the same command again"
-                    )
-                return
-            asked_for = None
-            try:
-                self._ask(asked, most)
-                continue
-            except chat_endpoint.Refused as error:
-                self.ledger.release(most)
-                self._failed(str(error), give_up=error.every)
-                return
-            except chat_endpoint.Busy as error:
-                self.ledger.release(most)
-                reason, asked_for = str(error), error.seconds
-            except chat_endpoint.Lost as error:
-                reason = str(error)
-                entry = self._entry(asked, None, cost=most, error=reason)
-                self.ledger.record(entry, most)
-            failures += 1
-            if failures > self.settings.retries or (asked_for or 0) > chat_endpoint.LONGEST_WAIT:
-                self._failed(reason)
-                return
-            self.stopped.wait(
-                chat_endpoint.wait_seconds(
-                    failures, first=self.settings.backoff_seconds, asked=asked_for
+    def _ask(self, question: Question) -> None:
+        """Ask until there is a verdict, until retries or budget end, or until all is stopped."""
+        failures, most = 0, max_cost_of(question, self.options)
+        while self._is_open(question) and not self._stopped.is_set():
+            if not self.log.reserve(most, self._stopped):
+                self._stop(
+                    f"llm_judge.max_cost={self.options.max_cost:g} dollars would be exceeded: "
+                    f"{self.log.spent:.4f} are spent and the next question may cost {most:.4f}; "
+                    "raise max_cost and run the same command again"
                 )
-            )
+                return
+            answer = self.endpoint.ask(question.messages)
+            self.log.settle(most, self._entry(question, answer, most))
+            if isinstance(answer, Answer):
+                self._failures = 0
+                continue
+            failures += 1
+            wait = retry_seconds(failures, self.options, answer.retry_after)
+            if wait is None or not answer.retryable or failures > self.options.retries:
+                self._failed(answer)
+                return
+            self._stopped.wait(wait)
 
-    def _ask(self, asked: Question, most: float) -> None:
-        """Sends a question once and writes down what came back."""
-        settings, started = self.settings, time.perf_counter()
-        body = {
-            "model": settings.model,
-            "messages": asked.messages,
-            settings.limit_field: settings.answer_tokens,
-        }
-        if settings.temperature >= 0:
-            body["temperature"] = settings.temperature
-        answer = chat_endpoint.ask(self.endpoint, body)
-        counted = answer.tokens_in is not None and answer.tokens_out is not None
-        cost = self._cost(answer.tokens_in, answer.tokens_out) if counted else most
-        entry = self._entry(
-            asked, verdict_of(answer.text), cost=cost, answer=answer.text,
-            tokens_in=answer.tokens_in, tokens_out=answer.tokens_out,
-            seconds=round(time.perf_counter() - started, 3),
-        )  # fmt: skip
-        self.ledger.record(entry, most)
-        with self._lock:
-            self._failures = 0
-
-    def _entry(self, asked: Question, verdict: str | None, **rest: Any) -> dict[str, Any]:
+    def _entry(self, question: Question, answer: Answer | Failure, most: float) -> dict | None:
+        """The line of a request in the log; None where it was not paid for."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        named = {"key": asked.key, "verdict": verdict, "model": self.settings.model, "time": now}
-        return named | asked.about | rest
+        entry = {"key": question.key, "model": self.options.model, "time": now} | question.about
+        if isinstance(answer, Failure):
+            lost = {"verdict": None, "cost": most, "error": answer.reason}
+            return entry | lost if answer.billable else None
+        tokens = answer.tokens_in, answer.tokens_out
+        cost = most if None in tokens else _cost(self.options, *tokens)
+        return entry | {
+            "verdict": verdict_of(answer.text),
+            "cost": cost,
+            "answer": answer.text,
+            "tokens_in": answer.tokens_in,
+            "tokens_out": answer.tokens_out,
+        }
 
-    def _failed(self, reason: str, *, give_up: bool = False) -> None:
-        """Counts a question without an answer; many in a row mean that none will come."""
+    def _failed(self, failure: Failure) -> None:
+        """Count a question without an answer; several in a row mean that none will come."""
         with self._lock:
             self._failures += 1
-            many = self._failures >= IN_A_ROW
-        if give_up or many:
-            self.stop(f"{self.endpoint.url} does not answer ({reason}); correct what it says, then "
-                      "run the same command again")  # fmt: skip
+        if failure.fatal or self._failures >= MAX_CONSECUTIVE_FAILURES:
+            self._stop(
+                f"{self.endpoint.url} does not answer ({failure.reason}); correct what it says, "
+                "then run the same command again"
+            )
 
-    def _cost(self, tokens_in: int, tokens_out: int) -> float:
-        """Dollars."""
-        prices = self.settings.price_in, self.settings.price_out
-        return (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
-
-    def _dearest(self, asked: Question) -> float:
-        """What a question costs at most: a token has at least a byte, an answer ends in time."""
-        size = sum(len(of["content"].encode()) + MESSAGE_TOKENS for of in asked.messages)
-        return self._cost(size, self.settings.answer_tokens)
+    def _stop(self, why: str) -> None:
+        """Send no further question; those under way are waited for."""
+        with self._lock:
+            self.unfinished = self.unfinished or why
+        self._stopped.set()
 
 
-def ask_all(judge: Judge, asked: Sequence[Question]) -> None:
-    """All questions that have no verdict yet, a progress bar, and an end that loses no answer."""
-    every = {one.key: one for one in asked}
-    left = [one for one in every.values() if judge.left(one)]
-    pool = concurrent.futures.ThreadPoolExecutor(judge.settings.concurrency)
-    try:
-        with tqdm.tqdm(total=len(every), initial=len(every) - len(left), desc="judge",
-                       unit="verdict") as bar:  # fmt: skip
-            running = [pool.submit(judge.settle, one) for one in left]
-            for done in concurrent.futures.as_completed(running):
-                done.result()
-                bar.update()
-                bar.set_postfix_str(f"${judge.ledger.spent:.4f}", refresh=False)
-    except KeyboardInterrupt:
-        judge.stop(INTERRUPTED)
-    finally:
-        judge.stopped.set()
-        pool.shutdown(cancel_futures=True)
+def retry_seconds(attempt: int, options: ConfigDict, wanted: float | None) -> float | None:
+    """Seconds before retry 1, 2, ...: what the server asks for, else doubled each time.
+
+    With jitter of up to a half, so that requests that failed together do not return together. None
+    where the server asks for more than is honoured.
+    """
+    if wanted is not None and wanted > MAX_RETRY_AFTER_SECONDS:
+        return None
+    doubled = min(options.backoff_seconds * 2 ** (attempt - 1), MAX_RETRY_AFTER_SECONDS)
+    return (doubled if wanted is None else wanted) * (1 + random.random() / 2)
 
 
 # ------------------------------------------------------------------------------- results
 
 
-def codes(questions: list[Question | None], found: dict[str, str], own: str) -> np.ndarray:
-    """+1, 0, −1 or NaN (not known) for each question, `own` being the run's letter in it."""
-    other = {"A": "B", "B": "A"}[own]
-    values = {own: 1.0, other: -1.0, "tie": 0.0}
-    return np.asarray([
-        0.0 if asked is None else values.get(found.get(asked.key), np.nan) for asked in questions
-    ])  # fmt: skip
+def judge(
+    contests: Sequence[Contest],
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    seed: int,
+    resamples: int,
+) -> Outcome:
+    """Ask what has no answer yet; returns a row for each contest, from all answers so far.
+
+    Answers are kept in `workdir/verdicts.jsonl`. Raises InputError for options that cannot be used.
+    """
+    check(config)
+    options = config.llm_judge
+    endpoint = Endpoint(options)
+    pairs = [questions(contest, options) for contest in contests]
+    with AnswerLog(workdir / VERDICTS_FILE, max_cost=options.max_cost) as log:
+        asker = Judge(options, endpoint, log)
+        asker.ask_all(question for of_run in pairs for pair in of_run if pair for question in pair)
+        rows = [
+            result_row(contest, of_run, log, options, seed=seed, resamples=resamples)
+            for contest, of_run in zip(contests, pairs, strict=True)
+        ]
+        return Outcome(rows, log.spent, asker.unfinished)
 
 
-def result_row(contest: Contest, ledger: verdicts.Ledger, work: layout.Work, settings) -> dict:
-    """A run's row of `llm_judge.csv`, from the pairs that are judged in both orders."""
-    first_b = codes(contest.first, ledger.verdicts, "A")
-    second_b = codes(contest.second, ledger.verdicts, "B")
-    known_b = np.isfinite(first_b) & np.isfinite(second_b)
-    kept = ("label", "method", "n", "bound", "seed", "temperature", "run", "gradient", "kl")
-    row = dict.fromkeys(COLUMNS) | {name: contest.row[name] for name in kept}
-    row["kl_lo"], row["kl_hi"] = results.interval(contest.row, "kl") or (None, None)
-    keys = {asked.key for asked in (*contest.first, *contest.second) if asked}
-    row |= {
-        "model": settings.model,
-        "baseline": settings.baseline,
+def result_row(
+    contest: Contest,
+    pairs: list[Pair | None],
+    log: AnswerLog,
+    options: ConfigDict,
+    *,
+    seed: int,
+    resamples: int,
+) -> dict[str, Any]:
+    """A run's row of `llm_judge.csv`; what is measured comes from pairs with both verdicts."""
+    verdicts_2b = _verdicts(pairs, log)
+    known_b = np.isfinite(verdicts_2b).all(axis=0)
+    keys = {question.key for pair in pairs if pair for question in pair}
+    row = dict.fromkeys(COLUMNS) | {name: contest.row[name] for name in RUN_COLUMNS} | {
+        "model": options.model,
+        "baseline": options.baseline,
         "prompts": int(known_b.sum()),
         "missing": int((~known_b).sum()),
-        "unreadable": sum(ledger.unreadable.get(key, 0) for key in keys),
-        "cost": sum(ledger.costs.get(key, 0.0) for key in keys),
-    }
+        "unreadable": sum(log.unreadable.get(key, 0) for key in keys),
+        "cost": sum(log.costs.get(key, 0.0) for key in keys),
+    }  # fmt: skip
     if known_b.sum() < 2:
         return row
-    found = pairwise.summarise(
-        first_b[known_b],
-        second_b[known_b],
-        contest.margin_b[known_b],
-        seed=work.settings["seed"],
-        resamples=work.settings["resamples"],
+    summary = pairwise.summarise(
+        *verdicts_2b[:, known_b], contest.margin_b[known_b], seed=seed, resamples=resamples
     )
-    return row | {
-        k: v for name in found for k, v in stored_responses.columns(name, found[name]).items()
-    }
+    for name, estimate in summary.items():
+        row |= stored_responses.columns(name, estimate)
+    return row
 
 
-def sentence(row: dict[str, Any]) -> str:
-    """A row in one line for a terminal."""
-    text = f"{row['run']:28s} {row['prompts']} pairs ({row['missing']} missing)"
-    if row["win_rate"] is None:
-        return text
-    return text + (
-        f"  win rate {row['win_rate']:.3f} [{row['win_rate_lo']:.3f}, {row['win_rate_hi']:.3f}]  "
-        f"position bias {row['position_bias']:+.3f}  ties {row['ties']:.3f}"
-    )
+def _verdicts(pairs: list[Pair | None], log: AnswerLog) -> np.ndarray:
+    """[2, B]: 1 for the run's response, -1 for the baseline's, 0 for a tie, NaN where unknown.
 
-
-def run(config: ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Asks what is not answered yet, then writes what all answers say; returns those rows.
-
-    Raises InputError for settings and folders that cannot be used, and, once everything is
-    written, where the money or the endpoint left questions open.
+    The run's response is in the first place in row 0, in the second in row 1.
     """
-    settings = checked(config)
-    endpoint = chat_endpoint.endpoint(
-        settings.url, key_variable=settings.key_variable, timeout_seconds=settings.timeout_seconds
-    )
-    work = layout.read(workdir)
-    held = contests(work, settings)
-    with verdicts.Ledger(workdir / VERDICTS_FILE, max_cost=settings.max_cost) as ledger:
-        judge = Judge(settings, endpoint, ledger)
-        pairs = (asked for one in held for asked in zip(one.first, one.second, strict=True))
-        ask_all(judge, [asked for pair in pairs for asked in pair if asked is not None])
-        rows = [result_row(contest, ledger, work, settings) for contest in held]
-        spent = ledger.spent
-    aggregates.write(rows, COLUMNS, workdir / RESULTS_FILE)
-    for row in rows:
-        print(sentence(row))
-    logger.info(f"spent: {spent:.4f} dollars of {settings.max_cost:g}")
-    if any(row["missing"] for row in rows):
-        logger.info("pairs are missing; the same command asks for what is not answered yet")
-    sections.write(workdir)
-    if judge.why == INTERRUPTED:
-        logger.info("interrupted; the same command goes on")
-        sys.exit(130)
-    if judge.why:
-        raise InputError(judge.why)
-    return rows
+    for_first = {"A": 1.0, "B": -1.0, "tie": 0.0, None: np.nan}
+    verdicts_b2 = [
+        (0.0, 0.0)
+        if pair is None
+        else [for_first[log.verdicts.get(question.key)] for question in pair]
+        for pair in pairs
+    ]
+    return np.asarray(verdicts_b2).T * [[1], [-1]]

@@ -51,6 +51,11 @@ def read(path: pathlib.Path) -> Stored:
     )
 
 
+def path(folder: pathlib.Path, temperature: float) -> pathlib.Path:
+    """The file of an evaluation's responses at one temperature."""
+    return folder / f"responses-t{temperature:g}.parquet"
+
+
 def files(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files of responses of an evaluation, a temperature each."""
     return sorted(folder.glob("responses-t*.parquet"))

@@ -1,0 +1,80 @@
+"""The pairs of stored responses that a language model judges, from a working directory."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vbon_jax import files
+from vbon_jax.evaluation import stored_responses
+from vbon_jax.evaluation.llm_judge import RUN_COLUMNS, Contest
+from vbon_jax.sampling import reference_cache
+from vbon_jax.types import InputError
+from vbon_jax.workdir import layout, results
+
+
+def read(work: layout.Work, options: ConfigDict) -> list[Contest]:
+    """Each run of `config.llm_judge` against the baseline, on the first held-out prompts.
+
+    Raises InputError for runs that are not there or cannot be read, and fewer than two prompts.
+    """
+    if work.cache is None:
+        raise InputError(f"{work.path}: no reference cache is there; run compare or evaluate first")
+    count = min(options.prompts, len(work.cache.rewards_pm))
+    if count < 2:
+        raise InputError(f"{work.path}: an interval over prompts needs at least 2, it has {count}")
+    evaluated = {run.name: run for run in work.runs if run.rows}
+    runs = _chosen(work, evaluated, options)
+    prompts = reference_cache.read(work.cache, range(count), column="prompt")
+    if options.baseline == results.REFERENCE:
+        others, rewards_b = _reference(work, count)
+    else:
+        others, rewards_b = _first_responses(work, evaluated[options.baseline], count)
+    contests = []
+    for run in runs:
+        row = layout.main_rows(run.rows, work.temperature)[0]
+        lo, hi = results.interval(row, "kl") or (None, None)
+        named = row | {"kl_lo": lo, "kl_hi": hi}
+        texts, own_b = _first_responses(work, run, count)
+        named = {name: named[name] for name in RUN_COLUMNS}
+        contests.append(Contest(named, prompts, texts, others, own_b - rewards_b))
+    return contests
+
+
+def _chosen(
+    work: layout.Work, evaluated: dict[str, layout.Run], options: ConfigDict
+) -> list[layout.Run]:
+    """The evaluated runs that are judged; InputError for a name that is not one of them."""
+    names = tuple(options.runs) or tuple(evaluated)
+    for name in (*names, options.baseline):
+        if name not in evaluated and name != results.REFERENCE:
+            raise InputError(
+                f"llm_judge: {name!r} is not an evaluated run of {work.path} (it has "
+                f"{', '.join(evaluated) or 'none'})"
+            )
+    runs = [evaluated[name] for name in names if name not in (options.baseline, results.REFERENCE)]
+    if not runs:
+        raise InputError(f"{work.path}: there is no evaluated run to judge; run compare first")
+    return runs
+
+
+def _reference(work: layout.Work, count: int) -> tuple[list[str], np.ndarray]:
+    """The first cached response to each prompt, and its reward."""
+    if not work.cache.has_responses:
+        raise InputError(
+            f"{work.path}: its reference rewards were imported without responses; give "
+            "llm_judge.baseline the name of a run"
+        )
+    texts = [responses[0] for responses in reference_cache.read(work.cache, range(count))]
+    return texts, work.cache.rewards_pm[:count, 0].astype(np.float64)
+
+
+def _first_responses(
+    work: layout.Work, run: layout.Run, count: int
+) -> tuple[list[str], np.ndarray]:
+    """The first stored response of a run to each prompt, and its reward."""
+    row = layout.main_rows(run.rows, work.temperature)[0]
+    path = stored_responses.path(run.folder / "evaluation", row["temperature"])
+    lines = files.read_parquet(path, ["responses", "rewards"]).slice(0, count).to_pylist()
+    if len(lines) < count:
+        raise InputError(f"{run.folder}: responses to {len(lines)} prompts, not {count}")
+    rewards_b = np.asarray([line["rewards"][0] for line in lines], np.float64)
+    return [line["responses"][0] for line in lines], rewards_b
