@@ -21,6 +21,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["vbon_jax", "vbon_jax.*"]),
     package_data={
         "vbon_jax": ["py.typed"],
+        "vbon_jax.data": ["*.txt"],
         "vbon_jax.report": ["*.jinja", "*.css", "*.js"],
     },
     install_requires=[

@@ -1,4 +1,4 @@
-"""The demo: everything embedded, nothing to fetch; what `make demo` and `make compare` run."""
+"""The demo: data and models of its own, nothing to fetch; `make demo` and `make compare` run it."""
 
 from ml_collections import ConfigDict
 
@@ -16,14 +16,19 @@ FASTER, SLOWER = ("j_bond",), ("vbon_regression", *PAIRS)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Small enough for a laptop: embedded reviews, prompts of 2 to 8 tokens, 12 new tokens.
+    """Small enough for a laptop: toy reviews, prompts of 2 to 8 tokens, 12 new tokens.
+
+    Two stages come first: a policy of GPT-2's shape learns to write reviews, a classifier of
+    DistilBERT's to tell good ones from bad ones, from beginnings of any length.
 
     `configs/demo.py` trains vBoN and KL-RL at N = 4; `configs/demo.py:compare` trains every method
     at four N and three seeds, all at one budget of sampled tokens.
     """
     config = defaults()
     with config.unlocked():
+        config.data.train, config.data.eval = "toy_reviews:train", "toy_reviews:eval"
         config.data.train_limit, config.data.eval_limit = 512, 256
+        _stages(config)
         config.sampling.max_new_tokens = 12
         config.references.samples_per_prompt = 64
         config.references.batch_prompts = 16
@@ -34,13 +39,35 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.learning_rate, config.train.schedule = 1e-4, "linear"
         config.train.trainable = "decoder/(tokens|head)/.*|value/.*"
         config.train.checkpoint_every = 50
-        config.embedded.policy_steps = 300
-        config.embedded.reward_steps = 120
         if arg == "compare":
             _compare(config)
         elif arg:
             raise ValueError(f"configs/demo.py:{arg} is not known; give nothing or `compare`")
     return config.lock()
+
+
+def _stages(config: ConfigDict) -> None:
+    """The policy and the classifier, each from a fresh network and a tokenizer of its own."""
+    train = {"batch_size": 64, "learning_rate": 2e-3, "text_tokens": 80}
+    config.stages.policy = {
+        "network": {"model_type": "gpt2", "n_embd": 128, "n_layer": 2, "n_head": 4}
+        | {"n_positions": 80},
+        "vocab_size": 2048,
+        "method": "sft",
+        "data": {"train": "toy_reviews:train"},
+        "train": train | {"steps": 300},
+    }
+    config.stages.reward = {
+        "network": {"model_type": "distilbert", "dim": 128, "n_layers": 1, "n_heads": 4}
+        | {"hidden_dim": 512, "max_position_embeddings": 160}
+        | {"id2label": {"0": "NEGATIVE", "1": "POSITIVE"}},
+        "vocab_size": 2048,
+        "init_seed": 1,
+        "method": "reward_model",
+        "data": {"train": "toy_reviews:beginnings", "over_long": "truncate"},
+        "train": train | {"steps": 120},
+    }
+    config.policy.path, config.reward.path = "stage:policy", "stage:reward"
 
 
 def _compare(config: ConfigDict) -> None:

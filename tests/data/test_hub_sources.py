@@ -35,7 +35,7 @@ def config(tmp_path):
 
 
 def read(config, split: str) -> list[str]:
-    table = configured.read(config, config.data[split], split)
+    table = configured.read(config, split)
     return [row["prompt"] for row in table.rows]
 
 
@@ -61,14 +61,6 @@ def test_held_out_rows_have_the_filter_or_one_of_their_own(config):
     assert read(config, "eval") == ["test askreddit 3"]
     config.data.stream_rows = 1
     assert read(config, "train") == ["train relationships 0"]
-
-
-def test_embedded_reviews_are_read_as_they_are(config, tmp_path):
-    """Whatever the configuration says of data of its own."""
-    file = tmp_path / "reviews.jsonl"
-    file.write_text('{"text": "a"}\n{"text": "b"}\n')
-    config.data.train, config.data.stream_rows = "", 1
-    assert configured.read(config, str(file), "train").rows == [{"text": "a"}, {"text": "b"}]
 
 
 # Given pairs --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The embedded reviews: many, graded, undecided at first; and the tokenizers trained on them."""
+"""The toy reviews: many, graded, undecided at first; and the tokenizers trained on them."""
 
 import itertools
 import re
@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vbon_jax.data import tokenizers, toy_reviews
+from vbon_jax.data import sources, tokenizers, toy_reviews
+from vbon_jax.types import InputError
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +41,31 @@ def test_a_seed_gives_one_list_and_a_longer_one_begins_with_it(sample):
 
 def test_there_are_many_reviews(sample):
     assert len({r.text for r in sample}) >= 15_000
-    assert toy_reviews.derivations() > 10**9
     vocabulary = {word for r in sample for word in re.findall(r"\w+", r.text)}
     assert 300 <= len(vocabulary) <= 600
 
 
-def test_derivations_are_counted_by_length(monkeypatch):
-    grammar = {"sentence": ("{word} {word}.", "no.", "{deed} {word}."), "word": ("a", "b c")}
-    monkeypatch.setattr(toy_reviews, "GRAMMAR", grammar)
-    monkeypatch.setattr(toy_reviews, "GRADED", {"deed": dict.fromkeys(range(-3, 4), ("x",))})
-    monkeypatch.setattr(toy_reviews, "MAX_SENTENCES", 2)
-    monkeypatch.setattr(toy_reviews, "MIN_WORDS", 4)
-    monkeypatch.setattr(toy_reviews, "MAX_WORDS", 4)
-    toy_reviews._derivations.cache_clear()
-    # A sentence has 1 word in 1 way, 2 words in 2 ways (a a, x a), 3 in 3 (a bc, bc a, x bc) and 4
-    # in 1 (bc bc); so 4 words are 1 sentence in 1 way, or 1 + 3, 2 + 2, 3 + 1 in 3 + 4 + 3.
-    assert toy_reviews.derivations() == 11
-    toy_reviews._derivations.cache_clear()
+def test_the_named_source():
+    """Held-out reviews follow the training ones, whose beginnings are cut between words."""
+    train, held_out, beginnings = (
+        sources.read(f"toy_reviews:{part}?reviews=200").rows
+        for part in ("train", "eval", "beginnings")
+    )
+    made = [{"text": r.text, "label": r.label} for r in toy_reviews.generate(210, seed=0)]
+    assert train + held_out == made
+    lengths = []
+    for row, beginning in zip(train, beginnings, strict=True):
+        assert beginning["label"] == row["label"]
+        words, kept = row["text"].split(" "), beginning["text"].split(" ")
+        assert kept == words[: len(kept)]
+        lengths.append(len(kept))
+    whole = [beginning == row for row, beginning in zip(train, beginnings, strict=True)]
+    assert min(lengths) == 4 and 0 < sum(whole) < 50
+    assert toy_reviews.rows("toy_reviews:train?reviews=20") == train[:20]
+    with pytest.raises(
+        InputError, match="toy_reviews:test: give toy_reviews:train, toy_reviews:ev"
+    ):
+        sources.read("toy_reviews:test")
 
 
 def test_reviews_are_plain_text_of_the_promised_size(sample):
@@ -66,7 +75,9 @@ def test_reviews_are_plain_text_of_the_promised_size(sample):
     text = " ".join(r.text for r in sample)
     assert set(text) <= set("abcdefghijklmnopqrstuvwxyz .,")
     assert not re.search(r"\ba [aeiou]|  | [.,]|\ban [^aeiouh]", text)
-    for symbol, phrases in toy_reviews.GRADED.items():
+    for symbol, phrases in toy_reviews.PHRASES.items():
+        if isinstance(phrases, tuple):
+            continue
         assert set(phrases) == set(toy_reviews.GRADES), symbol
         assert len({p for group in phrases.values() for p in group}) == sum(
             map(len, phrases.values())
@@ -157,10 +168,10 @@ def test_folders_load_again_beside_a_model(bpe, wordpiece, sample, tmp_path):
 def test_training_is_deterministic_in_another_process(bpe, wordpiece):
     code = (
         "import hashlib\n"
-        "from vbon_jax import reviews\n"
-        "texts = [r.text for r in reviews.generate(2000, seed=0)]\n"
-        "for t in (reviews.train_tokenizer(texts, vocab_size=768),\n"
-        "          reviews.train_wordpiece(texts, vocab_size=500)):\n"
+        "from vbon_jax.data import tokenizers, toy_reviews\n"
+        "texts = [r.text for r in toy_reviews.generate(2000, seed=0)]\n"
+        "for t in (tokenizers.train_tokenizer(texts, vocab_size=768),\n"
+        "          tokenizers.train_wordpiece(texts, vocab_size=500)):\n"
         "    print(t.backend_tokenizer.to_str())\n"
     )
     root = str(toy_reviews.__file__).rpartition("vbon_jax")[0]

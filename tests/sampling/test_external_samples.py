@@ -591,7 +591,7 @@ def test_the_configuration_of_the_document_reads_its_rows(tmp_path, monkeypatch)
     exec(compile(block("python", "get_config"), "docs/data.md", "exec"), module)
     config = module["get_config"]()
     for split, expected in (("train", "post relationships"), ("eval", "post tifu")):
-        table = configured.read(config, config.data[split], split)
+        table = configured.read(config, split)
         assert [row["prompt"] for row in table.rows] == [expected]
     assert "configs" in sys.modules
 

@@ -68,10 +68,19 @@ def test_given_pairs_of_any_cell(config, tmp_path):
     refused(config, "pairs.jsonl: line 1: chosen and rejected are equal", "pairs.on_tie=drop")
 
 
-def test_a_comparison_is_refused_before_its_embedded_models(tiny, tmp_path):
+def test_a_comparison_is_refused_before_its_stages(tiny, tmp_path):
     """In one line, and nothing was made."""
-    arguments = [f"--config.reward.path={tiny / 'policy'}", "--config.policy.path="]
+    arguments = ["--config", "configs/demo.py", f"--config.reward.path={tiny / 'policy'}"]
     done = program("compare", "--workdir", tmp_path / "work", *arguments)
     assert done.returncode == 2
     assert "architectures" in done.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "work").exists()
+
+
+def test_a_configuration_without_data_or_models(config):
+    config.policy.path = config.data.eval = ""
+    refused(config, "config.data.eval, config.policy.path: nothing is given", "configs/demo.py")
+    config.method = "sft"
+    check_refusal(lambda: preflight.check_text_method(config), "config.policy.path: nothing")
+    config.reward.path = "both"
+    refused(config, "reward.path and reward.function are both given")

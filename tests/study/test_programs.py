@@ -1,4 +1,4 @@
-"""Every program and every command of the documentation, on a tiny policy or the embedded one."""
+"""Every program and every command of the documentation, on a tiny policy or the demo's."""
 
 import csv
 import dataclasses
@@ -347,13 +347,18 @@ COMPARED = {"methods": "vbon,qrpo", "seeds": 0, "budget.sampled_tokens": 1500}
     [("configs/demo.py", "runs/demo", {}), ("configs/demo.py:compare", "runs/compare", COMPARED)],
 )
 def test_the_demo_in_small(tmp_path, config, workdir, changes):
-    """What `make demo` and `make compare` run, with the embedded models made in seconds."""
+    """What `make demo` and `make compare` run, with its models trained in seconds."""
     makefile = (ROOT / "Makefile").read_text()
     assert f"-m experiments.compare --config {config} --workdir {workdir}" in makefile
     sizes = {
-        "embedded.reviews": 200, "embedded.eval_reviews": 40, "embedded.vocab_size": 300,
-        "embedded.width": 16, "embedded.policy_steps": 4, "embedded.reward_steps": 4,
-        "embedded.batch_size": 8, "data.train_limit": 16, "data.eval_limit": 8,
+        "data.train": "toy_reviews:train?reviews=400", "data.eval": "toy_reviews:eval?reviews=400",
+        "data.train_limit": 16, "data.eval_limit": 8,
+        "stages.policy.data.train": "toy_reviews:train?reviews=400",
+        "stages.policy.vocab_size": 300, "stages.policy.network.n_embd": 16,
+        "stages.policy.train.steps": 4, "stages.policy.train.batch_size": 8,
+        "stages.reward.data.train": "toy_reviews:beginnings?reviews=400",
+        "stages.reward.vocab_size": 300, "stages.reward.network.dim": 16,
+        "stages.reward.train.steps": 4, "stages.reward.train.batch_size": 8,
         "references.samples_per_prompt": 8, "train.steps": 2, "train.batch_size": 8,
         "evaluation.samples_per_prompt": 2, "evaluation.resamples": 50, "n_values": 2,
     } | changes  # fmt: skip

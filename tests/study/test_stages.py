@@ -199,7 +199,7 @@ def test_a_stage_of_adapters_is_merged(posts, tmp_path):
         for name, steps in STAGES.items():
             config.stages[name].train.steps = steps
         config.stages.reward_model.policy = {"lora": {"pattern": r"layer_1/attention/query"}}
-    folder = stages.make(config, tmp_path, "reward_model")
+    folder = stages.train(config, tmp_path, "reward_model")
     made = model_folder.load(folder, kind="classifier").params
     base = model_folder.load(tmp_path / "stages" / "sft" / "model", kind="decoder").params
     assert made.pop("score")["kernel"].shape == (64, 1)

@@ -5,20 +5,14 @@ from ml_collections import ConfigDict
 from vbon_jax.data import formats, sources
 
 
-def read(config: ConfigDict, path: str, split: str) -> sources.Rows:
-    """The rows of the training ("train") or the held-out ("eval") data at `path`.
-
-    Splits, columns and filters are those of `config.data`; embedded reviews, which the
-    configuration names no data for, are read as they are.
-    """
+def read(config: ConfigDict, split: str) -> sources.Rows:
+    """The training ("train") or the held-out ("eval") rows of `config.data`."""
     settings = config.data
-    if not settings[split]:
-        return sources.read(path)
     keep, name = settings.filter, settings.split_train
     if split == "eval":
         keep, name = settings.filter_eval or settings.filter, settings.split_eval
     return sources.read(
-        path,
+        settings[split],
         split=name,
         columns=settings.columns,
         keep=keep,

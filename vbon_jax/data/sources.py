@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vbon_jax.data import prompt_sets
+from vbon_jax.data import prompt_sets, toy_reviews
 from vbon_jax.types import InputError
 
 # The names that a split goes by, the first that is there.
@@ -80,7 +80,8 @@ def read(
 
     `source` is a file (.jsonl, .json, .csv, .parquet; with any other ending JSON lines), a folder
     that holds one for the split (`train.csv`, or parts: `train-00000-of-00002.parquet`, there or in
-    `data/`), a folder that `datasets` saved, or a hub name "owner/name" or "owner/name:config".
+    `data/`), a folder that `datasets` saved, a hub name "owner/name" or "owner/name:config", or
+    "toy_reviews:PART" (`toy_reviews.rows`).
 
     `split` is "train", "eval" (the first of test, eval and validation that there is), another
     split's name, or a part of one: "train[:1000]", "train[90%:]". A file is its own split, whatever
@@ -171,6 +172,8 @@ def _bound(text: str | None, size: int) -> int | None:
 
 def _open(source: str, split: str, streaming: bool) -> _Opened:
     """Finds a source; nothing of it is read before its rows are asked for."""
+    if source.startswith("toy_reviews:"):
+        return _Opened(iter(toy_reviews.rows(source)), source)
     path = pathlib.Path(source).expanduser()
     if path.exists():
         asked = SPLIT.fullmatch(split)

@@ -70,7 +70,7 @@ def panel(
 
 def _judge(config, name, settings, materials, folder: pathlib.Path, cache) -> Judge:
     """One judge, with its rewards of all cached responses in `folder/judges/NAME`."""
-    reward = rewards.load(settings)
+    reward = rewards.load(settings, materials.judge_paths[name])
     stage = folder / FOLDER / name
     inputs = {"judge": reward.fingerprint}
     held = {f"references {k}": v for k, v in cache.provenance._asdict().items()}

@@ -19,7 +19,7 @@ from vbon_jax.data import configured, formats, prompt_sets
 from vbon_jax.evaluation import measures, sampled_policy
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import reference_cache, rewards, sampler
-from vbon_jax.study import caches, embedded, plan, preflight, stages, supervision
+from vbon_jax.study import caches, plan, preflight, stages, supervision
 from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError, Params
 from vbon_jax.workdir import results, run
@@ -38,6 +38,7 @@ class Materials(NamedTuple):
     train_prompts: prompt_sets.PromptSet
     eval_prompts: prompt_sets.PromptSet
     sampling: sampler.Sampling
+    judge_paths: dict[str, str]
 
     def scorer(self, prompts: prompt_sets.PromptSet) -> Callable:
         """(places of prompts [S], response ids) -> float32 rewards [S]."""
@@ -45,14 +46,10 @@ class Materials(NamedTuple):
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
-    """Load, and where no path is given build, the policy, the reward and the prompts.
-
-    Where the configuration names a stage, the folder of its model takes the name's place.
-    """
+    """Load the policy, the reward and the prompts; the stages of the configuration come first."""
     plan.check(config)
     preflight.check(config)
-    stages.resolve(config, workdir)
-    paths = embedded.resolve(config, workdir)
+    paths = stages.make(config, workdir)
     checkpoint = model_folder.load(paths.policy, kind="decoder")
     model = dataclasses.replace(checkpoint.config, dtype=config.policy.dtype)
     model, params = loop.with_adapters(config, model, checkpoint.params, paths.policy)
@@ -60,7 +57,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
     tokenizer = model_folder.load_tokenizer(paths.policy)
     model_folder.check_vocabulary(tokenizer, model, paths.policy)
     sampling = make_sampling(config, checkpoint, tokenizer)
-    train_prompts, eval_prompts = _prompts(config, paths, tokenizer, model)
+    train_prompts, eval_prompts = _prompts(config, tokenizer, model)
     reward = rewards.load(config.reward, paths.reward)
     for prompts in (train_prompts, eval_prompts):
         _try(reward, prompts, response_alone=config.reward.text == "response")
@@ -73,6 +70,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
         train_prompts=train_prompts,
         eval_prompts=eval_prompts,
         sampling=sampling,
+        judge_paths=paths.judges,
     )
 
 
@@ -105,9 +103,7 @@ def make_sampling(
         raise InputError(f"config.sampling: {error}") from error
 
 
-def _prompts(
-    config, paths, tokenizer, model
-) -> tuple[prompt_sets.PromptSet, prompt_sets.PromptSet]:
+def _prompts(config, tokenizer, model) -> tuple[prompt_sets.PromptSet, prompt_sets.PromptSet]:
     """Training prompts, and held-out ones of which none is a training prompt."""
     settings = config.data
     longest = model.max_positions - config.sampling.max_new_tokens
@@ -118,11 +114,8 @@ def _prompts(
         )
     longest = min(longest, settings.longest_prompt or longest)
     sets: list[prompt_sets.PromptSet] = []
-    for split, path, limit in (
-        ("train", paths.train_data, settings.train_limit),
-        ("eval", paths.eval_data, settings.eval_limit),
-    ):
-        table = configured.read(config, path, split)
+    for split, limit in (("train", settings.train_limit), ("eval", settings.eval_limit)):
+        table = configured.read(config, split)
         prompts = prompt_sets.build_prompts(
             formats.prompts(table, name=settings.field, tokenizer=tokenizer),
             tokenizer,
@@ -266,11 +259,10 @@ def run_cell(
 def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """Train a text method (`sft`, `reward_model`) from the folder that the configuration names."""
     plan.check(config)
-    preflight.check_stages(config)
-    stages.resolve(config, workdir)
+    preflight.check_text_method(config)
+    paths = stages.make(config, workdir)
     config = plan.config_of(config, plan.single(config))
     method = methods.method(config.method)
-    paths = embedded.resolve(config, workdir)
     path = paths.policy if method.kind == "decoder" else paths.reward
     checkpoint, tokenizer = (
         model_folder.load(path, kind=method.kind),
@@ -286,7 +278,7 @@ def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     if method.kind == "decoder":
         eos = (make_sampling(config, checkpoint, tokenizer).eos_token_ids or (None,))[0]
     model, params = loop.with_adapters(config, checkpoint.config, checkpoint.params, path)
-    table = configured.read(config, paths.train_data, "train")
+    table = configured.read(config, "train")
     task = methods.Task(
         config=config,
         model=model,

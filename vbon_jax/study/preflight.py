@@ -6,17 +6,22 @@ checked for what each of them is; whether a prompt fits the policy is seen when 
 
 from ml_collections import ConfigDict
 
-from vbon_jax.data import configured, formats, sources
+from vbon_jax.data import configured, formats
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards
 from vbon_jax.study import plan, stages, supervision
 from vbon_jax.training import methods
+from vbon_jax.types import InputError
 
 
 def check(config: ConfigDict) -> None:
     """Everything that a comparison reads; InputError, in one line, for what cannot be used."""
+    if config.reward.path and config.reward.function:
+        raise InputError("reward.path and reward.function are both given; keep one of them")
+    stages.require(config, "data.train", "data.eval", "policy.path",
+                   *([] if config.reward.function else ["reward.path"]))  # fmt: skip
     stages.check(config)
-    if config.policy.path and not config.policy.path.startswith(stages.PREFIX):
+    if not config.policy.path.startswith(stages.PREFIX):
         model_folder.read_config(config.policy.path, kind="decoder")
     _check_reward("reward", config.reward, config)
     for name, settings in plan.judges(config).items():
@@ -24,11 +29,17 @@ def check(config: ConfigDict) -> None:
     check_stages(config)
     tokenizer = _tokenizer(config, config.policy.path)
     for split in ("train", "eval"):
-        if config.data[split]:
-            table = configured.read(config, config.data[split], split)
-            formats.prompts(table, name=config.data.field, tokenizer=tokenizer)
+        table = configured.read(config, split)
+        formats.prompts(table, name=config.data.field, tokenizer=tokenizer)
     for changed in _given_pairs(config):
         configured.read_pairs(changed, tokenizer)
+
+
+def check_text_method(config: ConfigDict) -> None:
+    """What `sft` and `reward_model` read: their rows, one model, and the stages."""
+    model = "policy" if methods.method(config.method).kind == "decoder" else "reward"
+    stages.require(config, "data.train", f"{model}.path")
+    check_stages(config)
 
 
 def check_stages(config: ConfigDict) -> None:
@@ -39,7 +50,7 @@ def check_stages(config: ConfigDict) -> None:
         tokenizer = _tokenizer(config, own.base)
         for split in ("train", "eval"):
             if run.data[split]:
-                supervision.all_texts(run, _rows(run, split), tokenizer)
+                supervision.all_texts(run, configured.read(run, split), tokenizer)
 
 
 def _given_pairs(config: ConfigDict) -> list[ConfigDict]:
@@ -54,10 +65,6 @@ def _given_pairs(config: ConfigDict) -> list[ConfigDict]:
     return list(found.values())
 
 
-def _rows(run: ConfigDict, split: str) -> sources.Rows:
-    return configured.read(run, run.data[split], split)
-
-
 def _tokenizer(config: ConfigDict, path: str):
     """That of the folder which a model begins with; None where it is made on the way."""
     folder = stages.beginning(config, path)
@@ -70,8 +77,7 @@ def _check_reward(where: str, settings: ConfigDict, config: ConfigDict) -> None:
         rewards.load(settings)
     elif settings.path.startswith(stages.PREFIX):
         name = settings.path.removeprefix(stages.PREFIX)
-        run = stages.settings(config, name)[1]
-        labels = stages.labels(run, _rows(run, "train"))
+        labels = stages.labels(config, name)
         rewards.label_index(f"{where} ({settings.path})", settings.label, labels)
     elif settings.path:
         labels = model_folder.read_config(settings.path, kind="classifier").labels

@@ -8,9 +8,10 @@ configuration asks for a model's folder, for the model that the stage makes:
     config.policy.path = "stage:sft"
 
 A stage begins with the model in `base` (a folder, a hub name, another stage), or, where that is "",
-with a fresh `network`, the fields of a config.json, and a tokenizer of `vocab_size` entries that is
-trained on its own texts. Every other key is one of
-vbon_jax/config.py. A finished stage is not made again.
+with a fresh `network`, the fields of a config.json, whose parameters are drawn by `init_seed` (the
+run's seed where it is left out), and a tokenizer of `vocab_size` entries that is trained on the
+stage's own texts. Every other key is one of vbon_jax/config.py. A finished stage is not trained
+again. configs/demo.py is an example of both kinds.
 """
 
 import logging
@@ -34,7 +35,7 @@ from vbon_jax.types import InputError, Params
 logger = logging.getLogger(__name__)
 
 PREFIX = "stage:"
-OWN = ("base", "network", "vocab_size")
+OWN = {"base": "", "network": {}, "vocab_size": 4096, "init_seed": None}
 METHODS = ("sft", "reward_model")
 WORD_PIECES = ("distilbert", "bert")  # families whose fresh tokenizer is one of whole words first
 
@@ -61,7 +62,7 @@ def settings(config: ConfigDict, name: str) -> tuple[ConfigDict, ConfigDict]:
     given, where = config.stages[name], f"config.stages.{name}"
     if not isinstance(given, ConfigDict):
         raise InputError(f"{where} is {given!r}; give a dictionary of keys")
-    own = ConfigDict({"base": "", "network": {}, "vocab_size": 4096})
+    own = ConfigDict(OWN)
     run = supervised(defaults(), method="sft", steps=defaults().train.steps)
     run.mesh.update(config.mesh)
     for key, value in given.items():
@@ -121,6 +122,15 @@ def _check(own: ConfigDict, run: ConfigDict, where: str) -> None:
     loop.check_rows(run, sharding.make_mesh(data=run.mesh.data, fsdp=run.mesh.fsdp))
 
 
+def require(config: ConfigDict, *keys: str) -> None:
+    """Refuse a configuration that leaves some of these keys empty."""
+    if missing := [key for key in keys if not get(config, key)]:
+        raise InputError(
+            f"config.{', config.'.join(missing)}: nothing is given; name data and models, or "
+            "begin with --config configs/demo.py, which makes its own"
+        )
+
+
 def check(config: ConfigDict) -> None:
     """Every stage's settings, that no stage begins with itself, and what stages are asked for."""
     for name in config.stages:
@@ -163,10 +173,23 @@ def _name(config: ConfigDict, path: str) -> str:
 # ------------------------------------------------------------------------------------------ making
 
 
-def resolve(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Put the folder of each model where the configuration names a stage; make what is missing."""
-    for _, _, holder in list(_holders(config)):
-        holder.path = make(config, workdir, _name(config, holder.path))
+class ModelPaths(NamedTuple):
+    """The folders of the models that a study reads."""
+
+    policy: str
+    reward: str  # "" where the reward is a function
+    judges: dict[str, str]  # by name; "" where a judge is one
+
+
+def make(config: ConfigDict, workdir: pathlib.Path) -> ModelPaths:
+    """The folders of all models of a configuration; stages that are missing are trained first."""
+
+    def folder(holder: ConfigDict) -> str:
+        path = holder.get("path", "")
+        return train(config, workdir, _name(config, path)) if path.startswith(PREFIX) else path
+
+    judges = {name: folder(judge) for name, judge in config.judges.items()}
+    return ModelPaths(folder(config.policy), folder(config.reward), judges)
 
 
 def beginning(config: ConfigDict, path: str) -> str:
@@ -176,22 +199,23 @@ def beginning(config: ConfigDict, path: str) -> str:
     return path
 
 
-def make(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
-    """The folder of a stage's model, trained now unless it stands."""
+def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
+    """The folder of a stage's model, trained now unless that is done."""
     own, run = settings(config, name)
     folder = workdir / "stages" / name
-    where = f"config.stages.{name}"
     if own.base.startswith(PREFIX):
-        own.base = make(config, workdir, _name(config, own.base))
-    table = configured.read(run, run.data.train, "train")
+        own.base = train(config, workdir, _name(config, own.base))
+    table = configured.read(run, "train")
     inputs = identity(run) | {
         "base": model_folder.fingerprint(own.base) if own.base else "",
         "network": own.network.to_dict(),
         "vocab_size": own.vocab_size,
+        "init_seed": own.init_seed,
         "rows": sources.fingerprint(table),
     }
-    if files.begin(folder, inputs, resumes=(folder / "run").exists()):
-        start = _start(own, run, table, where)
+    artifact = files.Artifact(folder, inputs)
+    if artifact.begin(resumes=(folder / "run").exists()):
+        start = _from_base(own, run, table) if own.base else _fresh(own, run, table, name)
         mesh = sharding.make_mesh(data=run.mesh.data, fsdp=run.mesh.fsdp)
         batch = supervision.make_rows(run, table, start.tokenizer, start.eos)
         held_out = _held_out(run, start)
@@ -204,7 +228,7 @@ def make(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
             tokenizer=start.tokenizer, eos_token_ids=() if start.eos is None else (start.eos,),
         )  # fmt: skip
         _report(folder, run, model, params, held_out, name)
-        files.finish(folder)
+        artifact.finish()
     return str(folder / "model")
 
 
@@ -212,7 +236,7 @@ def _held_out(run: ConfigDict, start: Start) -> supervision.Batch | None:
     """The rows of `data.eval`, read before anything is trained; None where there are none."""
     if not run.data.eval:
         return None
-    table = configured.read(run, run.data.eval, "eval")
+    table = configured.read(run, "eval")
     held_out = supervision.make_rows(run, table, start.tokenizer, start.eos)
     if len(held_out[0]) < 2:
         raise InputError(
@@ -244,18 +268,27 @@ def _report(folder, run: ConfigDict, model, params: Params, held_out, name: str)
 # ---------------------------------------------------------------------------------------- beginning
 
 
-def _start(own: ConfigDict, run: ConfigDict, table: sources.Rows, where: str) -> Start:
-    if own.base:
-        return _from_base(own, run, table)
-    return _fresh(own, run, table, where)
+def labels(config: ConfigDict, name: str) -> tuple[str, ...]:
+    """The labels of the classifier that a stage makes."""
+    own, run = settings(config, name)
+    return _labels(own, run, configured.read(run, "train"))
 
 
-def labels(run: ConfigDict, table: sources.Rows) -> tuple[str, ...]:
-    """Of a new head: one score for preferences, a logit for each class that the rows have."""
-    if not run.data.label_field:
-        return ("LABEL_0",)
-    most = max(int(row[run.data.label_field]) for row in table.rows)
-    return tuple(f"LABEL_{index}" for index in range(most + 1))
+def _labels(own: ConfigDict, run: ConfigDict, table: sources.Rows) -> tuple[str, ...]:
+    """Of a new head: one score for preferences, a logit for each class that the rows have.
+
+    The network's `id2label` names them.
+    """
+    count = 1
+    if run.data.label_field:
+        count += max(int(row[run.data.label_field]) for row in table.rows)
+    names = own.network.get("id2label", {})
+    if names and len(names) < count:
+        raise InputError(
+            f"{table.source} has {count} classes and the stage's network.id2label {len(names)}; "
+            "name them all"
+        )
+    return tuple(names.get(str(index), f"LABEL_{index}") for index in range(count))
 
 
 def _from_base(own: ConfigDict, run: ConfigDict, table: sources.Rows) -> Start:
@@ -267,7 +300,7 @@ def _from_base(own: ConfigDict, run: ConfigDict, table: sources.Rows) -> Start:
         raise InputError(f"{own.base}: a classifier, where sft takes a language model")
     if run.method == "reward_model" and not model.labels:
         key = jax.random.key(run.seed)
-        model, params = decoder.with_score(model, params, labels(run, table), key)
+        model, params = decoder.with_score(model, params, _labels(own, run, table), key)
     _check_positions(run, model, own.base)
     model, params = loop.with_adapters(run, model, params, own.base)
     eos = checkpoint.eos_token_ids
@@ -276,10 +309,10 @@ def _from_base(own: ConfigDict, run: ConfigDict, table: sources.Rows) -> Start:
     return Start(model, params, tokenizer, checkpoint.settings, eos[0] if eos else None)
 
 
-def _fresh(own: ConfigDict, run: ConfigDict, table: sources.Rows, where: str) -> Start:
+def _fresh(own: ConfigDict, run: ConfigDict, table: sources.Rows, name: str) -> Start:
     """A network of random parameters, and a tokenizer trained on the rows."""
     texts = supervision.all_texts(run, table, None)
-    network = own.network.to_dict()
+    network, where = own.network.to_dict(), f"config.stages.{name}"
     if network.get("model_type") in WORD_PIECES:
         tokenizer, eos = tokenizers.train_wordpiece(texts, vocab_size=own.vocab_size), None
     else:
@@ -291,11 +324,12 @@ def _fresh(own: ConfigDict, run: ConfigDict, table: sources.Rows, where: str) ->
         "bos_token_id": eos,
         "eos_token_id": eos,
     }
-    named = labels(run, table) if run.method == "reward_model" else ()
+    names = _labels(own, run, table) if run.method == "reward_model" else ()
     settings = network | ids
-    model = model_folder.config_of(settings, labels=named, source=f"{where}.network")
+    model = model_folder.config_of(settings, labels=names, source=f"{where}.network")
     _check_positions(run, model, where)
-    params = classifier.init(model, jax.random.key(run.seed))
+    seed = run.seed if own.init_seed is None else own.init_seed
+    params = classifier.init(model, jax.random.key(seed))
     return Start(model, params, tokenizer, settings, eos)
 
 
