@@ -262,11 +262,6 @@ def test_rows_longer_than_the_network(posts, tmp_path):
         ("data.train", {"prompt": "a", "completion": " ", "subreddit": "relationships"}, ["empty"]),
         ("data.eval", {"text": "a", "subreddit": "relationships"}, ["line 1", "'completion'"]),
         ("data.eval", {"prompt": "a", "completion": "b"}, ["'subreddit'"]),
-        (
-            "data.eval",
-            {"prompt": "a", "completion": "!", "subreddit": "relationships"},
-            ["line 1", "'completion'", "a text with words"],
-        ),
     ],
 )
 def test_bad_rows_of_any_stage_are_found_before_the_first(posts, tmp_path, key, row, words):
