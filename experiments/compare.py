@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 from vbon_jax import cli, files
-from vbon_jax.report import sections
+from vbon_jax.report import outputs
 from vbon_jax.study import caches, evaluate, pipeline, plan
 from vbon_jax.workdir import layout, results
 
@@ -38,7 +38,7 @@ def main() -> None:
     for cell in plan.every(config):
         pipeline.run_cell(config, workdir, cell, materials)
         evaluate.run_rows(config, workdir, cell, materials, cache, panel)
-    for row in sections.write(workdir):
+    for row in outputs.write(workdir):
         print(pipeline.sentence(row))
     print(f"{workdir / 'results.csv'}\n{workdir / 'report.html'}")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vbon_jax import cli, files
 from vbon_jax.evaluation import llm_judge
-from vbon_jax.report import sections
+from vbon_jax.report import outputs
 from vbon_jax.types import InputError
 from vbon_jax.workdir import contests, layout
 
@@ -39,7 +39,7 @@ def main() -> None:
     log.info("spent: %.4f dollars of %g", outcome.spent, config.llm_judge.max_cost)
     if any(row["missing"] for row in outcome.rows):
         log.info("pairs are missing; the same command asks for what is not answered yet")
-    sections.write(workdir)
+    outputs.write(workdir)
     print(f"{workdir / RESULTS_FILE}\n{workdir / 'report.html'}")
     if outcome.unfinished == llm_judge.INTERRUPTED:
         log.info("interrupted; the same command continues")

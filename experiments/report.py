@@ -10,13 +10,13 @@ import pathlib
 from absl import flags
 
 from vbon_jax import cli
-from vbon_jax.report import sections
+from vbon_jax.report import outputs
 
 
 def main() -> None:
     """Write the report of the folder that `--workdir` names, and say where it is."""
     workdir = pathlib.Path(WORKDIR.value)
-    sections.write(workdir)
+    outputs.write(workdir)
     for name in ("results.csv", "means.csv", "pareto.csv", "figures", "report.html"):
         print(workdir / name)
 

@@ -11,7 +11,7 @@ from tests import fake_models, reward_functions
 from tests.tiny_config import overrides, program
 from vbon_jax.config import defaults
 from vbon_jax.evaluation import judges, stored_responses
-from vbon_jax.report import sections
+from vbon_jax.report import aggregates, judge_rows, outputs
 from vbon_jax.sampling import reference_cache, rewards
 from vbon_jax.study import plan
 from vbon_jax.types import InputError
@@ -31,7 +31,7 @@ def get_config(arg=None):
 
 def judged(workdir):
     with (workdir / "judges.csv").open(newline="") as file:
-        assert next(csv.reader(file)) == list(judges.COLUMNS)
+        assert next(csv.reader(file)) == list(judge_rows.COLUMNS)
     return results.read_results(workdir / "judges.csv")
 
 
@@ -215,7 +215,7 @@ def work(tmp_path):
 
 
 def test_a_judge_is_read_without_any_model(work):
-    sections.write(work)
+    outputs.write(work)
     rows = judged(work)
     kinds = [(row["method"], row["n"], row["temperature"]) for row in rows]
     assert kinds == [
@@ -232,20 +232,28 @@ def test_what_is_damaged_or_of_other_responses_is_not_shown(work):
     text = (evaluation / "judges" / "gold" / "rows.json").read_text()
     (evaluation / "judges" / "gold" / "rows.json").write_text("{")
     found = layout.read(work)
-    assert {row["method"] for row in judges.read(found).rows} == {"cache", "best_of_n", "reference"}
-    assert "What gold says of" in found.problems[-1]
+    assert {row["method"] for row in judge_rows.read(found, aggregates.ruler_rows(found)).rows} == {
+        "cache",
+        "best_of_n",
+        "reference",
+    }
+    assert "The rows of gold about" in found.problems[-1]
     (evaluation / "judges" / "gold" / "rows.json").write_text(text)
     (work / "reference" / "responses-t1.parquet").write_bytes(
         (evaluation / "responses-t1.parquet").read_bytes()
     )
     found = layout.read(work)
-    assert {row["method"] for row in judges.read(found).rows} == {"cache", "best_of_n", "vbon"}
+    assert {row["method"] for row in judge_rows.read(found, aggregates.ruler_rows(found)).rows} == {
+        "cache",
+        "best_of_n",
+        "vbon",
+    }
     stage = work / "references" / "eval" / "judges" / "gold"
     (stage / "rewards.parquet").write_bytes(b"")
     found = layout.read(work)
-    assert judges.read(found) == judges.Judged([], {})
+    assert judge_rows.read(found, aggregates.ruler_rows(found)) == judge_rows.Judged([], {})
     assert "The judge gold is not shown" in found.problems[-1]
     made = json.loads((stage / "stage.json").read_text())
     (stage / "stage.json").write_text(json.dumps(made | {"finished": False}))
     found = layout.read(work)
-    assert judges.read(found) == judges.Judged([], {})
+    assert judge_rows.read(found, aggregates.ruler_rows(found)) == judge_rows.Judged([], {})

@@ -192,7 +192,7 @@ def test_the_program_writes_results_and_page_and_says_what_it_spent(work, main, 
 
 
 def test_the_program_reports_before_it_fails(work, main, monkeypatch):
-    monkeypatch.setattr(program.sections, "write", lambda workdir: [])
+    monkeypatch.setattr(program.outputs, "write", lambda workdir: [])
     with (
         serving(lambda asked: (403, {}, "")) as server,
         pytest.raises(InputError, match="HTTP 403"),

@@ -8,7 +8,7 @@ import pytest
 from playwright import sync_api
 
 from tests import fake_models
-from vbon_jax.report import page, sections
+from vbon_jax.report import outputs, page
 
 SCRIPT = "<script>window.hacked=1</script><img src=x onerror=window.hacked=2>"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -41,7 +41,7 @@ def file(tmp_path_factory):
     config = fake_models.defaults().to_dict()
     unfinished = {"method": "dpo", "n": 4.0, "seed": 0, "train.steps": SCRIPT.replace("/", "")}
     fake_models.write_run(folder, unfinished, config, logged=9)
-    sections.write(folder)
+    outputs.write(folder)
     return folder / "report.html"
 
 

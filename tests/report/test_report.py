@@ -15,7 +15,7 @@ import pytest
 from tests import fake_models
 from tests.tiny_config import program
 from vbon_jax.evaluation import bon_curve
-from vbon_jax.report import figures, page, sections, style
+from vbon_jax.report import figures, outputs, page, style, training_curves
 from vbon_jax.types import InputError
 from vbon_jax.workdir import layout, results, run
 
@@ -39,7 +39,7 @@ def work(tmp_path_factory):
     fake_models.write_run(folder, {"method": "ipo", "n": 4.0, "seed": 0}, config, evaluated=False)
     fake_models.write_run(folder, {"method": "sft", "n": 4.0, "seed": 0}, config, evaluated=False)
     (folder / "runs" / "begun").mkdir()
-    sections.write(folder)
+    outputs.write(folder)
     return folder
 
 
@@ -77,11 +77,15 @@ def shown(folder) -> str:
 
 
 def test_no_two_methods_look_alike_and_none_changes_its_look():
-    names = [*style.KNOWN, *(f"new {i}" for i in range(style.LOOKS - len(style.KNOWN)))]
-    looks = style.looks(names)
-    assert len(set(looks.values())) == len(names) == style.LOOKS
-    assert style.looks(["kl_rl"])["kl_rl"] == looks["kl_rl"]
-    assert style.looks(["anything", "vbon (l1)"])["vbon (l1)"] == looks["vbon (l1)"]
+    looks = style.looks([f"method {i}" for i in range(style.LOOKS)])
+    assert len(set(looks.values())) == style.LOOKS
+    alone = style.looks(["method 1"], [1])
+    assert alone == {"method 1": looks["method 1"]}
+    runs = style.looks(["vbon (l1)", "vbon (exact)", "kl_rl", "kl_rl", "own"], [0, 0, 1, 1, 99])
+    assert list(runs) == ["vbon (l1)", "vbon (exact)", "kl_rl", "own"]
+    assert runs["vbon (l1)"] == looks["method 0"]
+    assert runs["kl_rl"] == looks["method 1"]
+    assert len(set(runs.values())) == 4
     assert len(style.looks([f"new {i}" for i in range(100)])) == 100
 
 
@@ -130,13 +134,14 @@ def test_a_number_that_is_none_makes_no_coordinate():
 
 def test_names_from_anywhere_are_drawn(tmp_path):
     odd = point(method="_$vbon^<模>", n=1.5, kl=0.3, win_rate=0.7, deficit=0.1)
+    looks = style.looks([odd["method"]])
     curve = bon_curve.Curve(*np.linspace(0.0, 1.0, 4 * 5).reshape(4, 5))
     for index, drawing in enumerate(
         [
-            figures.against_kl([odd], curve, "win_rate"),
-            figures.against_kl([], curve, "reward"),
-            figures.deficit_by_n([odd]),
-            figures.against_budget([odd], "deficit", "sampled_tokens"),
+            figures.against_kl([odd], looks, curve, "win_rate"),
+            figures.against_kl([], {}, curve, "reward"),
+            figures.deficit_by_n([odd], looks),
+            figures.against_budget([odd], looks, "deficit", "sampled_tokens"),
         ]
     ):
         path = tmp_path / f"{index}.svg"
@@ -145,10 +150,10 @@ def test_names_from_anywhere_are_drawn(tmp_path):
 
 
 def test_curves_are_thinned_to_means():
-    steps, values = sections.thinned(range(10), [0.0, 2.0] * 5, 5)
+    steps, values = training_curves.thin(range(10), [0.0, 2.0] * 5, 5)
     assert steps == [1, 3, 5, 7, 9]
     assert values == [1.0] * 5
-    assert sections.thinned([3, 7], [1.0, math.nan], 5) == ([3, 7], [1.0, None])
+    assert training_curves.thin([3, 7], [1.0, math.nan], 5) == ([3, 7], [1.0, None])
 
 
 # ------------------------------------------------------------------------------- files
@@ -226,7 +231,7 @@ def test_every_figure_is_valid(work, monkeypatch):
         seen.append(paths)
 
     monkeypatch.setattr(style, "save", save)
-    sections.write(work)
+    outputs.write(work)
     assert len(seen) == 14
     with pytest.raises(style.alt.utils.schemapi.SchemaValidationError):
         style.alt.Chart().mark_point(size="no size").to_dict(validate=True)
@@ -303,7 +308,7 @@ def test_200_runs_stay_below_the_limit_in_size_and_time(tmp_path):
         method = ("vbon", "kl_rl", "dpo", "ipo")[index % 4]
         fake_models.copy_run(first, {"method": method, "n": 2.0 ** (index % 5), "seed": index})
     started = time.perf_counter()
-    sections.write(tmp_path)
+    outputs.write(tmp_path)
     assert time.perf_counter() - started < 60
     size = (tmp_path / "report.html").stat().st_size
     assert size < page.SIZE_LIMIT
@@ -318,7 +323,7 @@ def test_200_runs_stay_below_the_limit_in_size_and_time(tmp_path):
 def test_a_folder_that_is_none_is_one_line(tmp_path):
     for folder, words in ((tmp_path, "neither runs nor"), (tmp_path / "none", "no such folder")):
         with pytest.raises(InputError, match=words):
-            sections.write(folder)
+            outputs.write(folder)
     done = program("report", "--workdir", tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
@@ -336,10 +341,10 @@ def test_the_program_writes_the_report(work, tmp_path):
 def test_a_folder_whose_first_run_has_just_begun(tmp_path):
     config = fake_models.defaults().to_dict()
     fake_models.write_run(tmp_path, {"method": "vbon", "n": 4.0, "seed": 0}, config, logged=0)
-    assert sections.write(tmp_path) == []
+    assert outputs.write(tmp_path) == []
     assert "vbon-n4-s0 : training; step 0 of 100" in shown(tmp_path)
     fake_models.write_run(tmp_path, {"method": "vbon", "n": 4.0, "seed": 0}, config, logged=3)
-    sections.write(tmp_path)
+    outputs.write(tmp_path)
     assert (tmp_path / "figures" / "training.svg").is_file()
 
 
@@ -348,7 +353,7 @@ def test_a_run_of_a_budget_has_no_number_of_steps_to_come(tmp_path):
     config.budget.sampled_tokens = 1000
     cell = {"method": "vbon", "n": 4.0, "seed": 0}
     fake_models.write_run(tmp_path, cell, config.to_dict(), logged=3)
-    sections.write(tmp_path)
+    outputs.write(tmp_path)
     said = shown(tmp_path)
     assert "vbon-n4-s0 : training; step 3" in said
     assert "step 3 of" not in said
@@ -356,7 +361,7 @@ def test_a_run_of_a_budget_has_no_number_of_steps_to_come(tmp_path):
 
 def test_a_cache_alone_shows_best_of_n(tmp_path):
     fake_models.write_cache(tmp_path / "references" / "eval", prompts=4)
-    rows = sections.write(tmp_path)
+    rows = outputs.write(tmp_path)
     assert {row["method"] for row in rows} == {"best_of_n", "soft_best_of_n"}
     said = shown(tmp_path)
     assert "0 of 0 runs are evaluated" in said
@@ -372,7 +377,7 @@ def test_what_is_damaged_is_said_and_the_rest_is_shown(tmp_path):
     first, second = sorted((tmp_path / "runs").iterdir())
     (first / "config.json").write_text("{")
     (second / "evaluation" / "responses-t1.parquet").write_bytes(b"PAR1")
-    sections.write(tmp_path)
+    outputs.write(tmp_path)
     said = shown(tmp_path)
     assert f"{first.name} : cannot be read" in said
     assert f"{second.name} is in neither the Pareto shares nor the means over seeds" in said
@@ -386,7 +391,7 @@ def test_runs_against_another_cache_are_not_mixed_in(tmp_path):
     stage = json.loads(path.read_text())
     stage["inputs"]["references seed"] = 5
     path.write_text(json.dumps(stage))
-    rows = sections.write(tmp_path)
+    rows = outputs.write(tmp_path)
     assert [row["run"] for row in rows if row["seed"] is not None] == ["kl_rl-n4-s1"]
     assert "evaluated against another reference cache (its seed differs)" in shown(tmp_path)
 
@@ -394,7 +399,7 @@ def test_runs_against_another_cache_are_not_mixed_in(tmp_path):
 def test_a_damaged_cache_leaves_the_training_curves(tmp_path):
     small(tmp_path)
     next((tmp_path / "references" / "eval").glob("*.parquet")).write_bytes(b"")
-    assert sections.write(tmp_path) == []
+    assert outputs.write(tmp_path) == []
     said = shown(tmp_path)
     assert "The reference cache is not used" in said
     assert "Training curves" in said
@@ -408,9 +413,9 @@ def test_models_made_on_the_way_have_a_table(tmp_path):
     found = {"stage": "sft", "method": "reward_model", "rows": 41, "accuracy": number}
     (tmp_path / "stages" / "sft" / "evaluation.json").write_text(json.dumps(found))
     (tmp_path / "stages" / "broken" / "evaluation.json").write_text("{}")
-    sections.write(tmp_path)
+    outputs.write(tmp_path)
     said = shown(tmp_path)
-    assert "Models made on the way" in said
+    assert "Models trained first" in said
     assert re.search(r"sft reward_model 41 – 0\.750 \[0\.710, 0\.790\] –", said)
     assert "broken/evaluation.json cannot be read" in said
 
@@ -420,7 +425,7 @@ def test_a_method_of_a_users_own_is_shown_like_any_other(tmp_path):
     folder = fake_models.write_run(tmp_path, {"method": "dpo", "n": 4.0, "seed": 0}, config)
     record = run.read(folder)._replace(method="simpo", label="simpo (gamma=0.5)", order=99)
     run.write(folder, record)
-    rows = sections.write(tmp_path)
+    rows = outputs.write(tmp_path)
     assert (rows[-1]["method"], rows[-1]["label"]) == ("simpo", "simpo (gamma=0.5)")
     for name in ("means.csv", "pareto.csv", "report.html"):
         assert "simpo (gamma=0.5)" in (tmp_path / name).read_text()
@@ -432,7 +437,7 @@ def test_a_number_that_is_not_finite_is_said_aloud(tmp_path):
     rows = json.loads(path.read_text())
     rows[0]["kl"] = math.nan
     path.write_text(json.dumps(rows))
-    sections.write(tmp_path)
+    outputs.write(tmp_path)
     assert "Not finite, and left out of the figures: kl_rl: kl." in shown(tmp_path)
 
 

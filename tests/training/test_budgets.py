@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tests.tiny_config import overrides, program
+from vbon_jax import files
 from vbon_jax.config import defaults
 from vbon_jax.sampling import reference_cache
 from vbon_jax.study import caches
-from vbon_jax.training import logs, loop, methods
+from vbon_jax.training import loop, methods
 from vbon_jax.types import InputError
 
 
@@ -125,7 +126,7 @@ def test_every_cell_spends_the_same(tiny, tmp_path):
     for name in names.split(","):
         folder = tmp_path / "runs" / f"{name}-n2-s0"
         ledger = json.loads((folder / "ledger.json").read_text())
-        rows = logs.read_rows(folder / "metrics.jsonl")
+        rows = files.read_jsonl(folder / "metrics.jsonl")
         sampled = [row.get("budget/sampled_tokens", 0) for row in rows]
         if name in ("bon_sft", "dpo"):  # all of the cache: it is worth less than the budget
             assert sum(sampled) == 0
@@ -148,7 +149,7 @@ def test_a_budget_of_flops_ends_a_run(tiny, tmp_path):
     assert (
         program("train", "--workdir", tmp_path / "b", *overrides(tiny, **changes)).returncode == 0
     )
-    rows = logs.read_rows(tmp_path / "b/runs/dpo-n4-s0/metrics.jsonl")
+    rows = files.read_jsonl(tmp_path / "b/runs/dpo-n4-s0/metrics.jsonl")
     assert len(rows) == 3
     both = {"budget__train_flops": 1.0, "budget__sampled_tokens": 5}
     done = program("train", "--workdir", tmp_path / "c", *overrides(tiny, **both))

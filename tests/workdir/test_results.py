@@ -7,6 +7,7 @@ import pytest
 
 from vbon_jax.evaluation import bon_curve, measures, sampled_policy
 from vbon_jax.evaluation.bootstrap import Estimate
+from vbon_jax.report import texts
 from vbon_jax.workdir import results
 
 ISSUE = """
@@ -18,8 +19,11 @@ ISSUE = ISSUE.replace("\n", "").split(",")
 
 def rows_of():
     reference_bm = np.random.default_rng(0).normal(size=(12, 16)).astype(np.float32)
-    ruler = bon_curve.ruler(reference_bm, [2, 4], seed=0, resamples=100)
     cells = {"prompts": 12, "reference_samples": 16}
+    best = [
+        results.make_row(results.BEST_OF_N, {"reward": row.reward, "kl": row.kl}, n=row.n, **cells)
+        for row in bon_curve.ruler(reference_bm, [2, 4], seed=0, resamples=100)
+    ]
     summary = {
         "reward": Estimate(1.234567, 0.0123, 1.21, 1.26),
         "win_rate": Estimate(0.78, 0.02, 0.74, 0.82),
@@ -41,7 +45,7 @@ def rows_of():
     )
     reference = results.make_row("reference", {"win_rate": Estimate(0.5, 0.01, 0.48, 0.52)})
     reference["kl"] = 0.0
-    return [reference, *results.ruler_rows(ruler, **cells), policy]
+    return [reference, *best, policy]
 
 
 # ------------------------------------------------------------------------------- results.csv
@@ -119,11 +123,11 @@ def test_unknown_column_is_refused(tmp_path):
     ],
 )
 def test_numbers(value, unit, text):
-    assert results.number(value, unit=unit) == text
+    assert texts.number(value, unit=unit) == text
 
 
 def test_durations():
-    found = [results.duration(seconds) for seconds in (4.25, 75, 3725, None)]
+    found = [texts.duration(seconds) for seconds in (4.25, 75, 3725, None)]
     assert found == ["4.2 s", "1 min 15 s", "1 h 02 min", "–"]
 
 

@@ -5,7 +5,6 @@ the reference's): its rewards and a row for each temperature. Its rewards of the
 responses, which every policy is held against, stand in `references/eval/judges/NAME`.
 """
 
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -16,24 +15,13 @@ import tqdm
 from ml_collections import ConfigDict
 
 from vbon_jax import files
-from vbon_jax.evaluation import agreement, bon_curve, judged, measures, stored_responses
+from vbon_jax.evaluation import agreement, measures, stored_responses
 from vbon_jax.evaluation.bootstrap import estimate
 from vbon_jax.evaluation.length_control import length_controlled_win_rate
 from vbon_jax.evaluation.stored_responses import columns
 from vbon_jax.sampling import reference_cache, rewards
 from vbon_jax.study import pipeline, plan
 from vbon_jax.types import InputError
-from vbon_jax.workdir import layout, results
-
-FOLDER = "judges"  # of an evaluation, and of the cache
-CACHE = "cache"  # the method of a judge's row about the cached reference responses
-MEASURES = ("reward", "win_rate", "lc_win_rate", "agreement", "tau_b", "ordered")
-COLUMNS = (
-    *("judge", "method", "n", "bound", "seed", "temperature"),
-    *(name + end for name in MEASURES for end in stored_responses.ENDS),
-    *("kl", "kl_lo", "kl_hi", "training_win_rate", "prompts", "samples_per_prompt"),
-    *("run", "gradient", "label"),
-)
 
 
 class Judge(NamedTuple):
@@ -71,7 +59,7 @@ def panel(
 def _judge(config, name, settings, materials, folder: pathlib.Path, cache) -> Judge:
     """One judge, with its rewards of all cached responses in `folder/judges/NAME`."""
     reward = rewards.load(settings, materials.judge_paths[name])
-    stage = folder / FOLDER / name
+    stage = folder / stored_responses.JUDGES / name
     inputs = {"judge": reward.fingerprint}
     held = {f"references {k}": v for k, v in cache.provenance._asdict().items()}
     if files.begin(stage, inputs | held):
@@ -124,7 +112,9 @@ def judge_policy(
             return measured(judge, cache, responses, rewards_bk, **options)
 
         inputs = {"judge": judge.reward.fingerprint} | options
-        stored_responses.derive(folder, f"{FOLDER}/{judge.name}", cache, inputs, work_out)
+        stored_responses.derive(
+            folder, f"{stored_responses.JUDGES}/{judge.name}", cache, inputs, work_out
+        )
 
 
 def _judged(
@@ -178,101 +168,3 @@ def _write(path: pathlib.Path, rewards_bk: np.ndarray) -> None:
 
 def _read(path: pathlib.Path) -> np.ndarray:
     return np.asarray(pq.read_table(path)["rewards"].to_pylist(), np.float32)
-
-
-# ------------------------------------------------------------------------------- reading
-
-
-class Judged(NamedTuple):
-    """Everything that the judges of a working directory say."""
-
-    rows: list[dict[str, Any]]  # of `judges.csv`
-    curves: dict[str, bon_curve.Curve]  # judge -> Best-of-N by the training reward, seen by it
-
-
-def read(work: layout.Work) -> Judged:
-    """What stands in a working directory; what cannot be read becomes one of its problems."""
-    folder = work.path / "references" / "eval" / FOLDER
-    rows, curves = [], {}
-    names = sorted(path.name for path in folder.glob("*")) if work.cache is not None else []
-    for name in names:
-        try:
-            cached_pm = _cached(folder / name, work.cache)
-            if cached_pm is None:
-                continue
-            rows += _cache_rows(work, name, cached_pm)
-            curves[name] = curve(work.cache.rewards_pm, cached_pm)
-        except layout.UNREADABLE as error:
-            work.problems.append(f"The judge {name} is not shown: {error}.")
-            continue
-        own = [row for row in work.reference_rows if row["method"] == results.REFERENCE]
-        policies = [(work.path / "reference", own)]
-        policies += [(run.folder / "evaluation", run.rows) for run in work.runs]
-        for place, of_policy in policies:
-            try:
-                rows += _policy_rows(place, name, work.cache, of_policy)
-            except layout.UNREADABLE as error:
-                work.problems.append(f"What {name} says of {place} cannot be read: {error}.")
-    return Judged(rows, curves)
-
-
-def _cached(stage: pathlib.Path, cache: reference_cache.References) -> np.ndarray | None:
-    """A judge's rewards of the cache; None where they are not there yet, or of another cache."""
-    made = json.loads((stage / files.RECORD_FILE).read_text())
-    held = {f"references {k}": v for k, v in cache.provenance._asdict().items()}
-    if not made["finished"] or any(made["inputs"].get(key) != value for key, value in held.items()):
-        return None
-    cached_pm = _read(stage / "rewards.parquet")
-    if cached_pm.shape != cache.rewards_pm.shape:
-        raise InputError(f"{stage} has rewards of shape {cached_pm.shape}; delete it")
-    return cached_pm
-
-
-def _policy_rows(folder: pathlib.Path, name: str, cache, rows: list[dict]) -> list[dict[str, Any]]:
-    """A judge's rows about one policy, with what names the policy and its KL."""
-    found = stored_responses.rows(folder, f"{FOLDER}/{name}", cache)
-    kept = ("label", "method", "n", "bound", "seed", "temperature", "run", "gradient", "kl")
-    made = []
-    for row in rows:
-        if row["temperature"] not in found:
-            continue
-        ends = results.interval(row, "kl") or (None, None)
-        own = {key: row[key] for key in kept} | {"kl_lo": ends[0], "kl_hi": ends[1]}
-        own |= {"judge": name, "training_win_rate": row["win_rate"]}
-        made.append(dict.fromkeys(COLUMNS) | own | found[row["temperature"]])
-    return made
-
-
-def _cache_rows(work: layout.Work, name: str, cached_pm: np.ndarray) -> list[dict[str, Any]]:
-    """What a judge says of the cached reference responses, and of the best of N of them."""
-    rewards_pm = work.cache.rewards_pm
-    prompts, most = rewards_pm.shape
-    if prompts < 2:
-        return []
-    options = {"seed": work.settings["seed"], "resamples": work.settings["resamples"]}
-    common = dict.fromkeys(COLUMNS) | {
-        "judge": name,
-        "temperature": work.temperature,
-        "prompts": prompts,
-        "samples_per_prompt": most,
-    }
-    own = columns("reward", estimate(cached_pm, **options))
-    own |= _agreement(rewards_pm, cached_pm, **options)
-    rows = [common | own | {"label": CACHE, "method": CACHE, "run": CACHE, "n": 1.0}]
-    ruler = [row for row in work.reference_rows if row["method"] == results.BEST_OF_N]
-    for row in ruler:
-        if row["n"] != int(row["n"]) or row["n"] > most - 1:
-            continue
-        best = judged.best_of_n(rewards_pm, cached_pm, int(row["n"]))
-        said = columns("reward", estimate(best.reward_b, **options))
-        said |= columns("win_rate", estimate(best.win_rate_b, **options))
-        said |= {key: row[key] for key in ("label", "method", "n", "run", "kl", "kl_lo", "kl_hi")}
-        rows.append(common | said | {"training_win_rate": row["win_rate"]})
-    return rows
-
-
-def curve(rewards_pm: np.ndarray, cached_pm: np.ndarray) -> bon_curve.Curve:
-    """Best-of-N by the training reward as a judge sees it, for a grid of N: means over prompts."""
-    best = bon_curve.curve(rewards_pm)
-    reward_bg, win_rate_bg = judged.empirical_curve(rewards_pm, cached_pm, best.n_g)
-    return bon_curve.mean_curve(best._replace(reward_bg=reward_bg, win_rate_bg=win_rate_bg))

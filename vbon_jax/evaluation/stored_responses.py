@@ -6,7 +6,6 @@ temperature in `rows.json`. What no longer fits the responses is not read.
 """
 
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from vbon_jax.sampling import reference_cache
 
 ROWS_FILE = "rows.json"
 LENGTH_CONTROL = "length_control"  # the folder of a policy's length-controlled win rate
+JUDGES = "judges"  # the folder of the judges' rewards, of an evaluation and of the cache
 ENDS = {"": "value", "_lo": "lo", "_hi": "hi"}  # of a number's columns
 
 
@@ -93,19 +93,20 @@ def derive(
 def rows(
     folder: pathlib.Path, name: str, cache: reference_cache.References | None
 ) -> dict[float, dict[str, Any]]:
-    """The derived rows by temperature; none where they do not stand or are of other responses."""
+    """The derived rows by temperature; none where they are missing or of other responses.
+
+    Raises Damaged where they cannot be read.
+    """
     stage = folder / name
-    try:
-        made = json.loads((stage / workspace.RECORD_FILE).read_text())
-        found = json.loads((stage / ROWS_FILE).read_text())
-    except FileNotFoundError:
+    record = workspace.recorded(stage)
+    if record is None or not record["finished"]:
         return {}
     current = digests(folder)
     if cache is not None:
         current |= {f"references {k}": v for k, v in cache.provenance._asdict().items()}
-    if not made["finished"] or any(made["inputs"].get(k) != v for k, v in current.items()):
+    if any(record["inputs"].get(key) != value for key, value in current.items()):
         return {}
-    return {row["temperature"]: row for row in found}
+    return {row["temperature"]: row for row in workspace.read_json(stage / ROWS_FILE)}
 
 
 def columns(name: str, found: Estimate) -> dict[str, float | None]:

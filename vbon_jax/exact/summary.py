@@ -98,15 +98,15 @@ def figure(rows: list[dict]) -> alt.TopLevelMixin:
         for row in rows
         if row["method"] not in ("best_of_n", "reference")
     ]
-    names = list(dict.fromkeys(point["method"] for point in points))
+    looks = style.looks(list(dict.fromkeys(point["method"] for point in points)))
     panels = []
     for gradient in dict.fromkeys(point["gradient"] for point in points):
         own = [point for point in points if point["gradient"] == gradient]
         chart = alt.Chart(alt.Data(values=own), width=300, height=240).encode(
             x=alt.X("n:Q", title="N", scale=alt.Scale(type="log", base=2)),
             y=alt.Y("kl:Q", title="KL to Best-of-N (nats, from 1e-6)", scale=alt.Scale(type="log")),
-            color=style.colour(names),
-            shape=style.shape(names),
+            color=style.colour(looks),
+            shape=style.shape(looks),
         )
         layers = chart.mark_line() + chart.mark_point(filled=True, size=60)
         panels.append(layers.facet(column=alt.Column("ties:N", title=None)))

@@ -1,7 +1,8 @@
-"""The figures of a report, as Altair charts: policies held against Best-of-N.
+"""The figures of a report, as Altair charts: policies compared with Best-of-N.
 
-Every chart takes points (dictionaries of `points`) and draws those that it has numbers for. All of
-them read the parameter `chosen`: method names to stand out; none chosen, all stand out.
+Every chart takes points (dictionaries of `points`) and draws those that it has numbers for, each
+method with its `looks`. All charts read the parameter `chosen`: methods to stand out; where none is
+chosen, all of them do.
 """
 
 import functools
@@ -14,7 +15,8 @@ import numpy as np
 
 from vbon_jax.evaluation.bon_curve import Curve
 from vbon_jax.functional import bon
-from vbon_jax.report import style
+from vbon_jax.report import style, texts
+from vbon_jax.report.texts import rounded
 from vbon_jax.workdir import results
 from vbon_jax.workdir.results import BEST_OF_N, REFERENCE, SOFT
 
@@ -33,7 +35,6 @@ TIPS = ("kl", "win_rate", "reward", "deficit", "length", "distinct2")
 ON_CACHE, IN_THEORY = "Best-of-N on the cache", "Best-of-N, continuous rewards"
 POINTS, TEMPERATURES, CURVES = "points", "temperatures", "curves"  # names of data
 LABELLED = 8  # points of a figure at most, for each to carry its N
-DIGITS = 6  # significant ones of a coordinate
 
 
 class Drawing(NamedTuple):
@@ -41,15 +42,6 @@ class Drawing(NamedTuple):
 
     chart: alt.TopLevelMixin
     data: dict[str, list[dict[str, Any]]]
-
-
-class Figure(NamedTuple):
-    """One figure: the name of its files, what it shows, its drawing."""
-
-    name: str
-    title: str
-    caption: str
-    drawing: Drawing
 
 
 # ------------------------------------------------------------------------------- data
@@ -79,16 +71,9 @@ def _point(row: Mapping[str, Any]) -> dict[str, Any]:
         lo, hi = results.interval(row, name) or (None, None)
         if point[name] is not None and lo is not None:
             point |= {f"{name}_lo": rounded(lo), f"{name}_hi": rounded(hi)}
-        point[f"{name}_text"] = " ".join(results.estimate_text(row, name)).strip()
-    point["cost_text"] = results.number(row.get("sampled_tokens"))
+        point[f"{name}_text"] = " ".join(texts.estimate(row, name)).strip()
+    point["cost_text"] = texts.number(row.get("sampled_tokens"))
     return point
-
-
-def rounded(value: float | None) -> float | None:
-    """A number of `DIGITS` significant digits; None where it is none or not finite."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.{DIGITS}g}")
 
 
 def _numbers(points: Sequence[Mapping], name: str, kind: str = "policy") -> list[float]:
@@ -96,32 +81,32 @@ def _numbers(points: Sequence[Mapping], name: str, kind: str = "policy") -> list
     return [p[name] for p in points if p["kind"] == kind and p[name] is not None]
 
 
-def method_names(points: Sequence[Mapping]) -> list[str]:
-    """The names of the policies' methods, each once."""
-    return list(dict.fromkeys(point["method"] for point in points if point["kind"] == "policy"))
+def _shown(points: Sequence[Mapping], looks: Mapping[str, style.Look]) -> dict[str, style.Look]:
+    """The looks of the policies' methods that are among the points."""
+    methods = {point["method"] for point in points if point["kind"] == "policy"}
+    return {name: look for name, look in looks.items() if name in methods}
 
 
 # ------------------------------------------------------------------------------- parts of a chart
 
 
 def _faded(full: float, faint: float) -> Any:
-    """Opacity by the method's being chosen."""
+    """Opacity by whether the method is chosen."""
     chosen = "!length(chosen) || indexof(chosen, datum.method) >= 0"
     return alt.condition(chosen, alt.value(full), alt.value(faint))
 
 
-def _tooltip() -> list[alt.Tooltip]:
-    titles = {name: TITLES[name].split(" (")[0] for name in TIPS} | {"win_rate": "win rate"}
-    return [
-        alt.Tooltip("run:N", title="run"),
-        alt.Tooltip("method:N", title="method"),
-        alt.Tooltip("n:Q", title="N", format="~g"),
-        *(alt.Tooltip(f"{name}_text:N", title=title) for name, title in titles.items()),
-        alt.Tooltip("cost_text:N", title="sampled tokens"),
-    ]
+def _tooltip(**titles: str) -> list[alt.Tooltip]:
+    """Fields of text to hover over, by their titles; those of a policy unless others are given."""
+    if not titles:
+        named = {f"{name}_text": TITLES[name].split(" (")[0] for name in TIPS}
+        titles = {"run": "run", "method": "method", "n": "N", **named}
+        titles |= {"win_rate_text": "win rate", "cost_text": "sampled tokens"}
+    return [alt.Tooltip(f"{name}:N", title=title) for name, title in titles.items()]
 
 
 def _top(*layers: alt.Chart, description: str) -> alt.LayerChart:
+    """Layers as one chart with the parameter `chosen`."""
     chosen = alt.param(name="chosen", value=[])
     return alt.layer(*layers).properties(description=description).add_params(chosen)
 
@@ -132,50 +117,65 @@ def _base(data: str, *names: str, kind: str = "policy") -> alt.Chart:
     return alt.Chart(alt.NamedData(name=data)).transform_filter(" && ".join(there))
 
 
-def _rule(base: alt.Chart, names: list[str], measure: str, **channels: Any) -> alt.Chart:
+def _line(base: alt.Chart, looks: Mapping[str, style.Look], **channels: Any) -> alt.Chart:
+    """A line through the points of a method."""
+    mark = base.mark_line(strokeWidth=1.5)
+    return mark.encode(color=style.colour(looks), opacity=_faded(0.7, 0.06), **channels)
+
+
+def _intervals(
+    base: alt.Chart, looks: Mapping[str, style.Look], measure: str, **channels: Any
+) -> alt.Chart:
     """The 95 % intervals of a measure, where there are any."""
-    chart = base.transform_filter(f"isValid(datum.{measure}_lo)")
-    return chart.mark_rule(strokeWidth=1.2, clip=True).encode(
-        color=style.colour(names), opacity=_faded(0.55, 0.06), tooltip=_tooltip(), **channels
+    mark = base.transform_filter(f"isValid(datum.{measure}_lo)").mark_rule(
+        strokeWidth=1.2, clip=True
+    )
+    encoding = {"color": style.colour(looks), "opacity": _faded(0.55, 0.06)}
+    return mark.encode(tooltip=_tooltip(), **encoding, **channels)
+
+
+def _marks(base: alt.Chart, looks: Mapping[str, style.Look], **channels: Any) -> alt.Chart:
+    """A point for each policy, of equal size unless `size` is a channel."""
+    return base.mark_point(filled=True, clip=True, size=60, strokeWidth=0).encode(
+        color=style.colour(looks),
+        shape=style.shape(looks),
+        opacity=_faded(1.0, 0.1),
+        tooltip=_tooltip(),
+        **channels,
     )
 
 
 def _scatter(
     points: Sequence[Mapping],
+    looks: Mapping[str, style.Look],
     across: str,
     along: str,
     *,
-    x_options: Mapping[str, Any] | None = None,
+    x_options: Mapping[str, Any],
+    description: str,
     below: Callable[[Callable, Callable], list[alt.Chart]] = lambda x, y: [],
     data: str = POINTS,
-    description: str,
 ) -> Drawing:
     """Policies as points with their intervals, larger for a larger N.
 
     `below(x, y)` makes what lies under them from the makers of both axes. Few points carry their N.
     `data` names the points.
     """
-    names, base = method_names(points), _base(data, across, along)
-    x = functools.partial(alt.X, title=TITLES[across], **(x_options or {}))
+    looks, base = _shown(points, looks), _base(data, across, along)
+    x = functools.partial(alt.X, title=TITLES[across], **x_options)
     y = functools.partial(alt.Y, title=TITLES[along], scale=alt.Scale(zero=False, nice=True))
     at = {"x": x(f"{across}:Q"), "y": y(f"{along}:Q")}
-    marks = base.mark_point(filled=True, clip=True, strokeWidth=0).encode(
-        **at,
-        color=style.colour(names),
-        shape=style.shape(names),
-        tooltip=_tooltip(),
-        opacity=_faded(1.0, 0.1),
-        size=alt.Size("size:Q", scale=None, legend=None),
-    )
-    bars = [_rule(base, names, along, x=at["x"], y=y(f"{along}_lo:Q"), y2=f"{along}_hi:Q")]
+    ends = {"x": at["x"], "y": y(f"{along}_lo:Q"), "y2": f"{along}_hi:Q"}
+    layers = [_intervals(base, looks, along, **ends)]
     if across in TIPS:
-        ends = {"x": x(f"{across}_lo:Q"), "x2": f"{across}_hi:Q"}
-        bars.append(_rule(base, names, across, **ends, y=at["y"]))
-    text = base.mark_text(align="left", dx=8, dy=9, style="note", clip=True)
-    text = text.encode(**at, text="label:N", opacity=_faded(0.9, 0.1))
-    labels = [text] if len(_numbers(points, along)) <= LABELLED else []
+        ends = {"x": x(f"{across}_lo:Q"), "x2": f"{across}_hi:Q", "y": at["y"]}
+        layers.append(_intervals(base, looks, across, **ends))
+    if len(_numbers(points, along)) <= LABELLED:
+        text = base.mark_text(align="left", dx=8, dy=9, style="note", clip=True)
+        layers.append(text.encode(**at, text="label:N", opacity=_faded(0.9, 0.1)))
+    layers.append(_marks(base, looks, **at, size=alt.Size("size:Q", scale=None, legend=None)))
     # A legend of no methods would have no size, and with it the figure.
-    layers = below(x, y) + ([*bars, *labels, marks] if names else [])
+    layers = below(x, y) + (layers if looks else [])
     return Drawing(_top(*layers, description=description), {data: list(points)})
 
 
@@ -210,35 +210,43 @@ def _curves(best: Curve, measure: str, end: float, in_theory: bool) -> list[dict
     ]
 
 
-def _lines(data: str, in_theory: bool) -> alt.Chart:
+def _curve_lines(data: str, in_theory: bool, **at: Any) -> alt.Chart:
     """Best-of-N's curve over the broad, faint theoretical one, which it all but covers."""
     names, widths, shades = [IN_THEORY, ON_CACHE], [6, 1.6], [0.3, 1.0]
     if not in_theory:
         names, widths, shades = names[1:], widths[1:], shades[1:]
-    chart = alt.Chart(alt.NamedData(name=data))
-    return chart.mark_line(style="ink", clip=True).encode(
-        strokeWidth=alt.StrokeWidth(
-            "line:O", scale=alt.Scale(type="ordinal", domain=names, range=widths), title=None
-        ),
-        opacity=alt.Opacity(
-            "line:O", scale=alt.Scale(type="ordinal", domain=names, range=shades), title=None
-        ),
-        tooltip=[alt.Tooltip("line:N", title="line")],
+    width, shade = (
+        alt.Scale(type="ordinal", domain=names, range=ends) for ends in (widths, shades)
+    )
+    chart = alt.Chart(alt.NamedData(name=data)).mark_line(style="ink", clip=True)
+    return chart.encode(
+        strokeWidth=alt.StrokeWidth("line:O", scale=width, title=None),
+        opacity=alt.Opacity("line:O", scale=shade, title=None),
+        tooltip=_tooltip(line="line"),
+        **at,
     )
 
 
-def against_kl(points: Sequence[Mapping], best: Curve, measure: str, *, judge: str = "") -> Drawing:
+def against_kl(
+    points: Sequence[Mapping],
+    looks: Mapping[str, style.Look],
+    best: Curve,
+    measure: str,
+    *,
+    judge: str = "",
+) -> Drawing:
     """Win rate or reward against KL, over Best-of-N's curve and points and the reference's own.
 
-    `best` is `evaluate.mean_curve(...)`. Points and curve may be those of another `judge`, whose
+    `best` is `bon_curve.mean_curve(...)`. Points and curve may be those of another `judge`, whose
     win rates are not N/(N+1) in theory.
     """
-    end, line = last_kl(points), f"best-of-n-{measure}{judge and f'-{judge}'}"
-    data, in_theory = f"{POINTS}{judge and f'-{judge}'}", measure == "win_rate" and not judge
+    end, suffix = last_kl(points), judge and f"-{judge}"
+    data, line = f"{POINTS}{suffix}", f"best-of-n-{measure}{suffix}"
+    in_theory = measure == "win_rate" and not judge
 
     def below(x, y) -> list[alt.Chart]:
         at = {"x": x("kl:Q"), "y": y(f"{measure}:Q")}
-        layers = [_lines(line, in_theory).encode(**at)]
+        layers = [_curve_lines(line, in_theory, **at)]
         for kind, path in ((BEST_OF_N, style.CROSS), (SOFT, "circle"), (REFERENCE, style.STAR)):
             fixed = _base(data, measure, kind=kind).transform_filter(f"datum.kl <= {end}")
             mark = {"shape": path, "style": "ink", "clip": True, "strokeWidth": 1.5}
@@ -249,6 +257,7 @@ def against_kl(points: Sequence[Mapping], best: Curve, measure: str, *, judge: s
     left = min([0.0, -0.02 * end, *_numbers(points, "kl")])
     drawing = _scatter(
         points,
+        looks,
         "kl",
         measure,
         x_options={"scale": alt.Scale(domain=[left, end], nice=False)},
@@ -262,7 +271,9 @@ def against_kl(points: Sequence[Mapping], best: Curve, measure: str, *, judge: s
 # ------------------------------------------------------------------------------- the other figures
 
 
-def pareto_bars(shares: Sequence[Mapping[str, Any]], quality: str) -> Drawing:
+def pareto_bars(
+    shares: Sequence[Mapping[str, Any]], looks: Mapping[str, style.Look], quality: str
+) -> Drawing:
     """Each method's share of points on the front, with its interval, the largest on top."""
     bars = [
         {
@@ -273,84 +284,60 @@ def pareto_bars(shares: Sequence[Mapping[str, Any]], quality: str) -> Drawing:
         for share in sorted(shares, key=lambda share: -share["share"])
         if share["quality"] == quality
     ]
-    names = list(dict.fromkeys(share["method"] for share in shares))
-    y = alt.Y(
-        "method:N",
-        sort=[bar["method"] for bar in bars],
-        title=None,
-        axis=alt.Axis(labelLimit=160, ticks=False),
-    )
+    methods = [bar["method"] for bar in bars]
     x = functools.partial(
         alt.X,
         title="share of its points on the front",
         axis=alt.Axis(format="%"),
         scale=alt.Scale(domain=[0, 1]),
     )
-    tooltip = [
-        alt.Tooltip(f"{name}:N", title=title)
-        for name, title in (
-            ("method", "method"),
-            ("text", "on the front"),
-            ("ends", "95 % interval"),
-        )
-    ]
-    data = f"pareto-{quality}"
-    base = alt.Chart(alt.NamedData(name=data))
+    y = alt.Y("method:N", sort=methods, title=None, axis=alt.Axis(labelLimit=160, ticks=False))
+    colour = style.colour({name: looks[name] for name in looks if name in methods}, legend=None)
+    tooltip = _tooltip(method="method", text="on the front", ends="95 % interval")
+    base = alt.Chart(alt.NamedData(name=f"pareto-{quality}"))
     chart = _top(
         base.mark_bar(height={"band": 0.62}).encode(
-            x=x("share:Q"),
-            y=y,
-            tooltip=tooltip,
-            opacity=_faded(0.85, 0.15),
-            color=style.colour(names, legend=None),
+            x=x("share:Q"), y=y, tooltip=tooltip, opacity=_faded(0.85, 0.15), color=colour
         ),
         base.mark_rule(style="ink", strokeWidth=1.6).encode(
             x=x("share_lo:Q"), x2="share_hi:Q", y=y
         ),
         description=f"Share of each method's points on the front of KL and {TITLES[quality]}",
     )
-    return Drawing(chart.properties(height=26 * max(len(bars), 1)), {data: bars})
+    return Drawing(chart.properties(height=26 * max(len(bars), 1)), {f"pareto-{quality}": bars})
 
 
-def deficit_by_n(points: Sequence[Mapping]) -> Drawing:
+def deficit_by_n(points: Sequence[Mapping], looks: Mapping[str, style.Look]) -> Drawing:
     """The deficit at each N: a point and its interval a run, a line through the mean of seeds."""
-    names, base = method_names(points), _base(POINTS, "deficit", "n")
-    x = alt.X("n:O", title="N", axis=alt.Axis(labelAngle=0, format="~g"))
-    offset = alt.XOffset("method:N", scale=alt.Scale(domain=names, paddingOuter=0.2))
+    looks, base = _shown(points, looks), _base(POINTS, "deficit", "n")
     y = functools.partial(alt.Y, title=TITLES["deficit"])
+    at = {
+        "x": alt.X("n:O", title="N", axis=alt.Axis(labelAngle=0, format="~g")),
+        "xOffset": alt.XOffset("method:N", scale=alt.Scale(domain=list(looks), paddingOuter=0.2)),
+    }
+    ends = {"y": y("deficit_lo:Q"), "y2": "deficit_hi:Q"}
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(style="ink", strokeDash=[2, 3])
     chart = _top(
         zero.encode(y=y("zero:Q")),
-        base.mark_line(strokeWidth=1.5).encode(
-            x=x,
-            y=y("mean(deficit):Q"),
-            color=style.colour(names),
-            xOffset=offset,
-            opacity=_faded(0.7, 0.06),
-        ),
-        _rule(base, names, "deficit", x=x, xOffset=offset, y=y("deficit_lo:Q"), y2="deficit_hi:Q"),
-        base.mark_point(filled=True, size=60, strokeWidth=0).encode(
-            x=x,
-            xOffset=offset,
-            y=y("deficit:Q"),
-            color=style.colour(names),
-            tooltip=_tooltip(),
-            shape=style.shape(names),
-            opacity=_faded(1.0, 0.1),
-        ),
+        _line(base, looks, **at, y=y("mean(deficit):Q")),
+        _intervals(base, looks, "deficit", **at, **ends),
+        _marks(base, looks, **at, y=y("deficit:Q")),
         description="Deficit to Best-of-N at each N",
     )
     return Drawing(chart, {POINTS: list(points)})
 
 
-def against_budget(points: Sequence[Mapping], measure: str, budget: str) -> Drawing:
-    """Win rate or deficit against what a run cost; logarithmic where costs differ much."""
+def against_budget(
+    points: Sequence[Mapping], looks: Mapping[str, style.Look], measure: str, budget: str
+) -> Drawing:
+    """Win rate or deficit against the cost of a run; logarithmic where costs differ much."""
     costs = _numbers(points, budget)
     wide = bool(costs) and min(costs) > 0 and max(costs) / min(costs) > 20
-    shape = {"type": "log"} if wide else {"type": "linear", "zero": False}
-    scale = alt.Scale(**shape, nice=False, padding=16)
+    kind = {"type": "log"} if wide else {"type": "linear", "zero": False}
+    scale = alt.Scale(**kind, nice=False, padding=16)
     return _scatter(
         points,
+        looks,
         budget,
         measure,
         x_options={"scale": scale, "axis": alt.Axis(format="~s")},
@@ -358,69 +345,55 @@ def against_budget(points: Sequence[Mapping], measure: str, budget: str) -> Draw
     )
 
 
-def by_temperature(points: Sequence[Mapping], measure: str) -> Drawing:
-    """A line a run over the temperatures that it was evaluated at."""
-    names, base = method_names(points), _base(TEMPERATURES, measure, "temperature")
-    x = alt.X(
-        "temperature:Q",
-        title=TITLES["temperature"],
-        scale=alt.Scale(zero=False, nice=False, padding=16),
-    )
+def by_temperature(
+    points: Sequence[Mapping], looks: Mapping[str, style.Look], measure: str
+) -> Drawing:
+    """A line a run over the temperatures of its evaluation."""
+    looks, base = _shown(points, looks), _base(TEMPERATURES, measure, "temperature")
+    scale = alt.Scale(zero=False, nice=False, padding=16)
+    x = alt.X("temperature:Q", title=TITLES["temperature"], scale=scale)
     y = functools.partial(alt.Y, title=TITLES[measure], scale=alt.Scale(zero=False))
+    ends = {"y": y(f"{measure}_lo:Q"), "y2": f"{measure}_hi:Q"}
     chart = _top(
-        base.mark_line(strokeWidth=1.5).encode(
-            x=x,
-            y=y(f"{measure}:Q"),
-            color=style.colour(names),
-            detail="run:N",
-            opacity=_faded(0.7, 0.06),
-        ),
-        _rule(base, names, measure, x=x, y=y(f"{measure}_lo:Q"), y2=f"{measure}_hi:Q"),
-        base.mark_point(filled=True, size=60, strokeWidth=0).encode(
-            x=x,
-            y=y(f"{measure}:Q"),
-            color=style.colour(names),
-            shape=style.shape(names),
-            tooltip=_tooltip(),
-            opacity=_faded(1.0, 0.1),
-        ),
+        _line(base, looks, x=x, y=y(f"{measure}:Q"), detail="run:N"),
+        _intervals(base, looks, measure, x=x, **ends),
+        _marks(base, looks, x=x, y=y(f"{measure}:Q")),
         description=f"{TITLES[measure]} against temperature",
     )
     return Drawing(chart, {TEMPERATURES: list(points)})
 
 
-def drift(points: Sequence[Mapping], measure: str) -> Drawing:
+def drift(points: Sequence[Mapping], looks: Mapping[str, style.Look], measure: str) -> Drawing:
     """Length or diversity against KL; the dashed line is the reference's own."""
 
     def below(x, y) -> list[alt.Chart]:
         own = _base(POINTS, measure, kind=REFERENCE).mark_rule(style="ink", strokeDash=[2, 3])
         return [own.encode(y=y(f"{measure}:Q"), tooltip=_tooltip())]
 
-    scale = alt.Scale(zero=True, nice=False, padding=8)
-    description = f"{TITLES[measure]} against KL"
     return _scatter(
-        points, "kl", measure, x_options={"scale": scale}, below=below, description=description
+        points,
+        looks,
+        "kl",
+        measure,
+        x_options={"scale": alt.Scale(zero=True, nice=False, padding=8)},
+        below=below,
+        description=f"{TITLES[measure]} against KL",
     )
 
 
-def training(values: Sequence[Mapping[str, Any]], names: list[str], metric: str) -> Drawing:
+def training(
+    values: Sequence[Mapping[str, Any]], looks: Mapping[str, style.Look], metric: str
+) -> Drawing:
     """A metric over the steps of training, a line a run; `values` have run, method, step, value."""
+    tooltip = _tooltip(run="run", method="method", step="step")
     chart = alt.Chart(alt.NamedData(name=CURVES)).mark_line(strokeWidth=1.5)
-    chart = (
-        chart.encode(
-            x=alt.X("step:Q", title="step"),
-            y=alt.Y("value:Q", title=metric, scale=alt.Scale(zero=False)),
-            color=style.colour(names),
-            detail="run:N",
-            opacity=_faded(0.85, 0.06),
-            tooltip=[
-                alt.Tooltip("run:N", title="run"),
-                alt.Tooltip("method:N", title="method"),
-                alt.Tooltip("step:Q", title="step"),
-                alt.Tooltip("value:Q", title=metric, format=".4~g"),
-            ],
-        )
-        .properties(description="Training curves")
-        .add_params(alt.param(name="chosen", value=[]))
+    chart = chart.encode(
+        x=alt.X("step:Q", title="step"),
+        y=alt.Y("value:Q", title=metric, scale=alt.Scale(zero=False)),
+        color=style.colour(looks),
+        detail="run:N",
+        opacity=_faded(0.85, 0.06),
+        tooltip=[*tooltip, alt.Tooltip("value:Q", title=metric, format=".4~g")],
     )
-    return Drawing(chart, {CURVES: list(values)})
+    chart = chart.properties(description="Training curves")
+    return Drawing(chart.add_params(alt.param(name="chosen", value=[])), {CURVES: list(values)})

@@ -1,33 +1,27 @@
 """How figures look, and how a chart becomes a file: Altair charts as SVG, PDF, PNG or HTML.
 
 One chart serves the page and the paper: what differs between them, and between a light and a dark
-page, is the configuration that it is drawn with. A method keeps its colour and its shape whatever
-else is in a figure.
+page, is the configuration that it is drawn with. A method has the same colour and shape in every
+figure.
 """
 
 import functools
 import json
 import pathlib
-import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import altair as alt
 import vl_convert
 
+from vbon_jax import files
+
 # Okabe and Ito's palette, told apart by every common colour vision; black is Best-of-N's own and
-# grey stands for the yellow, which a white page swallows.
+# grey replaces the yellow, which is hard to see on a white page.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
 SHAPES = (
     *("circle", "square", "triangle-up", "diamond"),
     *("cross", "triangle-down", "triangle-right", "triangle-left"),
-)
-# Their place decides their look; names beyond these get one by their letters.
-KNOWN = (
-    *("vbon (l1)", "kl_rl", "bonbon", "vbon_regression", "bon_sft", "dpo", "bond (l1)"),
-    *("ipo", "qrpo", "bon_sft_kl", "bonbon_calibrated", "bonbon_released", "raft", "j_bond"),
-    *("online_bonbon", "vbon (exact)", "bond (exact)", "vbon (l1, rloo)", "kl_rl (rloo)"),
-    *("vbon (l1, grpo)", "kl_rl (grpo)"),
 )
 LOOKS = len(PALETTE) * len(SHAPES)  # 7 and 8 have no common factor: as many pairs as places
 
@@ -38,39 +32,44 @@ CROSS, STAR = (
 )
 
 
-def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a shape for each name, the same in every figure; no two names share both.
+class Look(NamedTuple):
+    """How a method is drawn."""
 
-    A name that is not `KNOWN` starts at a place given by its letters and moves on where that is
-    taken, so that only such names can ever move one another. Beyond 56 names, pairs repeat.
+    colour: str
+    shape: str
+
+
+def looks(names: Sequence[str], orders: Sequence[int] | None = None) -> dict[str, Look]:
+    """A look for each name, in order; up to `LOOKS` names, no two have the same.
+
+    `orders` are the looks that the names prefer, their positions unless given. A name whose look is
+    taken by one before it gets the next one that no name prefers.
     """
-    places = {name: KNOWN.index(name) for name in names if name in KNOWN}
-    taken = set(range(len(KNOWN)))
-    for name in sorted(set(names) - set(KNOWN)):
-        place = zlib.crc32(name.encode()) % LOOKS
-        while place in taken and len(taken) < LOOKS:
-            place = (place + 1) % LOOKS
-        places[name] = place
-        taken.add(place)
+    orders = range(len(names)) if orders is None else orders
+    places: dict[str, int] = {}
+    for name, order in zip(names, orders, strict=True):
+        if order % LOOKS not in places.values():
+            places.setdefault(name, order % LOOKS)
+    free = iter([place for place in range(LOOKS) if place not in places.values()])
+    for name in names:
+        if name not in places:
+            places[name] = next(free, len(places) % LOOKS)
     return {
-        name: (PALETTE[at % len(PALETTE)], SHAPES[at % len(SHAPES)])
-        for name, at in sorted(places.items(), key=lambda item: (item[1], item[0]))
+        name: Look(PALETTE[places[name] % len(PALETTE)], SHAPES[places[name] % len(SHAPES)])
+        for name in dict.fromkeys(names)
     }
 
 
-def colour(names: Sequence[str], field: str = "method", **options: Any) -> alt.Color:
+def colour(look: Mapping[str, Look], **options: Any) -> alt.Color:
     """The encoding of the methods' colours; together with `shape` it makes one legend."""
-    return alt.Color(f"{field}:N", scale=_scale(names, 0), title=None, **options)
+    scale = alt.Scale(domain=list(look), range=[of.colour for of in look.values()])
+    return alt.Color("method:N", scale=scale, title=None, **options)
 
 
-def shape(names: Sequence[str], field: str = "method") -> alt.Shape:
+def shape(look: Mapping[str, Look]) -> alt.Shape:
     """The encoding of the methods' shapes."""
-    return alt.Shape(f"{field}:N", scale=_scale(names, 1), title=None)
-
-
-def _scale(names: Sequence[str], part: int) -> alt.Scale:
-    pairs = looks(names)
-    return alt.Scale(domain=list(pairs), range=[pair[part] for pair in pairs.values()])
+    scale = alt.Scale(domain=list(look), range=[of.shape for of in look.values()])
+    return alt.Shape("method:N", scale=scale, title=None)
 
 
 def config(*, dark: bool = False, page: bool = False) -> dict[str, Any]:
@@ -116,15 +115,14 @@ def save(
     *paths: str | pathlib.Path,
     data: Mapping[str, list] | None = None,
 ) -> None:
-    """Saves a chart by each path's suffix: .svg, .pdf, .png or .html; `data` are those it names.
+    """Save a chart by each path's suffix: .svg, .pdf, .png or .html; `data` is what it names.
 
     Raises ValueError for another suffix.
     """
     spec = json.dumps(specification(chart, data) | {"config": config()})
     for path in map(pathlib.Path, paths):
-        made = _rendered(spec, path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(made.encode() if isinstance(made, str) else made)
+        rendered = _rendered(spec, path)
+        files.write_bytes(path, rendered.encode() if isinstance(rendered, str) else rendered)
 
 
 def _rendered(spec: str, path: pathlib.Path) -> str | bytes:

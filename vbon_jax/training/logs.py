@@ -11,6 +11,8 @@ import pathlib
 import jax
 import tqdm
 
+from vbon_jax import files
+
 
 class Compilations:
     """Counts the programs that XLA compiles in this process from the moment it is made."""
@@ -27,17 +29,9 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
 
-def read_rows(path: pathlib.Path) -> list[dict]:
-    """The whole rows of a JSON-lines file; a last line that was cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
-
-
 def keep_rows(path: pathlib.Path, before_step: int) -> None:
     """Cut a JSON-lines file back to the rows of steps below `before_step`."""
-    kept = [row for row in read_rows(path) if row["step"] < before_step]
+    kept = [row for row in files.read_jsonl(path) if row["step"] < before_step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
     temporary.replace(path)

@@ -3,8 +3,6 @@
 import numpy as np
 from ml_collections import ConfigDict
 
-from vbon_jax import files
-from vbon_jax.evaluation import stored_responses
 from vbon_jax.evaluation.llm_judge import RUN_COLUMNS, Contest
 from vbon_jax.sampling import reference_cache
 from vbon_jax.types import InputError
@@ -72,8 +70,7 @@ def _first_responses(
 ) -> tuple[list[str], np.ndarray]:
     """The first stored response of a run to each prompt, and its reward."""
     row = layout.main_rows(run.rows, work.temperature)[0]
-    path = stored_responses.path(run.folder / "evaluation", row["temperature"])
-    lines = files.read_parquet(path, ["responses", "rewards"]).slice(0, count).to_pylist()
+    lines = layout.responses(run.folder / "evaluation", row, ("responses", "rewards"))[:count]
     if len(lines) < count:
         raise InputError(f"{run.folder}: responses to {len(lines)} prompts, not {count}")
     rewards_b = np.asarray([line["rewards"][0] for line in lines], np.float64)

@@ -1,0 +1,184 @@
+"""Everything that is written from a working directory: CSV files, figures and the page."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vbon_jax import files
+from vbon_jax.report import aggregates, judge_rows, page, sections, style, tables, training_curves
+from vbon_jax.sampling import reference_cache
+from vbon_jax.workdir import layout, results
+
+TITLE = "Alignment compared with Best-of-N"
+LANGUAGE_MODEL_FILE = "llm_judge.csv"
+RESPONSES_SHOWN = 2  # of a policy to a prompt
+
+
+def write(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Write `results.csv`, `means.csv`, `pareto.csv`, `judges.csv` where there are judges,
+    `figures/` (SVG and PDF) and `report.html`; returns the rows of the results.
+
+    Runs that are unfinished or not evaluated are listed with their step, and their training curves
+    are drawn. Raises InputError for a folder that is not a working directory.
+    """
+    work = layout.read(workdir)
+    ruler = aggregates.ruler_rows(work)
+    rows = work.reference_rows + ruler + [row for run in work.runs for row in run.rows]
+    means = aggregates.prompt_means(work)
+    shares, over_seeds = aggregates.pareto_shares(work, means), aggregates.seed_means(work, means)
+    judged, curves = judge_rows.read(work, ruler), training_curves.of_runs(work.runs)
+    samples = side_by_side(work)
+
+    results.write_results(rows, workdir / "results.csv")
+    files.write_csv(workdir / "means.csv", over_seeds, aggregates.MEANS_COLUMNS)
+    files.write_csv(workdir / "pareto.csv", shares, aggregates.PARETO_COLUMNS)
+    if judged.rows:
+        files.write_csv(workdir / "judges.csv", judged.rows, judge_rows.COLUMNS)
+
+    records = [run.record for run in work.runs if run.record]
+    looks = style.looks([run.label for run in records], [run.order for run in records])
+    parts = sections.sections(work, rows, looks, shares=shares, judged=judged, curves=curves)
+    for figure in (figure for part in parts for figure in part.figures):
+        paths = [workdir / "figures" / f"{figure.name}.{suffix}" for suffix in ("svg", "pdf")]
+        style.save(figure.drawing.chart, *paths, data=figure.drawing.data)
+    page.write(
+        workdir / "report.html",
+        sections=parts,
+        tables=closing_tables(work, rows, over_seeds),
+        curves=curves,
+        samples=samples,
+        looks=looks,
+        best=work.cache is not None,
+        title=TITLE,
+        notes=[summary(work)],
+        warnings=warnings(work, rows),
+        unfinished=[(run.name, state(run)) for run in work.runs if not run.rows],
+        provenance=list(provenance(work).items()),
+        command=work.command or f"python -m experiments.report --workdir {workdir}",
+    )
+    return rows
+
+
+def closing_tables(
+    work: layout.Work,
+    rows: Sequence[Mapping[str, Any]],
+    over_seeds: Sequence[Mapping[str, Any]],
+) -> list[tables.Table]:
+    """The tables behind the sections; means over seeds where a method has several."""
+    path, verdicts = work.path / LANGUAGE_MODEL_FILE, []
+    if path.is_file():
+        try:
+            verdicts = results.read_results(path)
+        except files.Damaged as error:
+            work.problems.append(f"{error}.")
+    filled = [
+        tables.fill(
+            tables.MEANS, over_seeds if any(row["seeds"] > 1 for row in over_seeds) else []
+        ),
+        tables.fill(tables.RESULTS, rows),
+        tables.fill(tables.LANGUAGE_MODEL, verdicts),
+        tables.fill(tables.STAGES, layout.stages(work)),
+        tables.fill(tables.BUDGETS, tables.budget_rows(rows)),
+    ]
+    return [table for table in filled if table]
+
+
+# ------------------------------------------------------------------------------- samples
+
+
+def side_by_side(work: layout.Work) -> list[dict[str, Any]]:
+    """For the first held-out prompts: the reference's samples, its best, and each policy's.
+
+    A sample is `{"prompt": text, "columns": [[name, [[text, reward], ...]], ...]}`.
+    """
+    if work.cache is None:
+        return []
+    count = min(work.settings["shown_prompts"], len(work.cache.rewards_pm))
+    texts = reference_cache.read(work.cache, range(count))
+    prompts = reference_cache.read(work.cache, range(count), column="prompt")
+    samples = []
+    for at, rewards in enumerate(work.cache.rewards_pm[:count]):
+        best = int(np.argmax(rewards))
+        columns = [
+            [results.REFERENCE, _first_responses(texts[at], rewards)],
+            [f"best of {len(rewards)}", [[texts[at][best], float(rewards[best])]]],
+        ]
+        samples.append({"prompt": prompts[at], "columns": columns})
+    for run in work.runs:
+        for row in layout.main_rows(run.rows, work.temperature):
+            try:
+                lines = layout.responses(run.folder / "evaluation", row, ("responses", "rewards"))
+            except files.Damaged as error:
+                work.problems.append(f"{run.name} is not among the samples: {error}.")
+                continue
+            for sample, line in zip(samples, lines, strict=False):
+                shown = _first_responses(line["responses"], line["rewards"])
+                sample["columns"].append([run.name, shown])
+    return samples
+
+
+def _first_responses(texts: Sequence[str], rewards: Sequence[float]) -> list[list]:
+    pairs = zip(texts[:RESPONSES_SHOWN], rewards, strict=False)
+    return [[text, float(reward)] for text, reward in pairs]
+
+
+# ------------------------------------------------------------------------------- words
+
+
+def provenance(work: layout.Work) -> dict[str, Any]:
+    """Where the page's numbers come from, by name."""
+    config = work.config
+    facts: dict[str, Any] = {}
+    if config:
+        reward = config["reward"]
+        facts = {
+            "policy": config["policy"]["path"] or "embedded",
+            "reward": reward["function"] or reward["path"] or "embedded",
+            "samples a prompt of each policy (K)": config["evaluation"]["samples_per_prompt"],
+            "new tokens": config["sampling"]["max_new_tokens"],
+            "temperature": config["sampling"]["temperature"],
+            "steps a run": config["train"]["steps"],
+        }
+    seeds = sorted({run.record.seed for run in work.runs if run.record})
+    facts["seeds"] = ", ".join(map(str, seeds)) or "–"
+    if work.cache is not None:
+        prompts, most = work.cache.rewards_pm.shape
+        facts |= {"held-out prompts (B)": prompts, "reference samples a prompt (M)": most}
+        times = work.settings["resamples"]
+        facts["intervals"] = f"95 % bootstrap over prompts, {times} resamples of {prompts} prompts"
+        recorded = work.cache.provenance._asdict()
+        facts |= {f"cache {key}": value for key, value in recorded.items() if value is not None}
+    return facts
+
+
+def warnings(work: layout.Work, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences about what could not be read, or is not a number."""
+    bad = [
+        f"{row['label']}: {name}"
+        for row in rows
+        for name, value in row.items()
+        if isinstance(value, float) and not np.isfinite(value)
+    ]
+    return work.problems + (
+        [f"Not finite, and left out of the figures: {'; '.join(bad)}."] if bad else []
+    )
+
+
+def state(run: layout.Run) -> str:
+    """How far a run is, in words."""
+    if run.record is None:
+        return run.state
+    if run.steps is None:  # it ends when its budget does
+        return f"{run.state}; step {run.step}"
+    return f"{run.state}; step {run.step} of {run.steps}"
+
+
+def summary(work: layout.Work) -> str:
+    """The first sentences of the page."""
+    done = sum(bool(run.rows) for run in work.runs)
+    return (
+        f"{done} of {len(work.runs)} runs are evaluated. Figures: hover over a point for its run, "
+        "choose methods in the bar above them to make them stand out."
+    )
