@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from vbon_jax import cli
-from vbon_jax.data import prompt_sets
+from vbon_jax.data import sources
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import scoring
 from vbon_jax.types import InputError
@@ -26,7 +26,11 @@ BATCH = flags.DEFINE_integer("batch", 16, "Rows at a time.", lower_bound=1)
 
 def main() -> None:
     """Read, check every row, score, write."""
-    rows = prompt_sets.read_jsonl(INPUT.value, ("prompt", "response"))
+    table = sources.read(INPUT.value)
+    rows = [
+        {name: table.text(row, name) for name in ("prompt", "response")} | table.rows[row]
+        for row in range(len(table.rows))
+    ]
     checkpoint = model_folder.load(MODEL.value, kind="decoder")
     tokenizer = model_folder.load_tokenizer(MODEL.value)
     model_folder.check_vocabulary(tokenizer, checkpoint.config, MODEL.value)

@@ -78,8 +78,6 @@ KEYS: list[Key] = [
         Key("filter", {}, "column -> value, or tuple of values, of the rows to keep; with "
             '"not " before the column, to leave out: {"not subreddit": ("tifu", "askreddit")}'),
         Key("filter_eval", {}, "of held-out rows, in place of filter; {} = as filter"),
-        Key("stream_rows", 0, "filtered rows of a split that are read, of the hub as a stream; "
-            "0 = all", least=0),
         Key("field", "text", "the field of a row that holds the text"),
         Key("completion_field", "", 'sft: the field with what follows that text; "" = nothing'),
         Key("label_field", "label", 'reward_model: the field with the class number; "" = the rows '
@@ -211,8 +209,6 @@ KEYS: list[Key] = [
         Key("samples_per_prompt", 4, "responses to each prompt of a step", least=1),
         Key("text_tokens", 256, "tokens of a row; a longer text of sft is cut, any other treated "
             "as data.over_long says", least=2, methods=("sft", "reward_model")),
-        Key("packed", False, "several texts in a row, none of which sees another",
-            methods=("sft",)),
         Key("epochs", 4, "passes over a step's samples", least=1),
         Key("minibatches", 4, "updates a pass", least=1),
         Key("learning_rate", 1e-4, "peak", above=0),

@@ -1,11 +1,9 @@
 """What rows mean: every shape and form, and what is refused before anything is computed."""
 
-import json
-
 import pytest
 
 from vbon_jax.data import formats, tokenizers
-from vbon_jax.data.sources import Rows, read
+from vbon_jax.data.sources import Table
 from vbon_jax.types import InputError
 
 TEMPLATE = (
@@ -26,8 +24,8 @@ def tokenizer():
     return made
 
 
-def table(*content, textual=False) -> Rows:
-    return Rows(list(content), "f.jsonl", list(range(1, len(content) + 1)), "line", textual)
+def table(*content, textual=False) -> Table:
+    return Table(list(content), "f.jsonl", list(range(1, len(content) + 1)), "line", textual)
 
 
 def say(*contents) -> list[dict]:
@@ -76,7 +74,7 @@ def test_a_tokenizer_without_a_template_is_named(tokenizer):
     [
         (None, r"f\.jsonl: line 2: field 'prompt' is NoneType, not str; correct"),
         (3, r"line 2: field 'prompt' is int, not str"),
-        ([], r"line 2: field 'prompt' is no list of messages; give at least one"),
+        ([], r"line 2: field 'prompt' is not a list of messages; give at least one"),
         (["hi"], r"line 2: field 'prompt': message 1 is not \{'role'"),
         ([{"role": "user", "content": None}], r"message 1 is not"),
         ([*say("hi"), {"role": "assistant"}], r"message 2 is not"),
@@ -123,6 +121,7 @@ def test_completions(tokenizer):
     rendered = formats.prompts(table({"prompt": say("hi")}), tokenizer=tokenizer)[0]
     assert made.prompts == ["a", rendered, rendered, rendered]
     assert made.completions == [" b", "yes", "yes", "yes"]
+    assert made.places == rows.places
     for empty in ("", " \n", answer(" ")):
         with pytest.raises(InputError, match=r"line 1: field 'completion' is empty; give"):
             formats.completions(table({"prompt": "a", "completion": empty}), tokenizer=tokenizer)
@@ -140,7 +139,8 @@ def test_pairs_with_their_prompts():
             {"prompt": "q", "best": " c", "worst": " d"},
         )
     )
-    assert given == (["p", "q"], [" a", " c"], [" b", " d"], ["line 1", "line 2"], 0, 0)
+    places = ["f.jsonl: line 1", "f.jsonl: line 2"]
+    assert given == (["p", "q"], [" a", " c"], [" b", " d"], places, "f.jsonl", 0, 0)
 
 
 def test_dialogues_share_their_prompt():
@@ -211,7 +211,11 @@ def test_ties_and_empty_responses_are_a_choice(tokenizer):
     given = formats.preferences(
         table(row, tie, row, rewards, talk), tokenizer=tokenizer, on_tie="drop"
     )
-    assert (len(given.prompts), given.tied, given.places) == (2, 3, ["line 1", "line 3"])
+    assert (len(given.prompts), given.tied, given.places) == (
+        2,
+        3,
+        [f"f.jsonl: line {n}" for n in (1, 3)],
+    )
     with pytest.raises(
         InputError, match=r"f\.jsonl: line 2: chosen and rejected are equal.*on_tie"
     ):
@@ -237,7 +241,7 @@ def test_ties_and_empty_responses_are_a_choice(tokenizer):
         ({"rejected": None}, r"line 1: field 'rejected' is NoneType, not str"),
         ({"prompt": 1}, r"line 1: field 'prompt' is int, not str"),
         ({"rejected": answer("b")}, r"line 1: field 'rejected' is list, not str"),
-        ({"chosen": answer("b")}, r"line 1: field 'rejected' is no list of messages"),
+        ({"chosen": answer("b")}, r"line 1: field 'rejected' is not a list of messages"),
         ({"best_reward": 1.0, "worst_reward": 2.0}, r"best_reward = 1 is below worst_reward = 2"),
         ({"best_reward": 1.0}, r"line 1 has no field 'worst_reward'"),
         ({"best_reward": float("nan"), "worst_reward": 0.0}, r"'best_reward' is nan; give a fin"),
@@ -253,66 +257,7 @@ def test_what_is_no_pair(tokenizer, change, message):
 
 def test_numbers_of_a_textual_file():
     rows = table({"r": "1.5e1"}, {"r": "x"}, {"r": ""}, textual=True)
-    assert formats.number(rows, 0, "r") == 15.0
+    assert rows.number(0, "r") == 15.0
     for row in (1, 2):
         with pytest.raises(InputError, match=rf"line {row + 1}: field 'r' is '.?', not a number"):
-            formats.number(rows, row, "r")
-
-
-# The BoNBoN release -------------------------------------------------------------------------------
-
-RELEASED = {
-    "\n\nHuman: a\n\nAssistant:": {
-        "pairs": [[0, 1], [2, 3]],
-        "responses": [" best", " worst", " same", " same"],
-        "sft_target": " same",
-    },
-    "\n\nHuman: b\n\nAssistant:": {
-        "pairs": [[1, 0]],
-        "responses": [" bad", " good"],
-        "sft_target": " good",
-    },
-}
-
-
-@pytest.mark.parametrize("form", ["lines", "object", "list"])
-def test_the_released_best_and_worst(tmp_path, form):
-    file = tmp_path / ("rows.jsonl" if form == "lines" else "rows.json")
-    rows = [{prompt: value} for prompt, value in RELEASED.items()]
-    text = {
-        "lines": "".join(json.dumps(row) + "\n" for row in rows),
-        "object": json.dumps(RELEASED),
-        "list": json.dumps(rows),
-    }
-    file.write_text(text[form])
-    given = formats.preferences(read(file), on_tie="drop")
-    assert given.prompts == list(RELEASED)
-    assert given.chosen == [" best", " good"]
-    assert given.rejected == [" worst", " bad"]
-    assert given.tied == 1
-    expected = {"lines": ["line 1", "line 2"], "object": ["row 1"] * 2, "list": ["row 1", "row 2"]}
-    assert given.places == expected[form]
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ({"responses": ["a"], "pairs": [[0, 1]]}, r"line 1: 'p': the pair \[0, 1\] does not name"),
-        ({"responses": ["a", "b"], "pairs": [[0]]}, r"the pair \[0\] does not name two"),
-        ({"responses": ["a", "b"], "pairs": [[0, -1]]}, r"the pair \[0, -1\] does not name two"),
-        ({"responses": ["a", "b"], "pairs": [3]}, r"the pair 3 does not name two"),
-        ({"responses": ["a", "b"], "pairs": []}, r"no prompt has a pair; give at least one"),
-        ({"responses": ["a", 1], "pairs": [[0, 1]]}, r"field 'rejected' is int, not str"),
-    ],
-)
-def test_broken_releases(value, message):
-    with pytest.raises(InputError, match=message):
-        formats.preferences(table({"p": value}))
-
-
-def test_a_later_row_of_another_form():
-    good = {"p": {"responses": ["a", "b"], "pairs": [[0, 1]]}}
-    with pytest.raises(
-        InputError, match=r"line 2: 'q' has no responses and pairs; correct the row"
-    ):
-        formats.preferences(table(good, {"q": 1}))
+            rows.number(row, "r")

@@ -1,4 +1,4 @@
-"""Rows, prompts, batches and sequences: worked by hand first, then what must hold for all."""
+"""Prompts, batches and sequences: worked by hand first, then what must hold for all."""
 
 import time
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
-from vbon_jax.data import batching, prompt_sets, sft_rows
+from vbon_jax.data import batching, formats, prompt_sets, sft_rows, sources, token_ids
 from vbon_jax.types import InputError, Prompts, Responses
 
 
@@ -27,56 +28,16 @@ class Words:
         return [" ".join(map(str, ids)) for ids in rows]
 
 
-def build(texts, *, tokenizer=None, **changes) -> prompt_sets.PromptSet:
-    options = {
-        "min_tokens": 1,
-        "max_tokens": 0,
-        "limit": 0,
-        "seed": 0,
-        "longest": 10,
-        "source": "rows.jsonl",
-    }
-    return prompt_sets.build_prompts(texts, tokenizer or Words(), **{**options, **changes})
-
-
-# Rows ---------------------------------------------------------------------------------------------
-
-
-def test_rows_are_read_in_order(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_bytes(
-        '{"text": "ä\\u2028b", "label": 1}\r\n{"text": "", "label": 0}\n\n \n'.encode()
-    )
-    rows = prompt_sets.read_jsonl(file, ("text", "label"), types={"label": int})
-    assert rows == [{"text": "ä\u2028b", "label": 1}, {"text": "", "label": 0}]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "rows.jsonl: the file is empty; give"),
-        (b"\n \n", "rows.jsonl: the file is empty; give"),
-        (b'{"text": "a", "label": 1}\n\n{"text": "b", "label": 1}', "line 2 is blank; write"),
-        (b'{"text": "a", "label": 1}\n{"text": ', "line 2 is not JSON .*; write"),
-        (b'{"text": "a", "label": 1}\n["a"]', "line 2 is a list, not an object; write"),
-        (b'{"text": "a", "label": 1}\n{"label": 1}', "line 2 has no field 'text' .it has: label.*"),
-        (b'{"text": null, "label": 1}', "line 1: field 'text' is NoneType, not str; correct"),
-        (b'{"text": "a", "label": "1"}', "line 1: field 'label' is str, not int; correct"),
-        (b'{"text": "a", "label": true}', "line 1: field 'label' is bool, not int; correct"),
-        (b'{"text": "a", "label": 1}\n{"text": "\xff"}', "line 2 is not UTF-8 .*; save"),
-    ],
-)
-def test_bad_rows_are_named(tmp_path, content, message):
-    file = tmp_path / "rows.jsonl"
-    file.write_bytes(content)
-    with pytest.raises(InputError, match=message) as error:
-        prompt_sets.read_jsonl(file, ("text", "label"), types={"label": int})
-    assert str(file) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_what_is_no_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="no such file; give a file of JSON lines"):
-        prompt_sets.read_jsonl(tmp_path, ("text",))
+def build(texts, *, tokenizer=None, numbers=None, **changes) -> prompt_sets.PromptSet:
+    """The prompts of texts, each on a line of its own, of whole texts unless `changes` say."""
+    settings = ConfigDict({"field": "text", "min_tokens": 1, "max_tokens": 0, "over_long": "error"})
+    for key in settings.keys() & changes.keys():
+        settings[key] = changes.pop(key)
+    rows = [{"text": text, "number": number} for number, text in enumerate(texts)]
+    numbers = numbers or list(range(1, len(rows) + 1))
+    table = sources.Table(rows, "rows.jsonl", numbers, "line")
+    options = {"seed": 0, "longest": 10} | changes
+    return prompt_sets.build_prompts(table, tokenizer or Words(), settings, **options)
 
 
 # Prompts ------------------------------------------------------------------------------------------
@@ -105,8 +66,8 @@ def test_over_long_prompts_are_a_choice():
     texts = ["1 2", "1 2 3 4", "9 8 3 4", "1 2 3"]
     with pytest.raises(
         InputError,
-        match=r"rows\.jsonl: 2 of 4 prompts are longer than 3 tokens \(the first on line 2, 4 tok"
-        r".*set over_long to truncate or drop",
+        match=r"rows\.jsonl: line 2: the prompt has 4 tokens where 3 fit, and 2 of 4 rows are too "
+        r"long; set data\.over_long to truncate or drop",
     ):
         build(texts, longest=3)
     cut = build(texts, longest=3, over_long="truncate")
@@ -132,11 +93,12 @@ def test_a_limit_takes_a_random_part_in_the_order_of_the_file():
         (["1", ""], {"tokenizer": Words(None)}, r"rows.jsonl: line 2 has an empty prompt.*give"),
         (["1", "2"], {"exclude": {(1,), (2,)}}, "all 2 prompts are among the training prompts"),
         (["1 2"], {"longest": 1, "over_long": "drop"}, "none of 1 rows is left, 1 were too long"),
-        (["1"], {"over_long": "cut"}, "over_long is 'cut'; choose error, truncate or drop"),
-        (["1"], {"max_tokens": 2, "min_tokens": 3}, "prompts of 3 to 2 tokens"),
-        (["1"], {"max_tokens": 2, "min_tokens": 0}, "prompts of 0 to 2 tokens"),
-        (["1"], {"limit": -1}, "limit of prompts is -1"),
-        (["1"], {"longest": 0}, "leave 0 positions"),
+        (
+            ["1"],
+            {"max_tokens": 2, "min_tokens": 3},
+            "min_tokens=3 is above data.max_tokens=2; give",
+        ),
+        (["1"], {"longest": 0}, "the prompt has 1 tokens where 0 fit"),
     ],
 )
 def test_prompts_that_cannot_be_are_refused(texts, changes, message):
@@ -145,11 +107,10 @@ def test_prompts_that_cannot_be_are_refused(texts, changes, message):
 
 
 def test_rows_of_which_some_were_left_out_keep_their_places():
-    places = ["row 3", "row 9"]
-    with pytest.raises(InputError, match=r"rows\.jsonl: row 9 has an empty prompt"):
-        build(["1", ""], tokenizer=Words(None), places=places)
-    with pytest.raises(InputError, match=r"\(the first on row 9, 2 tokens\)"):
-        build(["1", "1 2"], longest=1, places=places)
+    with pytest.raises(InputError, match=r"rows\.jsonl: line 9 has an empty prompt"):
+        build(["1", ""], tokenizer=Words(None), numbers=[3, 9])
+    with pytest.raises(InputError, match=r"rows\.jsonl: line 9: the prompt has 2 tokens"):
+        build(["1", "1 2"], longest=1, numbers=[3, 9])
 
 
 def test_a_fingerprint_tells_token_sequences_apart():
@@ -164,12 +125,12 @@ def test_real_reviews_and_tokenizer(shared):
 
     tokenizer = model_folder.load_tokenizer(shared / "models" / "gpt2-imdb-mini")
     file = shared / "data" / "imdb" / "test.jsonl"
-    texts = [row["text"] for row in prompt_sets.read_jsonl(file, ("text",))]
-    prompts = build(texts, tokenizer=tokenizer, min_tokens=2, max_tokens=8, source=str(file))
+    texts = [row["text"] for row in sources.read(file).rows]
+    prompts = build(texts, tokenizer=tokenizer, min_tokens=2, max_tokens=8)
     assert len(prompts.token_ids) + prompts.duplicates == 300
     assert {len(ids) for ids in prompts.token_ids} == set(range(2, 9))
     assert sum(text.startswith(prompts.texts[0]) for text in texts) >= 1
-    with pytest.raises(InputError, match="of 300 prompts are longer than 200 tokens"):
+    with pytest.raises(InputError, match=r"tokens where 200 fit, and \d+ of 300 rows"):
         build(texts, tokenizer=tokenizer, longest=200)
 
 
@@ -274,11 +235,13 @@ LLAMA = Words(bos_token_id=1, adds_bos=True)
 
 
 def test_the_bos_is_in_front_once():
-    assert prompt_sets.front(Words()) == () == prompt_sets.front(Words(bos_token_id=None))
-    assert prompt_sets.front(LLAMA) == (1,)
+    assert token_ids.bos_prefix(Words()) == () == token_ids.bos_prefix(Words(bos_token_id=None))
+    assert token_ids.bos_prefix(LLAMA) == (1,)
     # a chat template has written it already; an empty text is it alone
-    assert prompt_sets.as_prompts(LLAMA, ["5 6", "1 5", ""]) == [(1, 5, 6), (1, 5), (1,)]
-    assert prompt_sets.as_prompts(Words(), ["5 6", "0 5", ""]) == [(5, 6), (0, 5), ()]
+    texts, places = ["5 6", "1 5", ""], ["line 1", "line 2", "line 3"]
+    assert token_ids.prompt_ids(LLAMA, texts, places) == [(1, 5, 6), (1, 5), (1,)]
+    texts = ["5 6", "0 5", ""]
+    assert token_ids.prompt_ids(Words(), texts, places) == [(5, 6), (0, 5), (0,)]
 
 
 def test_prompts_are_cut_behind_the_bos():
@@ -290,12 +253,12 @@ def test_prompts_are_cut_behind_the_bos():
     cut = {"tokenizer": LLAMA, "max_tokens": 0, "longest": 3}
     assert build(["5 6 7 8"], over_long="truncate", **cut).token_ids == [(1, 7, 8)]
     assert build(["5 6 7 8", "5 6"], over_long="drop", **cut).token_ids == [(1, 5, 6)]
-    assert prompt_sets.last_tokens((1, 5, 6), 1, (1,)) == (1,)
+    assert build(["5 6"], over_long="truncate", **cut | {"longest": 1}).token_ids == [(1,)]
 
 
 def test_pairs_have_the_bos_before_their_prompt_alone():
-    rows = [{"prompt": "5 6 7", "chosen": "8", "rejected": "9"}]
-    options = {"eos_token_id": 2, "new_tokens": 4, "source": "file"}
+    rows = formats.Preferences(["5 6 7"], ["8"], ["9"], ["file: line 1"], "file")
+    options = {"eos_token_ids": (2,), "new_tokens": 4}
     pairs = prompt_sets.build_pairs(rows, LLAMA, longest=9, **options)
     assert pairs[:3] == ([(1, 5, 6, 7)], [(8, 2)], [(9, 2)])
     pairs = prompt_sets.build_pairs(rows, LLAMA, longest=3, over_long="truncate", **options)
@@ -303,12 +266,40 @@ def test_pairs_have_the_bos_before_their_prompt_alone():
 
 
 def test_supervised_rows_begin_with_the_bos():
-    made = sft_rows.text_rows(["5 6"], LLAMA, block=6, eos_token_id=2)
-    assert made.tokens_rt.tolist() == [[1, 5, 6, 2, 0, 0]]
-    assert made.said_rt.tolist() == [[False, True, True, True, False, False]]
-    options = {"eos_token_id": 2, "source": "file", "places": ["line 1"]}
-    made = sft_rows.completion_rows(["5 6 7"], ["8"], LLAMA, block=6, **options)
-    assert made.tokens_rt.tolist() == [[1, 5, 6, 7, 8, 2]]
-    cut = sft_rows.completion_rows(["5 6 7"], ["8"], LLAMA, block=4, over_long="truncate",
-                                     **options)  # fmt: skip
-    assert cut.tokens_rt.tolist() == [[1, 7, 8, 2]]
+    rows, _ = sft_rows.text_rows(["5 6"], ["line 1"], LLAMA, (2,), 6)
+    assert rows.tokens_st.tolist() == [[1, 5, 6, 2, 0, 0]]
+    assert (rows.prompt_lengths_s.tolist(), rows.lengths_s.tolist()) == ([1], [4])
+    given = formats.Completions(["5 6 7"], ["8"], ["line 1"])
+    rows, _ = sft_rows.completion_rows(given, LLAMA, (2,), 6, "error")
+    assert rows.tokens_st.tolist() == [[1, 5, 6, 7, 8, 2]]
+    cut, _ = sft_rows.completion_rows(given, LLAMA, (2,), 4, "truncate")
+    assert cut.tokens_st.tolist() == [[1, 7, 8, 2]]
+
+
+# One end, one rule for what is too long -----------------------------------------------------------
+
+
+def test_a_response_has_one_end():
+    assert token_ids.split_eos([5, 6], (2, 3), "here") == ((5, 6), ())
+    assert token_ids.split_eos([5, 3], (2, 3), "here") == ((5,), (3,))
+    assert token_ids.with_eos([5, 6], (2, 3), "here") == (5, 6, 2)
+    assert token_ids.with_eos([5, 3], (2, 3), "here") == (5, 3)
+    assert token_ids.with_eos([], (2, 3), "here") == (2,)
+    assert token_ids.with_eos([5], (), "here") == (5,)
+    for ids in ([2, 5], [3, 2]):
+        with pytest.raises(InputError, match="here has an end-of-text token before its end; take"):
+            token_ids.with_eos(ids, (2, 3), "here")
+
+
+def test_rows_that_fit_are_left_alone():
+    rows, places = [(1, 5, 6, 7), (1, 5), (1, 8, 9)], ["a", "b", "c"]
+    options = {"remedy": "raise it", "keep": "end", "prefix": (1,)}
+    assert token_ids.fit(rows, 4, "error", places, **options) == (rows, set())
+    fitted = token_ids.fit(rows, [3, 3, 2], "truncate", places, **options)
+    assert fitted == ([(1, 6, 7), (1, 5), (1, 9)], {0, 2})
+    assert token_ids.left_out("truncate", fitted[1]) == {"dropped": 0, "truncated": 2}
+    fitted = token_ids.fit(rows, 3, "truncate", places, keep="beginning", remedy="")
+    assert fitted == ([(1, 5, 6), (1, 5), (1, 8, 9)], {0})
+    assert token_ids.fit(rows, 3, "drop", places, **options) == ([None, *rows[1:]], {0})
+    with pytest.raises(InputError, match=r"c has 3 tokens where 2 fit, and 1 of 3 .* or raise it"):
+        token_ids.fit(rows, [4, 2, 2], "error", places, **options)

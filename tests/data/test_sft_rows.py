@@ -2,19 +2,18 @@
 
 import dataclasses
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from tests.models.test_models import SMALL, noisy, tokens_of
-from vbon_jax.data import sft_rows
+from vbon_jax.config import defaults
+from vbon_jax.data import formats, sft_rows, sources
 from vbon_jax.functional import objectives
 from vbon_jax.models import classifier, decoder
-from vbon_jax.training.methods import sft as text
-from vbon_jax.types import InputError
+from vbon_jax.training.methods import sft
+from vbon_jax.types import InputError, Sequences
 
 EOS = 9
 
@@ -35,145 +34,112 @@ class Words:
         return {"input_ids": rows}
 
 
-def of_completions(prompts, completions, block=5, **options):
-    places = [f"line {row + 1}" for row in range(len(prompts))]
-    return sft_rows.completion_rows(
-        prompts, completions, Words(), block=block, eos_token_id=EOS, source="file", places=places,
-        **options,
-    )  # fmt: skip
+def of_completions(prompts, completions, block=5, over_long="error"):
+    places = [f"file: line {row + 1}" for row in range(len(prompts))]
+    given = formats.Completions(prompts, completions, places)
+    return sft_rows.completion_rows(given, Words(), (EOS,), block, over_long)
+
+
+def learned(rows: Sequences) -> list[list[int]]:
+    """The tokens of each row that carry loss."""
+    columns = zip(*map(np.ndarray.tolist, rows), strict=True)
+    return [tokens[first:end] for tokens, first, end in columns]
 
 
 # ------------------------------------------------------------------------------------------- rows
 
 
-def test_texts_one_a_row_and_packed():
-    one = sft_rows.text_rows(["12", "3456"], Words(), block=4, eos_token_id=EOS)
-    assert one.tokens_rt.tolist() == [[1, 2, EOS, 0], [3, 4, 5, 6]]
-    assert one.segments_rt.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert one.said_rt.tolist() == [[False, True, True, False], [False, True, True, True]]
-    packed = sft_rows.text_rows(["12", "3456"], Words(), block=4, eos_token_id=EOS, packed=True)
-    assert packed.tokens_rt.tolist() == [[1, 2, EOS, 3], [4, 5, 6, EOS]]
-    assert packed.segments_rt.tolist() == [[1, 1, 1, 2], [1, 1, 1, 1]]
-    assert packed.said_rt.tolist() == [[False, True, True, False], [False, True, True, True]]
-    packed = sft_rows.text_rows(["12", "3456"], Words(), block=3, eos_token_id=EOS, packed=True)
-    assert packed.tokens_rt.tolist() == [[1, 2, EOS], [3, 4, 5]]  # 6 and its EOS fill no row
-    short = sft_rows.text_rows(["1"], Words(), block=3, eos_token_id=EOS, packed=True)
-    assert short.tokens_rt.tolist() == [[1, EOS, 0]]
-    assert short.segments_rt.tolist() == [[1, 1, 0]]
-
-
-@hypothesis.given(st.lists(st.integers(1, 9), max_size=40))
-def test_packing_loses_nothing_and_fills_rows(lengths):
-    rows = sft_rows.pack(lengths, 9)
-    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
-    filled = [sum(lengths[index] for index in row) for row in rows]
-    assert all(total <= 9 for total in filled)
-    assert sum(2 * total <= 9 for total in filled) <= 1  # two half-empty rows would be one
-
-
-def test_completions_share_a_row():
-    """Longest first: 6 tokens, then 4 with 3 beside them."""
-    made = of_completions(["1", "12", "123"], ["2", "3", "45"], block=7, packed=True)
-    assert made.tokens_rt.tolist() == [[1, 2, 3, 4, 5, EOS, 0], [1, 2, 3, EOS, 1, 2, EOS]]
-    assert made.segments_rt.tolist() == [[1] * 6 + [0], [1] * 4 + [2] * 3]
-    assert [np.flatnonzero(said).tolist() for said in made.said_rt] == [[3, 4, 5], [2, 3, 5, 6]]
-
-
-ROTARY = dataclasses.replace(SMALL, rope=decoder.Rope(100.0), window=3, windowed=(True, False))
-
-
-@pytest.mark.parametrize("model", [SMALL, ROTARY], ids=["learned", "rotary, windowed"])
-def test_a_packed_row_has_the_loss_of_its_texts(model):
-    """No text sees its neighbour, wherever it stands: the same sum, and the same gradient."""
-    params = {"decoder": noisy(model)}
-    rng = np.random.default_rng(2)
-    asked, said = (
-        ["".join(map(str, rng.integers(1, 8, size))) for size in sizes]
-        for sizes in ([2, 3, 1, 4], [3, 2, 1, 2])
-    )
-
-    @jax.jit
-    def loss_and_slope(params, batch):
-        def loss(params):
-            terms, _ = text.sft_objective(model, text.NoSettings(), params, batch)
-            return terms["nll"][1].total, terms["nll"][1].weight
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    found = {}
-    for packed in (False, True):
-        made = of_completions(asked, said, block=12, packed=packed)
-        found[packed] = loss_and_slope(params, text.TextBatch(*made[:3]))
-        assert len(made.tokens_rt) == (2 if packed else 4)
-    (apart, apart_weight), apart_slope = found[False]
-    (together, weight), slope = found[True]
-    assert weight == apart_weight == 3 + 2 + 1 + 2 + 4
-    assert together == pytest.approx(float(apart), rel=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), slope, apart_slope)
+def test_texts_one_a_row():
+    rows, counts = sft_rows.text_rows(["12", "3456"], ["a", "b"], Words(), (EOS,), 4)
+    assert rows.tokens_st.tolist() == [[1, 2, EOS, 0], [3, 4, 5, 6]]
+    assert learned(rows) == [[2, EOS], [4, 5, 6]]
+    assert counts == {"truncated": 1}
 
 
 def test_completions_begin_behind_their_prompts():
-    made = of_completions(["12", "3"], ["34", "5"])
-    assert made.tokens_rt.tolist() == [[1, 2, 3, 4, EOS], [3, 5, EOS, 0, 0]]
-    assert made.segments_rt.tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
-    assert [np.flatnonzero(said).tolist() for said in made.said_rt] == [[2, 3, 4], [1, 2]]
-    assert (made.dropped, made.truncated) == (0, 0)
+    rows, counts = of_completions(["12", "3"], ["34", "5"])
+    assert rows.tokens_st.tolist() == [[1, 2, 3, 4, EOS], [3, 5, EOS, 0, 0]]
+    assert learned(rows) == [[3, 4, EOS], [5, EOS]]
+    assert counts == {"dropped": 0, "truncated": 0}
 
 
 def test_completions_that_do_not_fit():
-    with pytest.raises(InputError, match=r"file: line 2 has 3 tokens and a completion of 3"):
+    message = r"file: line 2: the prompt, beside its completion, has 3 tokens where 2 fit"
+    with pytest.raises(InputError, match=message):
         of_completions(["1", "123"], ["2", "45"])
-    dropped = of_completions(["1", "123"], ["2", "45"], over_long="drop")
-    assert (len(dropped.tokens_rt), dropped.dropped) == (1, 1)
-    cut = of_completions(["1", "123"], ["2", "45"], over_long="truncate")
-    assert cut.tokens_rt[1].tolist() == [2, 3, 4, 5, EOS]  # the prompt's beginning is lost
-    assert (np.flatnonzero(cut.said_rt[1]).tolist(), cut.truncated) == ([2, 3, 4], 1)
-    cut = of_completions(["12"], ["3456789"[:6]], over_long="truncate")
-    assert cut.tokens_rt[0].tolist() == [2, 3, 4, 5, 6]  # and then the end with its EOS
-    assert np.flatnonzero(cut.said_rt[0]).tolist() == [1, 2, 3, 4]
-    with pytest.raises(InputError, match="none of 1 rows fits"):
-        of_completions(["123"], ["456"], over_long="drop")
+    rows, counts = of_completions(["1", "123"], ["2", "45"], over_long="drop")
+    assert (len(rows.tokens_st), counts["dropped"]) == (1, 1)
+    cut, counts = of_completions(["1", "123"], ["2", "45"], over_long="truncate")
+    assert cut.tokens_st[1].tolist() == [2, 3, 4, 5, EOS]  # the prompt's beginning is lost
+    assert (learned(cut)[1], counts["truncated"]) == ([4, 5, EOS], 1)
+    cut, _ = of_completions(["12"], ["3456789"[:6]], over_long="truncate")
+    assert cut.tokens_st[0].tolist() == [2, 3, 4, 5, 6]  # and then the end with its EOS
+    assert learned(cut) == [[3, 4, 5, 6]]
     with pytest.raises(InputError, match=r"line 1 has an empty prompt"):
         of_completions([""], ["4"])
 
 
+def table(**columns) -> sources.Table:
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return sources.Table(rows, "file", list(range(1, len(rows) + 1)), "line")
+
+
+def build(rows: sources.Table, **changes) -> sft_rows.Rows:
+    config = defaults()
+    config.update_from_flattened_dict(
+        {"method": "reward_model", "train.text_tokens": 3}
+        | {key.replace("__", "."): value for key, value in changes.items()}
+    )
+    return sft_rows.build(config, rows, Words(), (EOS,))
+
+
+def test_no_row_is_left():
+    rows = table(prompt=["123"], text=["456"])
+    changes = {"method": "sft", "data__field": "prompt", "data__completion_field": "text"}
+    with pytest.raises(InputError, match=r"file: no row is left; raise train\.text_tokens"):
+        build(rows, data__over_long="drop", **changes)
+
+
 def test_whole_texts_for_a_classifier():
-    arguments = {"block": 3, "source": "file", "places": ["line 1", "line 2"]}
-    tokens, lengths, fits = sft_rows.scored_rows(["1", "12"], Words(), **arguments)
-    assert tokens.tolist() == [[8, 1, 0], [8, 1, 2]]
-    assert lengths.tolist() == [2, 3]
-    assert fits.all()
-    with pytest.raises(InputError, match=r"file: line 2 has a text of 4 tokens where 1 to 3 fit"):
-        sft_rows.scored_rows(["1", "123"], Words(), **arguments)
-    *_, fits = sft_rows.scored_rows(["1", "123"], Words(), over_long="drop", **arguments)
-    assert fits.tolist() == [True, False]
-    tokens, *_ = sft_rows.scored_rows(["1", "123"], Words(), over_long="truncate", **arguments)
-    assert tokens[1].tolist() == [8, 1, 2]
-    end = {"over_long": "truncate", "lost": "beginning"}
-    tokens, *_ = sft_rows.scored_rows(["1", "123"], Words(), **end, **arguments)
-    assert tokens.tolist() == [[8, 1, 0], [8, 2, 3]]
+    rows = build(table(text=["1", "12"], label=[1, 0]))
+    assert rows.tokens_rt.tolist() == [[8, 1, 0], [8, 1, 2]]
+    assert (rows.lengths_r.tolist(), rows.labels_r.tolist()) == ([2, 3], [1, 0])
+    long = table(text=["1", "123"], label=[1, 0])
+    with pytest.raises(InputError, match=r"file: line 2: the text has 4 tokens where 3 fit"):
+        build(long)
+    assert build(long, data__over_long="drop").tokens_rt.tolist() == [[8, 1, 0]]
+    assert build(long, data__over_long="truncate").tokens_rt[1].tolist() == [8, 1, 2]
+
+
+def test_preferences_for_a_classifier():
+    """A response follows its prompt: where the two are too long, their beginning is lost."""
+    rows = table(prompt=["1", "1"], chosen=["2", "23"], rejected=["3", "4"])
+    reading = {"data__label_field": ""}
+    cut = build(rows, data__over_long="truncate", **reading)
+    assert cut.chosen_rt.tolist() == [[8, 1, 2], [8, 2, 3]]
+    assert cut.rejected_rt.tolist() == [[8, 1, 3], [8, 1, 4]]
+    assert build(rows, data__over_long="drop", **reading).rejected_rt.tolist() == [[8, 1, 3]]
 
 
 def test_only_the_completion_is_learned():
     """Tokens before the completion and behind the end change nothing; those between do."""
     params = {"decoder": noisy(SMALL)}
-    tokens = tokens_of(SMALL, (1, 8))
-    index = np.arange(8)
-    batch = text.TextBatch(tokens, np.int32([index < 6]), np.array([(index >= 3) & (index < 6)]))
+    tokens = np.asarray(tokens_of(SMALL, (1, 8)))
+    rows = Sequences(tokens, np.int32([3]), np.int32([6]))
 
     @jax.jit
-    def loss(batch):
-        terms, _ = text.sft_objective(SMALL, text.NoSettings(), params, batch)
+    def loss(rows):
+        terms, _ = sft.sft_objective(SMALL, sft.NoSettings(), params, rows)
         return terms["nll"][1]
 
-    found = loss(batch)
+    found = loss(rows)
     assert found.weight == 3  # tokens 3, 4 and 5
     logits = jax.nn.log_softmax(decoder.forward(SMALL, params["decoder"], tokens))[0]
     expected = -sum(float(logits[index - 1, tokens[0, index]]) for index in (3, 4, 5))
     assert found.total == pytest.approx(expected, abs=1e-4)
     behind = tokens.copy()
     behind[0, 6:] += 1
-    assert loss(batch._replace(tokens_rt=behind)).total == found.total
+    assert loss(rows._replace(tokens_st=behind)).total == found.total
 
 
 # ---------------------------------------------------------------------------------- reward model

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vbon_jax.data import prompt_sets, sources
+from vbon_jax.data import formats, sources
 from vbon_jax.types import InputError
 
 CONTENT = [
@@ -48,7 +48,7 @@ WRITERS = {
 }
 
 
-def typed(table: sources.Rows) -> list[dict]:
+def typed(table: sources.Table) -> list[dict]:
     """A table's rows, with the labels of a CSV file as numbers."""
     return [row | {"label": int(row["label"])} for row in table.rows]
 
@@ -58,14 +58,14 @@ def hub(monkeypatch):
     """The hub: one dataset of two splits in one configuration, and what was asked of it."""
     asked = []
 
-    def load_dataset(name, config=None, *, split, streaming):
-        asked.append((name, config, split, streaming))
+    def load_dataset(name, config=None, *, split):
+        asked.append((name, config, split))
         if name != "owner/name" or config != "small":
             raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}'\n doesn't exist")
         whole = datasets.Dataset.from_list(CONTENT)
         if split not in ("train", "validation"):
             raise ValueError(f'Unknown split "{split}"')
-        return whole.to_iterable_dataset() if streaming else whole
+        return whole
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(
@@ -86,17 +86,13 @@ def test_the_same_content_is_the_same_rows_in_every_form(tmp_path, ending):
     assert table.source == str(tmp_path / f"train.{ending}")
     assert table.unit == ("line" if ending == "jsonl" else "row")
     assert sources.read(tmp_path) == table  # the folder that holds it
-    assert sources.read(str(tmp_path), limit=2).rows == table.rows[:2]
-    assert sources.read(tmp_path, streaming=True, limit=2).rows == table.rows[:2]
 
 
-def test_the_hub_gives_the_same_rows_streamed_or_not(hub):
-    for streaming in (False, True):
-        table = sources.read("owner/name:small", split="eval", streaming=streaming)
-        assert table.rows == CONTENT
-        assert table.where(1) == "owner/name:small (eval): row 2"
-    expected = [("owner/name", "small", "validation", streaming) for streaming in (False, True)]
-    assert hub == expected
+def test_the_hub_gives_the_same_rows(hub):
+    table = sources.read("owner/name:small", split="eval")
+    assert table.rows == CONTENT
+    assert table.where(1) == "owner/name:small (eval): row 2"
+    assert hub == [("owner/name", "small", "validation")]
 
 
 def test_a_folder_that_datasets_saved(tmp_path):
@@ -106,7 +102,7 @@ def test_a_folder_that_datasets_saved(tmp_path):
     datasets.DatasetDict({"train": whole, "validation": whole.select([1])}).save_to_disk(
         tmp_path / "two"
     )
-    assert sources.read(tmp_path / "two", split="train[-1:]").rows == CONTENT[-1:]
+    assert sources.read(tmp_path / "two").rows == CONTENT
     assert sources.read(tmp_path / "two", split="eval").rows == CONTENT[1:2]
     with pytest.raises(InputError, match=r"two: no split other \(it has: train, validation\)"):
         sources.read(tmp_path / "two", split="other")
@@ -175,46 +171,12 @@ def test_the_parts_of_a_split_are_read_in_their_order(tmp_path, folder):
     assert table.where(4).endswith("(2 parts from train-00000-of-00002.parquet): row 5")
 
 
-@pytest.mark.parametrize(
-    ("part", "expected"),
-    [
-        ("[:2]", [1, 2]),
-        ("[-1:]", [5]),
-        ("[1:3]", [2, 3]),
-        ("[50%:]", [3, 4, 5]),
-        ("[:50%]", [1, 2]),
-        ("[:]", [1, 2, 3, 4, 5]),
-    ],
-)
-@pytest.mark.parametrize("ending", WRITERS)
-def test_parts_of_a_split_keep_their_numbers(tmp_path, ending, part, expected):
-    WRITERS[ending](tmp_path / f"train.{ending}")
-    table = sources.read(tmp_path, split=f"train{part}")
-    assert table.numbers == expected
-    assert typed(table) == [CONTENT[number - 1] for number in expected]
-
-
-def test_parts_are_those_of_datasets(tmp_path):
-    content = [{"number": number} for number in range(13)]
-    write_parquet(tmp_path / "train.parquet", content)
-    for part in ("[:10%]", "[10%:50%]", "[-30%:]", "[3:-3]"):
-        theirs = datasets.load_dataset(
-            "parquet",
-            data_files={"train": str(tmp_path / "train.parquet")},
-            split=f"train{part}",
-            cache_dir=str(tmp_path / "cache"),
-        )
-        assert sources.read(tmp_path, split=f"train{part}").rows == list(theirs)
-
-
 def test_parts_of_the_hub_are_made_by_the_hub(hub):
     with pytest.raises(InputError, match=r"gave|give its split .train\[:2\].*Unknown split"):
         sources.read("owner/name:small", split="train[:2]")
     with pytest.raises(InputError, match="Unknown split"):
         sources.read("owner/name:small", split="eval[:2]")
-    assert [split for _, _, split, _ in hub] == ["train[:2]", "validation[:2]"]
-    with pytest.raises(InputError, match=r"a stream has no part 'train\[:2\]'; give a split and"):
-        sources.read("owner/name:small", split="train[:2]", streaming=True)
+    assert [split for _, _, split in hub] == ["train[:2]", "validation[:2]"]
 
 
 @pytest.mark.parametrize(
@@ -235,8 +197,6 @@ def test_filters(tmp_path, ending, keep, expected):
     table = sources.read(tmp_path / f"rows.{ending}", keep=keep)
     assert table.numbers == expected
     assert typed(table) == [CONTENT[number - 1] for number in expected]
-    limited = sources.read(tmp_path / f"rows.{ending}", keep=keep, limit=1)
-    assert limited.numbers == expected[:1]
 
 
 def test_columns_get_our_names(tmp_path):
@@ -256,10 +216,9 @@ def test_columns_get_our_names(tmp_path):
             {"columns": {"prompt": "query"}},
             r"row 1 has no column 'query' .*correct the columns .pr",
         ),
-        ({"keep": {"label": (7, 8)}}, r"no row up to 5 has label = \['7', '8'\]; correct the filt"),
-        ({"limit": -1}, r"the limit of rows is -1; give 0"),
-        ({"split": "train+test"}, r"no split 'train\+test'; give NAME, or a part"),
-        ({"split": "train[5:]"}, r"there is no row in it"),
+        ({"keep": {"label": (7, 8)}}, r"no row of 5 has label = \['7', '8'\]; correct the filt"),
+        ({"split": "train+test"}, r"the folder holds no train\+test\.jsonl"),
+        ({"split": "train[5:]"}, r"the split 'train\[5:\]': only the hub gives parts of a split"),
     ],
 )
 def test_what_is_not_there_is_named(tmp_path, options, message):
@@ -269,42 +228,14 @@ def test_what_is_not_there_is_named(tmp_path, options, message):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-# How far ------------------------------------------------------------------------------------------
-
-
-def test_no_more_is_read_than_is_asked_for(tmp_path, monkeypatch):
-    """Behind the first rows stands what cannot be read."""
-    for ending in ("jsonl", "csv"):
-        file = tmp_path / f"rows.{ending}"
-        WRITERS[ending](file)
-        with file.open("ab") as broken:
-            broken.write(b'"\xff')
-        assert len(sources.read(file, limit=5).rows) == 5
-        with pytest.raises(InputError):
-            sources.read(file)
-    read = []
-
-    def generate():
-        for number in range(100):
-            read.append(number)
-            yield {"text": str(number), "even": number % 2 == 0}
-
-    stream = datasets.IterableDataset.from_generator(generate)
-    read.clear()
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stream)
-    table = sources.read("owner/name", streaming=True, limit=3, keep={"even": True})
-    assert [row["text"] for row in table.rows] == ["0", "2", "4"]
-    assert len(read) < 10
-
-
 def test_nothing_is_imported_for_a_file(tmp_path):
     import subprocess
     import sys
 
     write_jsonl(tmp_path / "train.jsonl")
     code = (
-        "import sys; from vbon_jax import rows, shapes; "
-        f"rows.read({str(tmp_path)!r}); assert 'datasets' not in sys.modules"
+        "import sys; from vbon_jax.data import formats, sources; "
+        f"sources.read({str(tmp_path)!r}); assert 'datasets' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -330,7 +261,7 @@ def test_nothing_is_imported_for_a_file(tmp_path):
             b"text\na\n\xff\n",
             r"row 2 cannot be read \(.*\); save the file as CSV in UTF-8",
         ),
-        ("a.parquet", b"PAR1", r"no Parquet file \(.*\); write it again"),
+        ("a.parquet", b"PAR1", r"not a Parquet file \(.*\); write it again"),
         ("a.jsonl", b'{"a": 1}\n\n{"a": 2}', r"line 2 is blank; write"),
         ("a.jsonl", b"\n \n", r"the file is empty; give"),
         ("a.jsonl", b'{"a": 1}\n[2]', r"line 2 is a list, not an object"),
@@ -368,9 +299,36 @@ def test_the_hub_fails_in_one_line_that_names_what_was_asked_for(hub):
         sources.read("owner/name:small", split="other")
 
 
-def test_lines_are_read_one_by_one_and_all_together_alike(tmp_path):
+def test_blank_lines_are_passed_over_at_the_end(tmp_path):
     write_jsonl(tmp_path / "rows.jsonl")
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write("\n \n")
-    assert list(prompt_sets.iterate_jsonl(tmp_path / "rows.jsonl")) == CONTENT
-    assert prompt_sets.read_jsonl(tmp_path / "rows.jsonl", ("text",)) == CONTENT
+    assert sources.read(tmp_path / "rows.jsonl").rows == CONTENT
+
+
+def test_lines_may_end_as_on_windows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(
+        '{"text": "ä\\u2028b", "label": 1}\r\n{"text": "", "label": 0}\n\n \n'.encode()
+    )
+    rows = [{"text": "ä\u2028b", "label": 1}, {"text": "", "label": 0}]
+    assert sources.read(file).rows == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a", "label": 1}\n{"text": ', "line 2 is not JSON .*; write"),
+        (b'{"text": "a", "label": 1}\n{"label": 1}', "line 2 has no field 'text' .it has: label.*"),
+        (b'{"text": null, "label": 1}', "line 1: field 'text' is NoneType, not str; correct"),
+        (b'{"text": "a", "label": "1"}', "line 1: field 'label' is str, not int; correct"),
+        (b'{"text": "a", "label": true}', "line 1: field 'label' is bool, not int; correct"),
+        (b'{"text": "a", "label": 1}\n{"text": "\xff"}', "line 2 is not UTF-8 .*; save"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, content, message):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        formats.labelled(sources.read(file))
+    assert str(file) in str(error.value) and "\n" not in str(error.value)

@@ -14,7 +14,7 @@ import pytest
 from tests import reward_functions
 from tests.data.test_prompt_sets import Words
 from tests.tiny_config import ROOT, overrides, program
-from vbon_jax.data import prompt_sets
+from vbon_jax.data import prompt_sets, sources
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import external_samples, reference_cache
 from vbon_jax.types import InputError
@@ -580,8 +580,6 @@ def test_the_recipe_of_the_document(tiny, server, tmp_path, monkeypatch):
 
 
 def test_the_configuration_of_the_document_reads_its_rows(tmp_path, monkeypatch):
-    from vbon_jax.data import configured
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "REDDIT").mkdir()
     rows = [{"query": f"post {name}", "subreddit": name} for name in ("relationships", "tifu")]
@@ -591,7 +589,7 @@ def test_the_configuration_of_the_document_reads_its_rows(tmp_path, monkeypatch)
     exec(compile(block("python", "get_config"), "docs/data.md", "exec"), module)
     config = module["get_config"]()
     for split, expected in (("train", "post relationships"), ("eval", "post tifu")):
-        table = configured.read(config, split)
+        table = sources.read_split(config.data, split)
         assert [row["prompt"] for row in table.rows] == [expected]
     assert "configs" in sys.modules
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vbon_jax.config import defaults
-from vbon_jax.data import prompt_sets
+from vbon_jax.data import formats, prompt_sets
 from vbon_jax.functional import bon, cdf
 from vbon_jax.models import decoder
 from vbon_jax.sampling import reference_cache, sampler
@@ -276,29 +276,37 @@ def test_given_pairs_are_read_with_their_end(tiny):
 
     tokenizer = model_folder.load_tokenizer(tiny / "policy")
     row = {"prompt": "the film", "chosen": " was good", "rejected": " was bad"}
-    options = {"eos_token_id": 0, "new_tokens": 10, "longest": 8, "source": "p.jsonl"}
-    pairs = prompt_sets.build_pairs([row], tokenizer, **options)
+
+    def build(*rows, over_long="error"):
+        columns = [[given[name] for given in rows] for name in ("prompt", "chosen", "rejected")]
+        places = [f"p.jsonl: line {number}" for number in range(1, len(rows) + 1)]
+        return prompt_sets.build_pairs(
+            formats.Preferences(*columns, places, "p.jsonl"),
+            tokenizer, eos_token_ids=(0,), new_tokens=10, longest=8, over_long=over_long,
+        )  # fmt: skip
+
+    pairs = build(row)
     assert pairs.chosen_ids[0][-1] == 0
     assert tokenizer.decode(pairs.chosen_ids[0][:-1]) == " was good"
     # its own end in the text is the one end; one before it is no response
     word = tokenizer.convert_ids_to_tokens(0)
     ended = row | {"chosen": f" was good{word}"}
-    assert prompt_sets.build_pairs([ended], tokenizer, **options)[:3] == pairs[:3]
+    assert build(ended)[:3] == pairs[:3]
     with pytest.raises(InputError, match=r"p\.jsonl: line 2: field 'chosen' has an end-of-text"):
-        prompt_sets.build_pairs([row, row | {"chosen": f" was{word} good"}], tokenizer, **options)
+        build(row, row | {"chosen": f" was{word} good"})
     # equal responses, and such as are equal once they are cut, are left out and counted
     same = row | {"rejected": row["chosen"]}
     ends = row | {"chosen": " was good" * 9, "rejected": " was good" * 8}
-    kept = prompt_sets.build_pairs([same, row, ends], tokenizer, over_long="truncate", **options)
+    kept = build(same, row, ends, over_long="truncate")
     assert (len(kept.prompt_ids), kept.tied, kept.truncated, kept.dropped) == (1, 2, 1, 0)
     with pytest.raises(InputError, match=r"none of 1 pairs is left \(1 with equal responses"):
-        prompt_sets.build_pairs([same], tokenizer, **options)
+        build(same)
     long = row | {"chosen": " was good" * 9}
     with pytest.raises(InputError, match=r"p\.jsonl: line 2: .*data\.over_long"):
-        prompt_sets.build_pairs([row, long], tokenizer, **options)
-    assert len(prompt_sets.build_pairs([row, long], tokenizer, over_long="drop", **options)[0]) == 1
-    cut = prompt_sets.build_pairs([row, long], tokenizer, over_long="truncate", **options)
+        build(row, long)
+    assert len(build(row, long, over_long="drop")[0]) == 1
+    cut = build(row, long, over_long="truncate")
     assert len(cut.chosen_ids[1]) == 10
     assert cut.chosen_ids[1][-1] != 0
     with pytest.raises(InputError, match=r"none of 1 pairs is left"):
-        prompt_sets.build_pairs([long], tokenizer, over_long="drop", **options)
+        build(long, over_long="drop")

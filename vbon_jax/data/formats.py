@@ -1,24 +1,25 @@
-"""What rows mean: prompts, texts with labels, prompts with completions, preference pairs.
+"""What a table's rows mean: prompts, texts with labels, completions, preference pairs.
 
-Each function takes `rows.Rows`, checks every row and gives lists of one length. An error names the
-source, the row's place in it, the field and the remedy, and is raised before anything is computed.
+Each function checks every row and gives lists of one length. An error names the source, the row's
+place in it, the field and the remedy, and is raised before anything is computed.
 
 A text may be given as a conversation, a list of {"role", "content"} messages. The tokenizer's chat
 template renders it: a prompt ends where the answer begins, and an answer is the rest up to the end
 of its last message, without the template's mark of a turn's end (the EOS that training adds).
 """
 
-import math
 import re
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vbon_jax.data.sources import Rows
+from ml_collections import ConfigDict
+
+from vbon_jax.data import sources
+from vbon_jax.data.sources import Table
 from vbon_jax.types import InputError
 
 Messages = list[dict[str, str]]
 _KEYS = ("role", "content")  # of a message
-_KNOWN = "what-the-last-message-says"
+_KNOWN = "content-of-the-last-message"
 ASSISTANT = "\n\nAssistant:"  # ends a prompt in the dialogues of Anthropic's HH data
 
 
@@ -34,6 +35,7 @@ class Completions(NamedTuple):
 
     prompts: list[str]
     completions: list[str]
+    places: list[str]
 
 
 class Preferences(NamedTuple):
@@ -42,121 +44,76 @@ class Preferences(NamedTuple):
     prompts: list[str]
     chosen: list[str]
     rejected: list[str]
-    places: list[str]  # of the rows in their source
+    places: list[str]  # "rows.jsonl: line 3"
+    source: str
     tied: int = 0  # chosen is rejected, or their rewards are equal
     empty: int = 0  # one of the responses is empty
 
 
-# Fields -------------------------------------------------------------------------------------------
+# Prompts, texts, labels, completions --------------------------------------------------------------
 
 
-def field(rows: Rows, row: int, name: str) -> Any:
-    """The value of a row's field; InputError where the row has no such field."""
-    values = rows.rows[row]
-    if name not in values:
-        has = ", ".join(sorted(map(str, values))) or "none"
-        raise InputError(
-            f"{rows.where(row)} has no field {name!r} (it has: {has}); add the field, or name its "
-            "column"
-        )
-    return values[name]
-
-
-def text(rows: Rows, row: int, name: str) -> str:
-    """The value of a row's field, which is a string; InputError for another."""
-    value = field(rows, row, name)
-    if not isinstance(value, str):
-        raise InputError(_wrong(rows, row, name, value, "str"))
-    return value
-
-
-def number(rows: Rows, row: int, name: str) -> float:
-    """The value of a row's field, a finite number; InputError for another."""
-    return finite(field(rows, row, name), f"{rows.where(row)}: field {name!r}", rows.textual)
-
-
-def finite(value: Any, where: str, textual: bool = False) -> float:
-    """A finite number, in a textual source the text of one; InputError (at `where`) for another."""
-    if textual and isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise InputError(f"{where} is {value[:40]!r}, not a number; correct it") from None
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise InputError(f"{where} is {type(value).__name__}, not a number; correct it")
-    if not math.isfinite(value):
-        raise InputError(f"{where} is {value}; give a finite number")
-    return float(value)
-
-
-def columns(rows: Rows, *, without: str) -> dict[str, list]:
-    """All fields but one as lists, a value a row; None where a row has no such field."""
-    names = dict.fromkeys(name for row in rows.rows for name in row if name != without)
-    return {name: [row.get(name) for row in rows.rows] for name in names}
-
-
-def _wrong(rows: Rows, row: int, name: str, value: Any, wanted: str) -> str:
-    found = type(value).__name__
-    return f"{rows.where(row)}: field {name!r} is {found}, not {wanted}; correct the row"
-
-
-# The shapes ---------------------------------------------------------------------------------------
-
-
-def texts(rows: Rows, *, name: str = "text", tokenizer: Any = None) -> list[str]:
+def texts(table: Table, *, name: str = "text", tokenizer: Any = None) -> list[str]:
     """One text a row: as it is, or a whole conversation."""
-    return [_prompt(rows, row, name, tokenizer, answer=False) for row in range(len(rows.rows))]
+    return [_prompt(table, row, name, tokenizer, answer=False) for row in range(len(table.rows))]
 
 
-def prompts(rows: Rows, *, name: str = "prompt", tokenizer: Any = None) -> list[str]:
+def columns(table: Table, *, without: str) -> dict[str, list]:
+    """All fields but one as lists, a value a row; None where a row has no such field."""
+    names = dict.fromkeys(name for row in table.rows for name in row if name != without)
+    return {name: [row.get(name) for row in table.rows] for name in names}
+
+
+def prompts(table: Table, *, name: str = "prompt", tokenizer: Any = None) -> list[str]:
     """One prompt a row: a text, or a conversation that the answer is to continue."""
-    return [_prompt(rows, row, name, tokenizer) for row in range(len(rows.rows))]
+    return [_prompt(table, row, name, tokenizer) for row in range(len(table.rows))]
 
 
-def _prompt(rows: Rows, row: int, name: str, tokenizer: Any, *, answer: bool = True) -> str:
+def _prompt(table: Table, row: int, name: str, tokenizer: Any, *, answer: bool = True) -> str:
     """A text, or a conversation, up to where an answer begins."""
-    if isinstance(field(rows, row, name), list):
-        return _render(tokenizer, _messages(rows, row, name), rows.where(row), answer=answer)
-    return text(rows, row, name)
+    if isinstance(table.field(row, name), list):
+        return _render(tokenizer, _messages(table, row, name), table.where(row), answer=answer)
+    return table.text(row, name)
 
 
-def labelled(rows: Rows, *, name: str = "text", label: str = "label") -> Labelled:
+def labelled(table: Table, *, name: str = "text", label: str = "label") -> Labelled:
     """One text a row with the number of its class, a whole number from 0."""
     labels = []
-    for row in range(len(rows.rows)):
-        value = field(rows, row, label)
-        if rows.textual and re.fullmatch(r"\d+", str(value)):
+    for row in range(len(table.rows)):
+        value = table.field(row, label)
+        if table.textual and re.fullmatch(r"\d+", str(value)):
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise InputError(_wrong(rows, row, label, value, "int"))
+            raise InputError(table.wrong_type(row, label, "int"))
         if value < 0:
-            raise InputError(f"{rows.where(row)}: field {label!r} is {value}; classes begin at 0")
+            raise InputError(f"{table.where(row)}: field {label!r} is {value}; classes begin at 0")
         labels.append(value)
-    return Labelled(texts(rows, name=name), labels)
+    return Labelled(texts(table, name=name), labels)
 
 
 def completions(
-    rows: Rows, *, prompt: str = "prompt", completion: str = "completion", tokenizer: Any = None
+    table: Table, *, prompt: str = "prompt", completion: str = "completion", tokenizer: Any = None
 ) -> Completions:
     """A prompt and what follows it, each row; texts or conversations. An empty one is refused."""
-    made = []
-    for row in range(len(rows.rows)):
-        where = rows.where(row)
-        if isinstance(field(rows, row, completion), list):
-            before = _as_messages(rows, row, prompt)
-            after = _messages(rows, row, completion)
-            asked = _render(tokenizer, before, where, answer=True)
-            said = _answer(tokenizer, before, after, where)
+    pairs = []
+    for row, where in enumerate(table.places):
+        if isinstance(table.field(row, completion), list):
+            before = _as_messages(table, row, prompt)
+            after = _messages(table, row, completion)
+            pair = (
+                _render(tokenizer, before, where, answer=True),
+                _answer(tokenizer, before, after, where),
+            )
         else:
-            asked, said = _prompt(rows, row, prompt, tokenizer), text(rows, row, completion)
-        if not said.strip():
+            pair = _prompt(table, row, prompt, tokenizer), table.text(row, completion)
+        if not pair[1].strip():
             raise InputError(f"{where}: field {completion!r} is empty; give it a text")
-        made.append((asked, said))
-    return Completions(*(list(column) for column in zip(*made, strict=True)))
+        pairs.append(pair)
+    return Completions(*(list(column) for column in zip(*pairs, strict=True)), table.places)
 
 
 def preferences(
-    rows: Rows, *, tokenizer: Any = None, on_tie: str = "error", on_empty: str = "error"
+    table: Table, *, tokenizer: Any = None, on_tie: str = "error", on_empty: str = "error"
 ) -> Preferences:
     """A prompt with a better and a worse response, each row, in one of these forms:
 
@@ -165,9 +122,7 @@ def preferences(
     - `chosen` and `rejected` as conversations, with a `prompt` (text or conversation), which they
       may repeat, or without: then the messages that they begin with both are the prompt;
     - `chosen` and `rejected` as whole dialogues of HH ("\\n\\nHuman: ...\\n\\nAssistant: ...")
-      without a `prompt`: it is what they share, up to the last "Assistant:" in it;
-    - the file of the BoNBoN release: each row {PROMPT: {"responses": [...], "pairs": [[best,
-      worst], ...], "sft_target": ...}}, pairs as places in responses.
+      without a `prompt`: it is what they share, up to the last "Assistant:" in it.
 
     With rewards (`chosen_reward` and `rejected_reward`, or `best_reward` and `worst_reward`) the
     better must not have the lower. A row whose responses or rewards are equal says nothing: it is
@@ -176,15 +131,14 @@ def preferences(
     """
     _choose("on_tie", on_tie)
     _choose("on_empty", on_empty)
-    rows = _best_and_worst(rows)
     kept, tied, empty = [], 0, 0
-    for row, place in enumerate(rows.places):
-        asked, better, worse = _pair(rows, row, tokenizer)
-        if better == worse or _equal_rewards(rows, row):
+    for row, place in enumerate(table.places):
+        prompt, better, worse = _pair(table, row, tokenizer)
+        if better == worse or _equal_rewards(table, row):
             tied += 1
             if on_tie == "error":
                 raise InputError(
-                    f"{rows.where(row)}: chosen and rejected are equal, or their rewards are; "
+                    f"{table.where(row)}: chosen and rejected are equal, or their rewards are; "
                     "correct the row, or leave such rows out (pairs.on_tie=drop)"
                 )
         elif not better.strip() or not worse.strip():
@@ -192,17 +146,28 @@ def preferences(
             if on_empty == "error":
                 which = "rejected" if better.strip() else "chosen"
                 raise InputError(
-                    f"{rows.where(row)}: the {which} response is empty; give it a text, or leave "
+                    f"{table.where(row)}: the {which} response is empty; give it a text, or leave "
                     "such rows out (pairs.on_empty=drop)"
                 )
         else:
-            kept.append((asked, better, worse, place))
+            kept.append((prompt, better, worse, place))
     if not kept:
         raise InputError(
-            f"{rows.source}: none of {len(rows.rows)} pairs is left ({tied} with equal responses, "
-            f"{empty} with an empty one); give others"
+            f"{table.source}: none of {len(table.rows)} pairs is left ({tied} with equal "
+            f"responses, {empty} with an empty one); give others"
         )
-    return Preferences(*(list(column) for column in zip(*kept, strict=True)), tied, empty)
+    lists = (list(column) for column in zip(*kept, strict=True))
+    return Preferences(*lists, source=table.source, tied=tied, empty=empty)
+
+
+def read_pairs(settings: ConfigDict, tokenizer: Any) -> Preferences:
+    """The preferences that `config.pairs` (`settings`) names; the tokenizer may be None."""
+    table = sources.read(
+        settings.path, split=settings.split, columns=settings.columns, keep=settings.filter
+    )
+    return preferences(
+        table, tokenizer=tokenizer, on_tie=settings.on_tie, on_empty=settings.on_empty
+    )
 
 
 def _choose(option: str, value: str) -> None:
@@ -213,39 +178,39 @@ def _choose(option: str, value: str) -> None:
 # Pairs --------------------------------------------------------------------------------------------
 
 
-def _names(rows: Rows, row: int) -> tuple[str, str]:
-    """What the better and the worse response are called in a row."""
-    values = rows.rows[row]
+def _names(table: Table, row: int) -> tuple[str, str]:
+    """The fields of the better and the worse response of a row."""
+    values = table.rows[row]
     if "chosen" not in values and "best" in values:
         return "best", "worst"
     return "chosen", "rejected"
 
 
-def _pair(rows: Rows, row: int, tokenizer: Any) -> tuple[str, str, str]:
+def _pair(table: Table, row: int, tokenizer: Any) -> tuple[str, str, str]:
     """Prompt, better and worse response of a row as texts."""
-    names = _names(rows, row)
-    if isinstance(field(rows, row, names[0]), list):
-        better, worse = (_messages(rows, row, name) for name in names)
-        if rows.rows[row].get("prompt") is None:
-            before = _shared_messages(better, worse, rows.where(row))
+    names = _names(table, row)
+    if isinstance(table.field(row, names[0]), list):
+        better, worse = (_messages(table, row, name) for name in names)
+        if table.rows[row].get("prompt") is None:
+            before = _shared_messages(better, worse, table.where(row))
         else:
-            before = _as_messages(rows, row, "prompt")
-        asked = _render(tokenizer, before, rows.where(row), answer=True)
-        after = (
-            said[len(before) :] if said[: len(before)] == before else said
-            for said in (better, worse)
+            before = _as_messages(table, row, "prompt")
+        prompt = _render(tokenizer, before, table.where(row), answer=True)
+        answers = (
+            messages[len(before) :] if messages[: len(before)] == before else messages
+            for messages in (better, worse)
         )
-        return asked, *(_answer(tokenizer, before, said, rows.where(row)) for said in after)
-    better, worse = (text(rows, row, name) for name in names)
-    if "prompt" not in rows.rows[row]:
+        return prompt, *(_answer(tokenizer, before, after, table.where(row)) for after in answers)
+    better, worse = (table.text(row, name) for name in names)
+    if "prompt" not in table.rows[row]:
         if ASSISTANT not in better or ASSISTANT not in worse:
-            field(rows, row, "prompt")  # neither a pair with its prompt nor HH's dialogues
-        return _dialogue(better, worse, rows.where(row))
-    return _prompt(rows, row, "prompt", tokenizer), better, worse
+            table.field(row, "prompt")  # neither a pair with its prompt nor HH's dialogues
+        return _dialogue(better, worse, table.where(row))
+    return _prompt(table, row, "prompt", tokenizer), better, worse
 
 
 def _dialogue(better: str, worse: str, where: str) -> tuple[str, str, str]:
-    """The prompt that two dialogues share, and what each goes on with."""
+    """The prompt that two dialogues share, and the answer of each."""
     end = better.rfind(ASSISTANT)
     while end >= 0 and not worse.startswith(better[: end + len(ASSISTANT)]):
         end = better.rfind(ASSISTANT, 0, end)
@@ -273,61 +238,28 @@ def _shared_messages(better: Messages, worse: Messages, where: str) -> Messages:
     return better[:shared]
 
 
-def _equal_rewards(rows: Rows, row: int) -> bool:
+def _equal_rewards(table: Table, row: int) -> bool:
     """Whether a row has rewards and they are equal; InputError where the better has the lower."""
     for first, second in (("chosen_reward", "rejected_reward"), ("best_reward", "worst_reward")):
-        if rows.rows[row].get(first) is not None:
-            better, worse = number(rows, row, first), number(rows, row, second)
+        if table.rows[row].get(first) is not None:
+            better, worse = table.number(row, first), table.number(row, second)
             if better < worse:
                 raise InputError(
-                    f"{rows.where(row)}: {first} = {better:g} is below {second} = {worse:g}; "
+                    f"{table.where(row)}: {first} = {better:g} is below {second} = {worse:g}; "
                     "exchange the responses, or correct the rewards"
                 )
             return better == worse
     return False
 
 
-def _best_and_worst(rows: Rows) -> Rows:
-    """The rows of the BoNBoN release as pairs, a row each; other rows as they are."""
-
-    def released(value: Any) -> bool:
-        return isinstance(value, Mapping) and {"responses", "pairs"} <= value.keys()
-
-    if not rows.rows[0] or not all(map(released, rows.rows[0].values())):
-        return rows
-    made, numbers = [], []
-    for row, prompts_of in enumerate(rows.rows):
-        for prompt, value in prompts_of.items():
-            where = f"{rows.where(row)}: {prompt[:40]!r}"
-            if not released(value):
-                raise InputError(f"{where} has no responses and pairs; correct the row")
-            for pair in value["pairs"]:
-                made.append({"prompt": prompt, **_released_pair(value["responses"], pair, where)})
-                numbers.append(rows.numbers[row])
-    if not made:
-        raise InputError(f"{rows.source}: no prompt has a pair; give at least one")
-    return rows._replace(rows=made, numbers=numbers)
-
-
-def _released_pair(responses: Any, pair: Any, where: str) -> dict[str, str]:
-    """The responses that a pair of places names."""
-    try:
-        best, worst = (responses[place] for place in pair if place >= 0)
-    except (TypeError, ValueError, IndexError, KeyError):
-        raise InputError(
-            f"{where}: the pair {pair!r} does not name two of its responses; correct the row"
-        ) from None
-    return {"chosen": best, "rejected": worst}
-
-
 # Conversations ------------------------------------------------------------------------------------
 
 
-def _messages(rows: Rows, row: int, name: str) -> Messages:
-    """A row's field as a conversation, roles and contents alone; InputError where it is none."""
-    where, value = f"{rows.where(row)}: field {name!r}", field(rows, row, name)
+def _messages(table: Table, row: int, name: str) -> Messages:
+    """A row's field as a conversation, roles and contents alone; or InputError."""
+    where, value = f"{table.where(row)}: field {name!r}", table.field(row, name)
     if not isinstance(value, list) or not value:
-        raise InputError(f"{where} is no list of messages; give at least one")
+        raise InputError(f"{where} is not a list of messages; give at least one")
     for place, message in enumerate(value, start=1):
         parts = [message.get(key) if isinstance(message, dict) else None for key in _KEYS]
         if not all(isinstance(part, str) for part in parts):
@@ -338,11 +270,11 @@ def _messages(rows: Rows, row: int, name: str) -> Messages:
     return [{key: message[key] for key in _KEYS} for message in value]
 
 
-def _as_messages(rows: Rows, row: int, name: str) -> Messages:
-    """A prompt as a conversation; a text is what a user says."""
-    if isinstance(field(rows, row, name), str):
-        return [{"role": "user", "content": text(rows, row, name)}]
-    return _messages(rows, row, name)
+def _as_messages(table: Table, row: int, name: str) -> Messages:
+    """A prompt as a conversation; a text is a user's message."""
+    if isinstance(table.field(row, name), str):
+        return [{"role": "user", "content": table.text(row, name)}]
+    return _messages(table, row, name)
 
 
 def _render(tokenizer: Any, messages: Messages, where: str, *, answer: bool) -> str:
@@ -355,7 +287,7 @@ def _render(tokenizer: Any, messages: Messages, where: str, *, answer: bool) -> 
         )
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
-    except Exception as error:  # a template raises what its authors thought of
+    except Exception as error:  # a template may raise anything
         reason = " ".join(str(error).split())
         raise InputError(
             f"{where}: the chat template of {tokenizer.name_or_path} refuses the messages "
@@ -364,20 +296,20 @@ def _render(tokenizer: Any, messages: Messages, where: str, *, answer: bool) -> 
 
 
 def _answer(tokenizer: Any, before: Messages, after: Messages, where: str) -> str:
-    """What the template makes of the messages that follow a prompt, up to their last content.
+    """The template's text of the messages that follow a prompt, up to their last content.
 
     The mark of a turn's end is what the template puts behind a content that is known.
     """
     if not after or not after[-1]["content"].strip():
         return ""
-    asked = _render(tokenizer, before, where, answer=True)
+    prompt = _render(tokenizer, before, where, answer=True)
     whole = _render(tokenizer, before + after, where, answer=False)
     known = [*before, *after[:-1], after[-1] | {"content": _KNOWN}]
     mark = _render(tokenizer, known, where, answer=False).rpartition(_KNOWN)[2]
     end = len(whole) - len(mark)
-    if not whole.startswith(asked) or not whole.endswith(mark) or end < len(asked):
+    if not whole.startswith(prompt) or not whole.endswith(mark) or end < len(prompt):
         raise InputError(
             f"{where}: the chat template of {tokenizer.name_or_path} does not continue the prompt "
             "with the answer; give plain texts"
         )
-    return whole[len(asked) : end]
+    return whole[len(prompt) : end]

@@ -1,190 +1,193 @@
-"""Rows of tokens for supervised training: of texts, of completions, of classes, of preferences."""
+"""Rows of token ids for the methods `sft` and `reward_model`, all made before training begins."""
 
-import bisect
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from vbon_jax.data import batching, prompt_sets
-from vbon_jax.types import InputError
+from vbon_jax.data import batching, formats, token_ids
+from vbon_jax.data.sources import Table
+from vbon_jax.data.token_ids import Ids
+from vbon_jax.types import InputError, Sequences
 
-_SIDES = {"end": "right", "beginning": "left"}
-
-
-class TextRows(NamedTuple):
-    """Texts as rows, one each or several, and what was left out on the way."""
-
-    tokens_rt: np.ndarray  # [R, block] int32, padded with 0 on the right
-    segments_rt: np.ndarray  # [R, block] int32, the number of a token's text in its row, from 1
-    said_rt: np.ndarray  # [R, block] bool, what is to be said; never a text's first token
-    dropped: int = 0
-    truncated: int = 0
+logger = logging.getLogger(__name__)
+REMEDY = "raise train.text_tokens"
 
 
-class _Piece(NamedTuple):
-    """A text in a row; what begins at `start` is to be said."""
+class LabelRows(NamedTuple):
+    """Texts and the numbers of their classes."""
 
-    ids: Sequence[int]
-    start: int = 1
+    tokens_rt: np.ndarray  # [R, T] int32, padded with 0 on the right
+    lengths_r: np.ndarray  # [R] int32
+    labels_r: np.ndarray  # [R] int32
 
 
-def text_rows(
-    texts: Sequence[str], tokenizer: Any, *, block: int, eos_token_id: int, packed: bool = False
-) -> TextRows:
-    """Texts for supervised training, all of each to be said.
+class PreferenceRows(NamedTuple):
+    """Texts of which the first was preferred to the second."""
 
-    Each text begins with what the tokenizer puts in front (`data.front`) and ends with an EOS. One
-    text a row; a text of `block` tokens or more is cut to its first `block` and carries no EOS: its
-    end was not seen. Or `packed`: all texts in order as one stream, cut into full rows (its
-    remainder, less than a row, is left out, unless it is all there is); a text that is cut goes on
-    in the next row as one of its own.
+    chosen_rt: np.ndarray
+    chosen_lengths_r: np.ndarray
+    rejected_rt: np.ndarray
+    rejected_lengths_r: np.ndarray
+
+
+Rows = Sequences | LabelRows | PreferenceRows
+
+
+def texts(config: ConfigDict, table: Table, tokenizer: Any) -> list[str]:
+    """Every text of a table that the method reads; with a tokenizer conversations too."""
+    fields = config.data
+    if config.method == "sft" and fields.completion_field:
+        given = _completions(config, table, tokenizer)
+        return [*given.prompts, *given.completions]
+    if config.method == "sft" or fields.label_field:
+        return formats.texts(table, name=fields.field, tokenizer=tokenizer)
+    given = _preferences(config, table, tokenizer)
+    return [*given.prompts, *given.chosen, *given.rejected]
+
+
+def build(config: ConfigDict, table: Table, tokenizer: Any, eos_token_ids: Sequence[int]) -> Rows:
+    """All rows of a table as the method of the configuration reads them, numpy arrays.
+
+    `sft` reads a text (`data.field`), all of it learned but its first token, or a prompt with the
+    completion that is learned (`data.completion_field`), each with one EOS behind it.
+    `reward_model` reads a text and its class (`data.label_field`), or, where that is "",
+    preferences: a prompt with its better and with its worse response, as one text each. Rows have
+    `train.text_tokens` tokens; what is longer is treated as `data.over_long` says, but that the
+    end of a text of `sft` is always cut. Raises InputError for a row that cannot be used.
     """
-    rows = [(*ids, eos_token_id) for ids in prompt_sets.as_prompts(tokenizer, texts)]
-    if not packed:
-        return _laid_out([[_Piece(ids[:block])] for ids in rows], block)
-    cut = list(_cut(rows, block))
-    full = [pieces for pieces in cut if sum(len(piece.ids) for piece in pieces) == block]
-    return _laid_out(full or cut, block)
-
-
-def _cut(rows: Sequence[Sequence[int]], block: int) -> Iterator[list[_Piece]]:
-    """The stream of all rows in parts of `block` tokens; the last may be shorter."""
-    held: list[_Piece] = []
-    room = block
-    for ids in rows:
-        while ids:
-            held.append(_Piece(ids[:room]))
-            ids, room = ids[room:], room - len(held[-1].ids)
-            if not room:
-                yield held
-                held, room = [], block
-    if held:
-        yield held
-
-
-def _laid_out(rows: Sequence[Sequence[_Piece]], block: int, **left_out: int) -> TextRows:
-    """Rows of pieces as arrays."""
-    shape = len(rows), block
-    tokens_rt, segments_rt = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    said_rt = np.zeros(shape, bool)
-    for row, pieces in enumerate(rows):
-        first = 0
-        for number, piece in enumerate(pieces, start=1):
-            end = first + len(piece.ids)
-            tokens_rt[row, first:end] = piece.ids
-            segments_rt[row, first:end] = number
-            said_rt[row, first + piece.start : end] = True
-            first = end
-    return TextRows(tokens_rt, segments_rt, said_rt, **left_out)
-
-
-def completion_rows(
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    tokenizer: Any,
-    *,
-    block: int,
-    eos_token_id: int,
-    packed: bool = False,
-    over_long: str = "error",
-    source: str,
-    places: Sequence[str],
-) -> TextRows:
-    """Prompts with their completions and an EOS; the completion and the EOS are to be said.
-
-    The two are tokenised apart, as a policy that is asked for the completion sees them. One pair a
-    row, or `packed`: as many as fit, none of them cut. A pair of more than `block` tokens is an
-    `"error"`, is left out (`"drop"`), or loses the beginning of its prompt and, where that is not
-    enough, the end of its completion with the EOS (`"truncate"`). Raises InputError for a pair that
-    is over-long, an empty prompt without a BOS, and where no row is left.
-    """
-    first, asked = prompt_sets.front(tokenizer), prompt_sets.as_prompts(tokenizer, prompts)
-    said = tokenizer(list(completions), add_special_tokens=False, verbose=False)["input_ids"]
-    pieces, over = [], 0
-    for row, (before, after) in enumerate(zip(asked, said, strict=True)):
-        before = before or prompt_sets.beginning(tokenizer, f"{source}: {places[row]}")
-        after = prompt_sets.ended(after, eos_token_id, f"{source}: {places[row]}: the completion")
-        if len(before) + len(after) > block:
-            over += 1
-            if over_long == "error":
-                raise InputError(
-                    f"{source}: {places[row]} has {len(before)} tokens and a completion of "
-                    f"{len(after)}, together more than {block}; set data.over_long to truncate or "
-                    "drop, or raise train.text_tokens"
-                )
-            if over_long == "drop":
-                continue
-            after = after[: block - 1]
-            before = prompt_sets.last_tokens(before, block - len(after), first)
-        pieces.append(_Piece((*before, *after), len(before)))
-    if not pieces:
-        raise InputError(f"{source}: none of {len(asked)} rows fits {block} tokens; give others")
-    together = [[piece] for piece in pieces]
-    if packed:
-        shared = pack([len(piece.ids) for piece in pieces], block)
-        together = [[pieces[index] for index in indices] for indices in shared]
-    return _laid_out(
-        together,
-        block,
-        dropped=over if over_long == "drop" else 0,
-        truncated=over if over_long == "truncate" else 0,
-    )
-
-
-def pack(lengths: Sequence[int], block: int) -> list[list[int]]:
-    """Which texts share a row of `block` tokens, by index: best-fit decreasing.
-
-    `lengths` are from 1 to `block`. The longest first, each where the least room is left behind it.
-    """
-    rows: list[list[int]] = []
-    by_room: dict[int, list[int]] = {}  # rows with so much room left
-    rooms: list[int] = []  # its keys in order
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        at = bisect.bisect_left(rooms, lengths[index])
-        if at == len(rooms):
-            room, row = block, len(rows)
-            rows.append([])
-        else:
-            room = rooms[at]
-            row = by_room[room].pop()
-            if not by_room[room]:
-                del by_room[room], rooms[at]
-        rows[row].append(index)
-        if left := room - lengths[index]:
-            if left not in by_room:
-                bisect.insort(rooms, left)
-            by_room.setdefault(left, []).append(row)
+    if config.method == "sft":
+        if not eos_token_ids:
+            raise InputError(
+                "sft: the policy's folder names no EOS token, which every text ends with"
+            )
+        rows, counts = _sft_rows(config, table, tokenizer, eos_token_ids)
+    elif config.data.label_field:
+        rows, counts = _label_rows(config, table, tokenizer)
+    else:
+        rows, counts = _preference_rows(config, table, tokenizer)
+    if not len(rows[0]):
+        raise InputError(f"{table.source}: no row is left; {REMEDY} or give others")
+    changes = ", ".join(f"{count} {name}" for name, count in counts.items())
+    logger.info(f"{len(rows[0])} of {len(table.rows)} rows in {table.source} ({changes})")
     return rows
 
 
-def scored_rows(
-    texts: Sequence[str],
-    tokenizer: Any,
-    *,
-    block: int,
-    over_long: str = "error",
-    lost: str = "end",
-    source: str,
-    places: Sequence[str],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Whole texts as a classifier reads them: tokens `[R, block]`, lengths `[R]`, and which fit.
+def _preferences(config: ConfigDict, table: Table, tokenizer: Any) -> formats.Preferences:
+    pairs = config.pairs
+    return formats.preferences(
+        table, tokenizer=tokenizer, on_tie=pairs.on_tie, on_empty=pairs.on_empty
+    )
 
-    With the special tokens of the tokenizer. A text of more than `block` tokens is an `"error"`,
-    is cut (`"truncate"`), or does not fit (`"drop"`): `[R]` bool, its row empty. What is `lost` of
-    a text that is cut is its "end", or its "beginning", as where a response follows a prompt.
+
+def _completions(config: ConfigDict, table: Table, tokenizer: Any) -> formats.Completions:
+    """Prompts with what follows them: of preferences, where "chosen" does, the preferred ones."""
+    fields = config.data
+    if fields.completion_field == "chosen":
+        given = _preferences(config, table, tokenizer)
+        return formats.Completions(given.prompts, given.chosen, given.places)
+    return formats.completions(
+        table, prompt=fields.field, completion=fields.completion_field, tokenizer=tokenizer
+    )
+
+
+def _sft_rows(config: ConfigDict, table: Table, tokenizer: Any, eos_token_ids: Sequence[int]):
+    block = config.train.text_tokens
+    if config.data.completion_field:
+        given = _completions(config, table, tokenizer)
+        return completion_rows(given, tokenizer, eos_token_ids, block, config.data.over_long)
+    whole = formats.texts(table, name=config.data.field, tokenizer=tokenizer)
+    return text_rows(whole, table.places, tokenizer, eos_token_ids, block)
+
+
+def text_rows(
+    whole: Sequence[str], places: Sequence[str], tokenizer: Any, eos_token_ids: Sequence[int],
+    block: int,
+) -> tuple[Sequences, dict[str, int]]:  # fmt: skip
+    """Texts as sequences, and how many were cut: to `block` tokens, without EOS.
+
+    The first token, a BOS where the tokenizer puts one, stands for the prompt.
     """
-    cut = {"truncation": True, "max_length": block} if over_long == "truncate" else {}
-    side, tokenizer.truncation_side = tokenizer.truncation_side, _SIDES[lost]
-    rows = tokenizer(list(texts), verbose=False, **cut)["input_ids"]
-    tokenizer.truncation_side = side  # it is saved with the model
-    for row, ids in enumerate(rows):
-        if not ids or (len(ids) > block and over_long == "error"):
-            raise InputError(
-                f"{source}: {places[row]} has a text of {len(ids)} tokens where 1 to {block} fit; "
-                "set data.over_long to truncate or drop, or raise train.text_tokens"
-            )
-    fits_r = np.asarray([len(ids) <= block for ids in rows])
-    kept = [ids if fits else [] for ids, fits in zip(rows, fits_r, strict=True)]
-    lengths_r = np.asarray([len(ids) for ids in kept], np.int32)
-    return batching.pad_rows(kept, lengths_r, block), lengths_r, fits_r
+    prefix = token_ids.bos_prefix(tokenizer)
+    rows = []
+    for ids, place in zip(token_ids.plain_ids(tokenizer, whole), places, strict=True):
+        ids = ids[1:] if prefix and ids[:1] == prefix else ids
+        rows.append(prefix + token_ids.with_eos(ids, eos_token_ids, place))
+    fitted, too_long = token_ids.fit(
+        rows, block, "truncate", places, keep="beginning", remedy=REMEDY
+    )
+    return _sequences([1] * len(fitted), fitted, block), {"truncated": len(too_long)}
+
+
+def completion_rows(
+    given: formats.Completions, tokenizer: Any, eos_token_ids: Sequence[int], block: int,
+    over_long: str,
+) -> tuple[Sequences, dict[str, int]]:  # fmt: skip
+    """Prompts with their completions and an EOS, tokenised apart, and what was left out.
+
+    A pair of more than `block` tokens loses the beginning of its prompt and, where that is not
+    enough, the end of its completion with the EOS ("truncate"), or as `over_long` says.
+    """
+    places = [f"{place}: the completion" for place in given.places]
+    ended = [
+        token_ids.with_eos(ids, eos_token_ids, place)
+        for ids, place in zip(
+            token_ids.plain_ids(tokenizer, given.completions), places, strict=True
+        )
+    ]
+    after, over = token_ids.fit(
+        ended, block - 1, over_long, places, keep="beginning", remedy=REMEDY
+    )
+    rooms = [block - len(ids or ()) for ids in after]
+    before, over_too = token_ids.fit(
+        token_ids.prompt_ids(tokenizer, given.prompts, given.places), rooms, over_long,
+        [f"{place}: the prompt, beside its completion," for place in given.places],
+        keep="end", prefix=token_ids.bos_prefix(tokenizer), remedy=REMEDY,
+    )  # fmt: skip
+    kept = [pair for pair in zip(before, after, strict=True) if None not in pair]
+    rows = _sequences([len(ids) for ids, _ in kept], [a + b for a, b in kept], block)
+    return rows, token_ids.left_out(over_long, over | over_too)
+
+
+def _sequences(prompt_lengths: list[int], rows: Sequence[Ids], block: int) -> Sequences:
+    lengths_s = np.asarray([len(ids) for ids in rows], np.int32)
+    tokens_st = batching.pad_rows(rows, lengths_s, block)
+    return Sequences(tokens_st, np.asarray(prompt_lengths, np.int32), lengths_s)
+
+
+def _label_rows(config: ConfigDict, table: Table, tokenizer: Any):
+    given = formats.labelled(table, name=config.data.field, label=config.data.label_field)
+    rows, too_long = _classifier_rows(config, tokenizer, given.texts, table.places, "beginning")
+    kept = [row for row, ids in enumerate(rows) if ids is not None]
+    tokens_rt, lengths_r = _padded(config, [rows[row] for row in kept])
+    labels_r = np.asarray([given.labels[row] for row in kept], np.int32)
+    counts = token_ids.left_out(config.data.over_long, too_long)
+    return LabelRows(tokens_rt, lengths_r, labels_r), counts
+
+
+def _preference_rows(config: ConfigDict, table: Table, tokenizer: Any):
+    given = _preferences(config, table, tokenizer)
+    sides, too_long = [], set()
+    for responses in (given.chosen, given.rejected):
+        joined = [a + b for a, b in zip(given.prompts, responses, strict=True)]
+        rows, over = _classifier_rows(config, tokenizer, joined, given.places, "end")
+        sides.append(rows)
+        too_long |= over
+    kept = [pair for pair in zip(*sides, strict=True) if None not in pair]
+    arrays = [array for side in (0, 1) for array in _padded(config, [pair[side] for pair in kept])]
+    counts = token_ids.left_out(config.data.over_long, too_long) | {"tied": given.tied}
+    return PreferenceRows(*arrays), counts
+
+
+def _classifier_rows(config: ConfigDict, tokenizer: Any, whole, places, keep: str):
+    return token_ids.classifier_ids(
+        tokenizer, whole, config.train.text_tokens, config.data.over_long,
+        [f"{place}: the text" for place in places], keep=keep, remedy=REMEDY,
+    )  # fmt: skip
+
+
+def _padded(config: ConfigDict, rows: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray]:
+    lengths_r = np.asarray([len(ids) for ids in rows], np.int32)
+    return batching.pad_rows(rows, lengths_r, config.train.text_tokens), lengths_r

@@ -1,39 +1,39 @@
 """Rows from JSON lines, JSON, CSV and Parquet files, folders of them, and the Hugging Face hub.
 
-What is on disk is read as what it is, row by row and without type guessing: JSON lines with the
-line in every error, CSV with every cell as text. (pandas, which `datasets` reads CSV with, takes
-the first cell of a row that is too long for an index and shifts the rest.) Hub names and folders
-that `datasets` saved go through `datasets`. The same content gives the same rows in every form;
-`shapes.py` says what they mean.
+The same content gives the same rows in every form, and every row knows its place, which errors
+name. Text stays text: the cells of a CSV file are not guessed to be numbers. Hub names and folders
+that `datasets` saved are read by `datasets`. `formats` says what rows mean.
 """
 
 import csv
 import hashlib
-import itertools
 import json
+import math
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ml_collections import ConfigDict
 
-from vbon_jax.data import prompt_sets, toy_reviews
+from vbon_jax.data import toy_reviews
 from vbon_jax.types import InputError
 
-# The names that a split goes by, the first that is there.
+# The names that a split goes by; the first that exists is read.
 SPLITS = {"train": ("train",), "eval": ("test", "eval", "validation")}
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?")
-SPLIT = re.compile(r"(?P<name>\w+)(?P<slice>\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?")
 SAVED = ("dataset_dict.json", "state.json")  # what `datasets` leaves in a folder that it saved
 
+Row = dict[str, Any]
 
-class Rows(NamedTuple):
-    """Rows in the order of their source, and where each of them stands in it."""
 
-    rows: list[dict[str, Any]]
+class Table(NamedTuple):
+    """Rows in the order of their source, and the place of each in it."""
+
+    rows: list[Row]
     source: str
     numbers: list[int]  # from 1, in the whole source
     unit: str = "row"  # of the numbers: line | row
@@ -41,30 +41,69 @@ class Rows(NamedTuple):
 
     @property
     def places(self) -> list[str]:
-        """Where each row stands, without the source: "line 3"."""
-        return [f"{self.unit} {number}" for number in self.numbers]
+        """The place of each row, for errors: "rows.jsonl: line 3"."""
+        return [self.where(row) for row in range(len(self.rows))]
 
     def where(self, row: int) -> str:
-        """Where a row stands, for an error."""
+        """The place of one row."""
         return f"{self.source}: {self.unit} {self.numbers[row]}"
 
+    def field(self, row: int, name: str) -> Any:
+        """A field of a row; InputError where the row has none of that name."""
+        values = self.rows[row]
+        if name not in values:
+            raise InputError(_missing("field", values, name, self.where(row), "add the field, or "
+                                      "name its column"))  # fmt: skip
+        return values[name]
 
-def fingerprint(table: Rows) -> str:
-    """The sha256 (hex) of the rows, in order; where they stand does not enter."""
+    def text(self, row: int, name: str) -> str:
+        """A field that is a string; InputError for another."""
+        value = self.field(row, name)
+        if not isinstance(value, str):
+            raise InputError(self.wrong_type(row, name, "str"))
+        return value
+
+    def number(self, row: int, name: str) -> float:
+        """A field that is a finite number, in a textual source the text of one; or InputError."""
+        return finite(self.field(row, name), f"{self.where(row)}: field {name!r}", self.textual)
+
+    def wrong_type(self, row: int, name: str, wanted: str) -> str:
+        """The message for a field of another type than the wanted one."""
+        kind = type(self.rows[row][name]).__name__
+        return f"{self.where(row)}: field {name!r} is {kind}, not {wanted}; correct the row"
+
+
+def finite(value: Any, where: str, textual: bool = False) -> float:
+    """A finite number, where `textual` also the text of one; or InputError, at `where`."""
+    if textual and isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise InputError(f"{where} is {value[:40]!r}, not a number; correct it") from None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise InputError(f"{where} is {type(value).__name__}, not a number; correct it")
+    if not math.isfinite(value):
+        raise InputError(f"{where} is {value}; give a finite number")
+    return float(value)
+
+
+def fingerprint(table: Table) -> str:
+    """The sha256 (hex) of the rows, in order; their places do not enter."""
     digest = hashlib.sha256()
     for row in table.rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()
 
 
-class _Opened(NamedTuple):
-    """A source whose rows were not read yet."""
+# Reading ------------------------------------------------------------------------------------------
 
-    rows: Iterator[dict[str, Any]]
-    name: str
-    unit: str = "row"
-    textual: bool = False
-    cut: bool = False  # to the part of the split that was asked for
+
+def read_split(settings: ConfigDict, split: str) -> Table:
+    """The training ("train") or the held-out ("eval") rows that `config.data` names."""
+    keep, name = settings.filter, settings.split_train
+    if split == "eval":
+        keep, name = settings.filter_eval or settings.filter, settings.split_eval
+    return read(settings[split], split=name, columns=settings.columns, keep=keep)
 
 
 def read(
@@ -73,9 +112,7 @@ def read(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
     keep: Mapping[str, Any] | None = None,
-    limit: int = 0,
-    streaming: bool = False,
-) -> Rows:
+) -> Table:
     """The rows of a file, a folder or a dataset of the Hugging Face hub.
 
     `source` is a file (.jsonl, .json, .csv, .parquet; with any other ending JSON lines), a folder
@@ -83,38 +120,27 @@ def read(
     `data/`), a folder that `datasets` saved, a hub name "owner/name" or "owner/name:config", or
     "toy_reviews:PART" (`toy_reviews.rows`).
 
-    `split` is "train", "eval" (the first of test, eval and validation that there is), another
-    split's name, or a part of one: "train[:1000]", "train[90%:]". A file is its own split, whatever
+    `split` is "train", "eval" (the first of test, eval and validation that exists) or another
+    split's name, of the hub also a part of one ("train[:1000]"). A file is its own split, whatever
     the name. `columns` maps our names to the source's where they differ: {"prompt": "query"}.
     `keep` maps the source's columns to the value, or tuple of values, of the rows to keep, or with
     "not " before the column of those to leave out; values are compared as text, so that a CSV's 1
-    is a number 1 too. `limit > 0` reads no further than that many rows that are kept; of the hub,
-    `streaming` downloads no more than that.
+    is a number 1 too.
 
-    Raises InputError, in one line, for a source, a split or a column that is not there, a row that
-    cannot be read (with its place), and where no row is left.
+    Raises InputError, in one line, for a source, a split or a column that does not exist, a row
+    that cannot be read (with its place), and where no row is left.
     """
-    if limit < 0:
-        raise InputError(f"{source}: the limit of rows is {limit}; give 0 for all, or a number")
-    opened = _open(str(source), split, streaming)
-    rows: list[dict[str, Any]] = []
-    numbers: list[int] = []
-    number = 0
-    for number, row in _numbered(opened, split):
-        if _kept(row, keep or {}, f"{opened.name}: {opened.unit} {number}"):
-            rows.append(_renamed(row, columns or {}, f"{opened.name}: {opened.unit} {number}"))
-            numbers.append(number)
-        if limit and len(rows) == limit:
-            break
-    if not number:
-        raise InputError(f"{opened.name}: there is no row in it; give at least one")
-    if not rows:
+    table = _whole(str(source), split)
+    if not table.rows:
+        raise InputError(f"{table.source}: there is no row in it; give at least one")
+    kept = [row for row in range(len(table.rows)) if _passes(table, row, keep or {})]
+    if not kept:
         wanted = ", ".join(f"{column} = {_values(value)}" for column, value in keep.items())
-        raise InputError(f"{opened.name}: no row up to {number} has {wanted}; correct the filter")
-    return Rows(rows, opened.name, numbers, opened.unit, opened.textual)
-
-
-# What is asked of a row ---------------------------------------------------------------------------
+        raise InputError(
+            f"{table.source}: no row of {len(table.rows)} has {wanted}; correct the filter"
+        )
+    rows = [_renamed(table, row, columns or {}) for row in kept]
+    return table._replace(rows=rows, numbers=[table.numbers[row] for row in kept])
 
 
 def _values(value: Any) -> list[str]:
@@ -122,74 +148,61 @@ def _values(value: Any) -> list[str]:
     return [str(one) for one in (value if isinstance(value, tuple | list) else (value,))]
 
 
-def _kept(row: dict[str, Any], keep: Mapping[str, Any], where: str) -> bool:
+def _passes(table: Table, row: int, keep: Mapping[str, Any]) -> bool:
     """Whether a row passes every column's filter."""
+    values = table.rows[row]
     for column, value in keep.items():
         name = column.removeprefix("not ")
-        if name not in row:
-            raise InputError(_no_column(row, name, where, "correct the filter"))
-        if (str(row[name]) in _values(value)) == column.startswith("not "):
+        if name not in values:
+            raise InputError(_missing("column", values, name, table.where(row), "correct the "
+                                      "filter"))  # fmt: skip
+        if (str(values[name]) in _values(value)) == column.startswith("not "):
             return False
     return True
 
 
-def _renamed(row: dict[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
+def _renamed(table: Table, row: int, columns: Mapping[str, str]) -> Row:
     """A row with our names beside its own."""
+    values = table.rows[row]
     for ours, theirs in columns.items():
-        if theirs not in row:
-            raise InputError(_no_column(row, theirs, where, f"correct the columns ({ours})"))
-    return row | {ours: row[theirs] for ours, theirs in columns.items()}
+        if theirs not in values:
+            raise InputError(_missing("column", values, theirs, table.where(row), "correct the "
+                                      f"columns ({ours})"))  # fmt: skip
+    return values | {ours: values[theirs] for ours, theirs in columns.items()}
 
 
-def _no_column(row: dict[str, Any], column: str, where: str, remedy: str) -> str:
-    has = ", ".join(sorted(map(str, row))) or "none"
-    return f"{where} has no column {column!r} (it has: {has}); {remedy}"
+def _missing(kind: str, values: Row, name: str, where: str, remedy: str) -> str:
+    has = ", ".join(sorted(map(str, values))) or "none"
+    return f"{where} has no {kind} {name!r} (it has: {has}); {remedy}"
 
 
-def _numbered(opened: _Opened, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows with their numbers from 1; of a part of a split, those of the part.
-
-    The hub makes its parts itself: their rows count from the part's first.
-    """
-    numbered = enumerate(opened.rows, start=1)
-    asked = SPLIT.fullmatch(split)
-    if opened.cut or asked is None or not asked["slice"]:
-        yield from numbered
-        return
-    whole = list(numbered)
-    yield from whole[_bound(asked["first"], len(whole)) : _bound(asked["last"], len(whole))]
+# Places -------------------------------------------------------------------------------------------
 
 
-def _bound(text: str | None, size: int) -> int | None:
-    """One end of a slice; a percentage becomes the nearest row, as `datasets` rounds it."""
-    if text is None:
-        return None
-    return round(size * int(text[:-1]) / 100) if text.endswith("%") else int(text)
-
-
-# Where rows are -----------------------------------------------------------------------------------
-
-
-def _open(source: str, split: str, streaming: bool) -> _Opened:
-    """Finds a source; nothing of it is read before its rows are asked for."""
+def _whole(source: str, split: str) -> Table:
+    """All rows of a source's split."""
     if source.startswith("toy_reviews:"):
-        return _Opened(iter(toy_reviews.rows(source)), source)
+        return _table(toy_reviews.rows(source), source)
     path = pathlib.Path(source).expanduser()
     if path.exists():
-        asked = SPLIT.fullmatch(split)
-        if asked is None:
-            raise InputError(f"{source}: no split {split!r}; give NAME, or a part: NAME[FROM:TO]")
+        if "[" in split:
+            raise InputError(
+                f"{source}: the split {split!r}: only the hub gives parts of a split; name a split"
+            )
         if path.is_dir() and any((path / name).exists() for name in SAVED):
-            return _Opened(_saved(path, asked["name"]), str(path))
-        return _opened_files(path, _files(path, asked["name"]))
+            return _table(_saved(path, split), str(path))
+        return _read_files(path, _files(path, split))
     hub = HUB_NAME.fullmatch(source)
     if hub is None or source.endswith(FORMATS):
         raise InputError(
             f"{source}: no such file or folder; give a file ({', '.join(FORMATS)}), a folder with "
             "one, or owner/name of the Hugging Face hub"
         )
-    rows = _hub(source, hub[1], hub[2], split, streaming)
-    return _Opened(rows, f"{source} ({split})", cut=True)
+    return _table(_hub(source, hub[1], hub[2], split), f"{source} ({split})")
+
+
+def _table(rows: list[Row], source: str, **options: Any) -> Table:
+    return Table(rows, source, list(range(1, len(rows) + 1)), **options)
 
 
 def _files(path: pathlib.Path, split: str) -> list[pathlib.Path]:
@@ -211,78 +224,101 @@ def _files(path: pathlib.Path, split: str) -> list[pathlib.Path]:
     )
 
 
-def _opened_files(path: pathlib.Path, files: list[pathlib.Path]) -> _Opened:
+def _read_files(path: pathlib.Path, files: list[pathlib.Path]) -> Table:
     """The rows of one file, or of the parts of a split in their order."""
-    read_file: Callable[[pathlib.Path], Iterable[dict[str, Any]]]
-    read_file, unit = {
-        ".json": (_json, "row"),
-        ".csv": (_csv, "row"),
-        ".parquet": (_parquet, "row"),
-    }.get(files[0].suffix, (prompt_sets.iterate_jsonl, "line"))
-    name = str(files[0])
+    readers = {".json": _json, ".csv": _csv, ".parquet": _parquet}
+    ending = files[0].suffix
+    rows = [row for file in files for row in readers.get(ending, _json_lines)(file)]
     if len(files) > 1:  # numbers run on over the parts
         name, unit = f"{path} ({len(files)} parts from {files[0].name})", "row"
-    rows = itertools.chain.from_iterable(map(read_file, files))
-    return _Opened(rows, name, unit, textual=files[0].suffix == ".csv")
+    else:
+        name, unit = str(files[0]), "row" if ending in readers else "line"
+    return _table(rows, name, unit=unit, textual=ending == ".csv")
 
 
 # Files --------------------------------------------------------------------------------------------
 
 
-def _json(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+def _json_lines(path: pathlib.Path) -> list[Row]:
+    """One object a line; blank lines are passed over at the end of the file only."""
+    rows, blank = [], 0
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            blank = blank or number
+        elif blank:
+            raise InputError(f"{path}: line {blank} is blank; write one JSON object a line")
+        else:
+            rows.append(_json_line(line, first=number == 1, where=f"{path}: line {number}"))
+    if not rows:
+        raise InputError(f"{path}: the file is empty; give at least one JSON object, one a line")
+    return rows
+
+
+def _json_line(line: bytes, *, first: bool, where: str) -> Row:
+    try:
+        row = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{where} is not JSON ({error.msg}); write one JSON object a line"
+        ) from None
+    return _object(row, where)
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is a {type(row).__name__}, not an object; write {{...}} rows")
+    return row
+
+
+def _json(path: pathlib.Path) -> list[Row]:
     """A list of objects, one object (a row), or JSON lines under that ending."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError:  # not one JSON value, or no UTF-8: JSON lines say where
-        yield from prompt_sets.iterate_jsonl(path)
-        return
-    for number, row in enumerate(value if isinstance(value, list) else [value], start=1):
-        if not isinstance(row, dict):
-            what = type(row).__name__
-            raise InputError(f"{path}: row {number} is a {what}, not an object; write {{...}} rows")
-        yield row
+    except ValueError:  # not one JSON value, or not UTF-8: JSON lines say where
+        return _json_lines(path)
+    rows = value if isinstance(value, list) else [value]
+    return [_object(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
 
 
-def _csv(path: pathlib.Path) -> Iterator[dict[str, str]]:
+def _csv(path: pathlib.Path) -> list[Row]:
     """The rows of a CSV file under its header, every cell as the text that it is."""
-    number = 0
+    rows: list[Row] = []
+    csv.field_size_limit(2**31 - 1)  # its default is 128 KiB a cell
     try:
         with path.open("rb") as file:
             lines = (line.decode("utf-8") for line in file)  # so that an error is at its row
-            csv.field_size_limit(2**31 - 1)  # its default is 128 KiB a cell
             reader = csv.reader(lines, strict=True)
             header = [name.removeprefix("\ufeff") for name in next(reader, [])]
             if len(set(header)) < len(header) or "" in header:
                 raise InputError(f"{path}: the header {header} does not name each column once")
-            cells: list[str]
-            for number, cells in enumerate((row for row in reader if row), start=1):
+            for cells in filter(None, reader):
                 if len(cells) != len(header):
                     raise InputError(
-                        f"{path}: row {number} has {len(cells)} cells under a header of "
+                        f"{path}: row {len(rows) + 1} has {len(cells)} cells under a header of "
                         f"{len(header)} ({', '.join(header)}); quote the cells, or correct the row"
                     )
-                yield dict(zip(header, cells, strict=True))
+                rows.append(dict(zip(header, cells, strict=True)))
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: row {number + 1} cannot be read ({error}); save the file as CSV in UTF-8"
+            f"{path}: row {len(rows) + 1} cannot be read ({error}); save the file as CSV in UTF-8"
         ) from None
+    return rows
 
 
-def _parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, some at a time."""
+def _parquet(path: pathlib.Path) -> list[Row]:
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
+        return pq.read_table(path).to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: no Parquet file ({reason}); write it again") from None
+        raise InputError(f"{path}: not a Parquet file ({reason}); write it again") from None
 
 
 # The datasets package -----------------------------------------------------------------------------
 
 
-def _saved(path: pathlib.Path, split: str) -> Iterator[dict[str, Any]]:
+def _saved(path: pathlib.Path, split: str) -> list[Row]:
     """The rows of a folder that `datasets` saved: one split, or a dictionary of them."""
     import datasets
 
@@ -295,23 +331,19 @@ def _saved(path: pathlib.Path, split: str) -> Iterator[dict[str, Any]]:
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
         loaded = loaded[_split_name(split, list(loaded), str(path))]
-    yield from loaded
+    return list(loaded)
 
 
-def _hub(
-    source: str, name: str, config: str | None, split: str, streaming: bool
-) -> Iterator[dict[str, Any]]:
+def _hub(source: str, name: str, config: str | None, split: str) -> list[Row]:
     """The rows of a split of a dataset of the hub; code that comes with one is never run."""
     import datasets
 
-    if streaming and "[" in split:
-        raise InputError(f"{source}: a stream has no part {split!r}; give a split and a limit")
     try:
-        asked = SPLIT.fullmatch(split)
-        if asked and len(SPLITS.get(asked["name"], ())) > 1:
+        base, bracket, part = split.partition("[")
+        if len(SPLITS.get(base, ())) > 1:
             names = datasets.get_dataset_split_names(name, config)
-            split = _split_name(asked["name"], names, source) + (asked["slice"] or "")
-        yield from datasets.load_dataset(name, config, split=split, streaming=streaming)
+            split = _split_name(base, names, source) + bracket + part
+        return list(datasets.load_dataset(name, config, split=split))
     except InputError:
         raise
     except Exception as error:  # of the hub's client, its HTTP library, or what reads the files

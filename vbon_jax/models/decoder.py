@@ -301,7 +301,6 @@ class Decoder(nnx.Module):
         mask_bt: Array | None,
         *,
         last_b: Array | None = None,
-        segments_bt: Array | None = None,
     ):
         """Hidden states after the final norm [B, T, D], and every layer's keys and values.
 
@@ -311,11 +310,7 @@ class Decoder(nnx.Module):
         batch, width = tokens_bt.shape
         index = jnp.arange(width)
         earlier = jnp.tril(jnp.ones((width, width), bool))
-        if segments_bt is not None:
-            begins = jnp.diff(segments_bt, axis=1, prepend=-1) != 0
-            positions = index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
-            sees = earlier & (segments_bt[:, :, None] == segments_bt[:, None])
-        elif mask_bt is None:
+        if mask_bt is None:
             positions = jnp.broadcast_to(index, (batch, width))
             sees = earlier
         else:
@@ -359,16 +354,13 @@ def hidden(
     tokens_bt: Array,
     *,
     mask_bt: Array | None = None,
-    segments_bt: Array | None = None,
 ) -> Array:
     """Hidden states after the final norm, [B, T, D].
 
     Without a mask every token is real (or padding on the right, which no real token sees); with
-    one, `mask_bt` [B, T] bool marks the real tokens and positions are counted along it. Or rows
-    hold several texts each: `segments_bt` [B, T] int32, equal numbers side by side, are one text,
-    which sees nothing of its neighbours and whose positions begin at 0.
+    one, `mask_bt` [B, T] bool marks the real tokens and positions are counted along it.
     """
-    return _network(config, params)(tokens_bt, mask_bt, segments_bt=segments_bt)[0]
+    return _network(config, params)(tokens_bt, mask_bt)[0]
 
 
 def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:

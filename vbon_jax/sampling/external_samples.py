@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vbon_jax.data import formats, prompt_sets, sources
+from vbon_jax.data import prompt_sets, sources, token_ids
 from vbon_jax.types import InputError
 
 ENDINGS = {"stop": True, "length": False, None: None}  # finish_reason -> ended by an EOS
@@ -84,7 +84,7 @@ def read(source: str | pathlib.Path) -> Imported:
     _one_policy(table)
     made: list[tuple[str, Sample]] = []
     for row in range(len(table.rows)):
-        prompt = formats.text(table, row, "prompt")
+        prompt = table.text(row, "prompt")
         row_samples = _samples(table, row) if lists else [_sample(table, row)]
         made += [(prompt, sample) for sample in row_samples]
     for what, has in (
@@ -104,34 +104,34 @@ def read(source: str | pathlib.Path) -> Imported:
     return Imported(table.source, samples)
 
 
-def _one_policy(table: sources.Rows) -> None:
+def _one_policy(table: sources.Table) -> None:
     """Refuses samples of two policies."""
     for key in ("policy", "model"):
         named = [(i, row[key]) for i, row in enumerate(table.rows) if row.get(key)]
         for row, name in named:
             if name != named[0][1]:
                 raise InputError(
-                    f"{table.where(row)} has the {key} {name!r} and {table.places[named[0][0]]} "
-                    f"{named[0][1]!r}: a cache holds the samples of one policy; import each into a "
-                    "workdir of its own"
+                    f"{table.where(row)} has the {key} {name!r} and {table.unit} "
+                    f"{table.numbers[named[0][0]]} {named[0][1]!r}: a cache holds the samples of "
+                    "one policy; import each into a workdir of its own"
                 )
 
 
-def _sample(table: sources.Rows, row: int) -> Sample:
+def _sample(table: sources.Table, row: int) -> Sample:
     """The one response of a row."""
     values = table.rows[row]
     name = "response" if "response" in table.rows[0] else "text"
     ids = _tokens(values.get("token_ids"), table.where(row))
     return Sample(
-        text=formats.text(table, row, name) if ids is None else None,
+        text=table.text(row, name) if ids is None else None,
         ids=ids,
-        reward=None if values.get("reward") is None else formats.number(table, row, "reward"),
+        reward=None if values.get("reward") is None else table.number(row, "reward"),
         finished=_ending(values.get("finish_reason"), table.where(row)),
-        place=table.places[row],
+        place=f"{table.unit} {table.numbers[row]}",
     )
 
 
-def _samples(table: sources.Rows, row: int) -> list[Sample]:
+def _samples(table: sources.Table, row: int) -> list[Sample]:
     """The responses of a row, the rewards of a row, or both."""
     columns = {}
     for name in ("responses", "token_ids", "rewards", "finish_reasons"):
@@ -154,9 +154,11 @@ def _samples(table: sources.Rows, row: int) -> list[Sample]:
         if columns["responses"] is not None and ids is None and not isinstance(text, str):
             raise InputError(f"{where} 'responses' is {type(text).__name__}, not str; correct it")
         if columns["rewards"] is not None:
-            reward = formats.finite(reward, f"{where} 'rewards'")
+            reward = sources.finite(reward, f"{where} 'rewards'")
         text = None if ids is not None else text
-        made.append(Sample(text, ids, reward, _ending(reason, where), table.places[row]))
+        made.append(
+            Sample(text, ids, reward, _ending(reason, where), f"{table.unit} {table.numbers[row]}")
+        )
     return made
 
 
@@ -264,8 +266,8 @@ def _found(
     by_ids: dict[tuple[int, ...], list[Sample]] = {}
     if not imported.samples.keys() >= set(prompts.texts):
         texts = list(imported.samples)
-        ids, empty = prompt_sets.as_prompts(tokenizer, texts), (tokenizer.bos_token_id,)
-        by_ids = {i or empty: imported.samples[t] for i, t in zip(ids, texts, strict=True)}
+        ids = token_ids.prompt_ids(tokenizer, texts, [f"{imported.source}: a row"] * len(texts))
+        by_ids = {i: imported.samples[t] for i, t in zip(ids, texts, strict=True)}
     found = [
         imported.samples.get(text) or by_ids.get(ids)
         for text, ids in zip(prompts.texts, prompts.token_ids, strict=True)

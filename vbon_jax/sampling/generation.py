@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import tqdm
 
-from vbon_jax.data import batching, prompt_sets
+from vbon_jax.data import batching, sources, token_ids
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
 from vbon_jax.sampling import terminal as text
@@ -133,7 +133,8 @@ def read_prompts(options: Options) -> list[tuple[str, str]] | None:
         return [("standard input", re.sub(r"\r?\n\Z", "", content))]
     path = pathlib.Path(options.input)
     if path.suffix == ".jsonl":
-        texts = [row["prompt"] for row in prompt_sets.read_jsonl(path, ("prompt",))]
+        table = sources.read(path)
+        texts = [table.text(row, "prompt") for row in range(len(table.rows))]
     elif path.is_file():
         texts = _utf8(path.read_bytes(), str(path)).rstrip("\r\n").split("\n")
     else:
@@ -161,8 +162,7 @@ def encode(
         if re.search("[\ud800-\udfff]", written):
             raise InputError(f"{where}: the prompt is no Unicode text; write it as UTF-8")
         asked = _as_message(tokenizer, written, options.model) if options.chat else written
-        (ids,) = prompt_sets.as_prompts(tokenizer, [asked])
-        ids = ids or prompt_sets.beginning(tokenizer, where)
+        (ids,) = token_ids.prompt_ids(tokenizer, [asked], [where])
         prompts.append(Prompt(index, where, written, list(ids)))
     return prompts
 
@@ -189,14 +189,7 @@ def load(options: Options, tokenizer: Any) -> Speaker:
     """The model and the reward that the options name, each checked."""
     checkpoint = model_folder.load(options.model, kind="decoder")
     model_folder.check_vocabulary(tokenizer, checkpoint.config, options.model)
-    eos = checkpoint.eos_token_ids
-    if not eos and tokenizer.eos_token_id is not None:
-        eos = (tokenizer.eos_token_id,)
-    if any(token >= checkpoint.config.vocab_size for token in eos):
-        raise InputError(
-            f"{options.model}: eos_token_id {list(eos)} is outside of the vocabulary of "
-            f"{checkpoint.config.vocab_size}; correct generation_config.json or config.json"
-        )
+    eos = model_folder.eos_token_ids(checkpoint, tokenizer, options.model)
     names = ("max_new_tokens", "temperature", "top_k", "top_p")
     try:
         settings = {name: getattr(options, name) for name in names}

@@ -8,7 +8,7 @@
 import numpy as np
 import tqdm
 
-from vbon_jax.data import batching, prompt_sets
+from vbon_jax.data import batching, token_ids
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.models.log_probs import response_log_probs
 from vbon_jax.types import Sequences
@@ -21,8 +21,8 @@ def encode(rows: list[dict], tokenizer, source: str) -> list[tuple[list[int], li
     """
     encoded = []
     for number, row in enumerate(rows, start=1):
-        (prompt,) = prompt_sets.as_prompts(tokenizer, [row["prompt"]])
-        prompt = prompt or prompt_sets.beginning(tokenizer, f"{source}: line {number}")
+        place = f"{source}: line {number}"
+        (prompt,) = token_ids.prompt_ids(tokenizer, [row["prompt"]], [place])
         said = tokenizer(row["response"], add_special_tokens=False, verbose=False)["input_ids"]
         encoded.append((prompt, said))
     return encoded

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vbon_jax.data import configured, formats, prompt_sets
+from vbon_jax.data import formats, prompt_sets, sft_rows, sources
 from vbon_jax.evaluation import measures, sampled_policy
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import reference_cache, rewards, sampler
-from vbon_jax.study import caches, plan, preflight, stages, supervision
+from vbon_jax.study import caches, plan, preflight, stages
 from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError, Params
 from vbon_jax.workdir import results, run
@@ -56,7 +56,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Materials:
     checkpoint = checkpoint._replace(config=model, params=params)
     tokenizer = model_folder.load_tokenizer(paths.policy)
     model_folder.check_vocabulary(tokenizer, model, paths.policy)
-    sampling = make_sampling(config, checkpoint, tokenizer)
+    sampling = make_sampling(
+        config, model_folder.eos_token_ids(checkpoint, tokenizer, paths.policy)
+    )
     train_prompts, eval_prompts = _prompts(config, tokenizer, model)
     reward = rewards.load(config.reward, paths.reward)
     for prompts in (train_prompts, eval_prompts):
@@ -86,18 +88,13 @@ def _try(reward: rewards.Reward, prompts: prompt_sets.PromptSet, *, response_alo
     reward.score(texts, responses, columns)
 
 
-def make_sampling(
-    config: ConfigDict, checkpoint: model_folder.Checkpoint, tokenizer
-) -> sampler.Sampling:
-    """How responses are drawn; EOS from the folder's configuration, else from its tokenizer."""
-    eos = checkpoint.eos_token_ids
-    if not eos and tokenizer.eos_token_id is not None:
-        eos = (tokenizer.eos_token_id,)
+def make_sampling(config: ConfigDict, eos_token_ids: tuple[int, ...]) -> sampler.Sampling:
+    """How responses are drawn."""
     try:
         return sampler.Sampling(
             max_new_tokens=config.sampling.max_new_tokens,
             temperature=config.sampling.temperature,
-            eos_token_ids=tuple(eos),
+            eos_token_ids=eos_token_ids,
         )
     except ValueError as error:
         raise InputError(f"config.sampling: {error}") from error
@@ -105,38 +102,14 @@ def make_sampling(
 
 def _prompts(config, tokenizer, model) -> tuple[prompt_sets.PromptSet, prompt_sets.PromptSet]:
     """Training prompts, and held-out ones of which none is a training prompt."""
-    settings = config.data
     longest = model.max_positions - config.sampling.max_new_tokens
     if longest < 1:
         raise InputError(
             f"sampling.max_new_tokens={config.sampling.max_new_tokens} leaves no room for a prompt "
             f"in the policy's {model.max_positions} positions; give fewer new tokens"
         )
-    longest = min(longest, settings.longest_prompt or longest)
-    sets: list[prompt_sets.PromptSet] = []
-    for split, limit in (("train", settings.train_limit), ("eval", settings.eval_limit)):
-        table = configured.read(config, split)
-        prompts = prompt_sets.build_prompts(
-            formats.prompts(table, name=settings.field, tokenizer=tokenizer),
-            tokenizer,
-            min_tokens=settings.min_tokens,
-            max_tokens=settings.max_tokens,
-            limit=limit,
-            seed=config.references.seed,
-            longest=longest,
-            over_long=settings.over_long,
-            source=table.source,
-            places=table.places,
-            exclude=set(sets[0].token_ids) if sets else (),
-            columns=formats.columns(table, without=settings.field),
-        )
-        logger.info(
-            f"{split} prompts: {len(prompts.token_ids)} distinct of {len(table.rows)} rows in "
-            f"{table.source} ({prompts.duplicates} repeated, {prompts.held_out_overlap} also in "
-            f"training, {prompts.truncated} truncated, {prompts.dropped} dropped)"
-        )
-        sets.append(prompts)
-    return sets[0], sets[1]
+    longest = min(longest, config.data.longest_prompt or longest)
+    return prompt_sets.train_and_eval(config, tokenizer, longest)
 
 
 def make_task(
@@ -168,28 +141,21 @@ def make_task(
 
 def given_pairs(config: ConfigDict, materials: Materials) -> prompt_sets.PairSet:
     """The preference pairs of `pairs.path`."""
-    table, given = configured.read_pairs(config, materials.tokenizer)
-    eos = materials.sampling.eos_token_ids
-    if not eos:
+    given = formats.read_pairs(config.pairs, materials.tokenizer)
+    if not materials.sampling.eos_token_ids:
         raise InputError(
             f"{materials.policy_path}: no EOS token, which every given response ends with"
         )
     pairs = prompt_sets.build_pairs(
-        [
-            {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-            for prompt, chosen, rejected in zip(*given[:3], strict=True)
-        ],
+        given,
         materials.tokenizer,
-        eos_token_id=eos[0],
+        eos_token_ids=materials.sampling.eos_token_ids,
         new_tokens=config.sampling.max_new_tokens,
         longest=materials.checkpoint.config.max_positions - config.sampling.max_new_tokens,
         over_long=config.data.over_long,
-        source=table.source,
-        places=given.places,
     )
-    pairs = pairs._replace(tied=pairs.tied + given.tied)
     logger.info(
-        f"{len(pairs.prompt_ids)} pairs in {table.source} ({pairs.tied} with equal responses left "
+        f"{len(pairs.prompt_ids)} pairs in {given.source} ({pairs.tied} with equal responses left "
         f"out, {given.empty} with an empty one, {pairs.truncated} truncated, {pairs.dropped} "
         "dropped)"
     )
@@ -274,16 +240,14 @@ def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
             f"train.text_tokens={config.train.text_tokens}, but {path} takes "
             f"{checkpoint.config.max_positions} positions; give at most that"
         )
-    eos = None
-    if method.kind == "decoder":
-        eos = (make_sampling(config, checkpoint, tokenizer).eos_token_ids or (None,))[0]
+    eos = model_folder.eos_token_ids(checkpoint, tokenizer, path)
     model, params = loop.with_adapters(config, checkpoint.config, checkpoint.params, path)
-    table = configured.read(config, "train")
+    table = sources.read_split(config.data, "train")
     task = methods.Task(
         config=config,
         model=model,
         mesh=sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp),
-        rows=supervision.make_rows(config, table, tokenizer, eos),
+        rows=sft_rows.build(config, table, tokenizer, eos),
     )
     config.policy.path = _absolute(path)
     record = plan.record(config, plan.single(config))

@@ -6,10 +6,10 @@ checked for what each of them is; whether a prompt fits the policy is seen when 
 
 from ml_collections import ConfigDict
 
-from vbon_jax.data import configured, formats
+from vbon_jax.data import formats, sft_rows, sources
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards
-from vbon_jax.study import plan, stages, supervision
+from vbon_jax.study import plan, stages
 from vbon_jax.training import methods
 from vbon_jax.types import InputError
 
@@ -29,10 +29,10 @@ def check(config: ConfigDict) -> None:
     check_stages(config)
     tokenizer = _tokenizer(config, config.policy.path)
     for split in ("train", "eval"):
-        table = configured.read(config, split)
+        table = sources.read_split(config.data, split)
         formats.prompts(table, name=config.data.field, tokenizer=tokenizer)
     for changed in _given_pairs(config):
-        configured.read_pairs(changed, tokenizer)
+        formats.read_pairs(changed.pairs, tokenizer)
 
 
 def check_text_method(config: ConfigDict) -> None:
@@ -50,7 +50,7 @@ def check_stages(config: ConfigDict) -> None:
         tokenizer = _tokenizer(config, own.base)
         for split in ("train", "eval"):
             if run.data[split]:
-                supervision.all_texts(run, configured.read(run, split), tokenizer)
+                sft_rows.texts(run, sources.read_split(run.data, split), tokenizer)
 
 
 def _given_pairs(config: ConfigDict) -> list[ConfigDict]:

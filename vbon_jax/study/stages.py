@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.config import defaults, get, identity, set_key
-from vbon_jax.data import configured, sources, tokenizers
+from vbon_jax.data import sft_rows, sources, tokenizers
 from vbon_jax.models import classifier, decoder, lora
 from vbon_jax.models.encoder import EncoderConfig
 from vbon_jax.models.huggingface import model_folder
@@ -47,7 +47,7 @@ class Start(NamedTuple):
     params: Params
     tokenizer: Any
     settings: dict[str, Any]  # of its config.json
-    eos: int | None
+    eos_token_ids: tuple[int, ...]
 
 
 # --------------------------------------------------------------------------------- configuration
@@ -205,7 +205,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
     folder = workdir / "stages" / name
     if own.base.startswith(PREFIX):
         own.base = train(config, workdir, _name(config, own.base))
-    table = configured.read(run, "train")
+    table = sources.read_split(run.data, "train")
     inputs = identity(run) | {
         "base": model_folder.fingerprint(own.base) if own.base else "",
         "network": own.network.to_dict(),
@@ -217,7 +217,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
     if artifact.begin(resumes=(folder / "run").exists()):
         start = _from_base(own, run, table) if own.base else _fresh(own, run, table, name)
         mesh = sharding.make_mesh(data=run.mesh.data, fsdp=run.mesh.fsdp)
-        batch = supervision.make_rows(run, table, start.tokenizer, start.eos)
+        batch = sft_rows.build(run, table, start.tokenizer, start.eos_token_ids)
         held_out = _held_out(run, start)
         task = methods.Task(config=run, model=start.model, mesh=mesh, rows=batch)
         loop.run(run, folder / "run", task, start.params, inputs={})
@@ -225,19 +225,19 @@ def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
         model, params = lora.merge(start.model, params)
         model_folder.save(
             folder / "model", model, params, settings=start.settings,
-            tokenizer=start.tokenizer, eos_token_ids=() if start.eos is None else (start.eos,),
+            tokenizer=start.tokenizer, eos_token_ids=start.eos_token_ids,
         )  # fmt: skip
         _report(folder, run, model, params, held_out, name)
         artifact.finish()
     return str(folder / "model")
 
 
-def _held_out(run: ConfigDict, start: Start) -> supervision.Batch | None:
+def _held_out(run: ConfigDict, start: Start) -> sft_rows.Rows | None:
     """The rows of `data.eval`, read before anything is trained; None where there are none."""
     if not run.data.eval:
         return None
-    table = configured.read(run, "eval")
-    held_out = supervision.make_rows(run, table, start.tokenizer, start.eos)
+    table = sources.read_split(run.data, "eval")
+    held_out = sft_rows.build(run, table, start.tokenizer, start.eos_token_ids)
     if len(held_out[0]) < 2:
         raise InputError(
             f"{table.source}: one held-out row is left, which has no interval; give more, or none "
@@ -250,17 +250,17 @@ def _report(folder, run: ConfigDict, model, params: Params, held_out, name: str)
     """How well the stage does on held-out rows, in `evaluation.json` and on the terminal."""
     if held_out is None:
         return
-    kind = methods.method(run.method).kind
-    found = supervision.measure(
-        model, {kind: params}, held_out, batch_size=run.train.batch_size, seed=run.seed
+    measures = supervision.measure(
+        model, params, held_out, batch_size=run.train.batch_size, seed=run.seed
     )
     files.write_json(
         folder / "evaluation.json",
         {"stage": name, "method": run.method, "rows": len(held_out[0])}
-        | {key: value._asdict() for key, value in found.items()},
+        | {key: value._asdict() for key, value in measures.items()},
     )
     numbers = ", ".join(
-        f"{key} {value.value:.3f} [{value.lo:.3f}, {value.hi:.3f}]" for key, value in found.items()
+        f"{key} {value.value:.3f} [{value.lo:.3f}, {value.hi:.3f}]"
+        for key, value in measures.items()
     )
     logger.info(f"stage {name} on {len(held_out[0])} held-out rows: {numbers}")
 
@@ -271,10 +271,10 @@ def _report(folder, run: ConfigDict, model, params: Params, held_out, name: str)
 def labels(config: ConfigDict, name: str) -> tuple[str, ...]:
     """The labels of the classifier that a stage makes."""
     own, run = settings(config, name)
-    return _labels(own, run, configured.read(run, "train"))
+    return _labels(own, run, sources.read_split(run.data, "train"))
 
 
-def _labels(own: ConfigDict, run: ConfigDict, table: sources.Rows) -> tuple[str, ...]:
+def _labels(own: ConfigDict, run: ConfigDict, table: sources.Table) -> tuple[str, ...]:
     """Of a new head: one score for preferences, a logit for each class that the rows have.
 
     The network's `id2label` names them.
@@ -291,7 +291,7 @@ def _labels(own: ConfigDict, run: ConfigDict, table: sources.Rows) -> tuple[str,
     return tuple(names.get(str(index), f"LABEL_{index}") for index in range(count))
 
 
-def _from_base(own: ConfigDict, run: ConfigDict, table: sources.Rows) -> Start:
+def _from_base(own: ConfigDict, run: ConfigDict, table: sources.Table) -> Start:
     """A model that is there; a language model that is to become a classifier gets a new head."""
     checkpoint, tokenizer = model_folder.load(own.base), model_folder.load_tokenizer(own.base)
     model, params = checkpoint.config, checkpoint.params
@@ -303,15 +303,13 @@ def _from_base(own: ConfigDict, run: ConfigDict, table: sources.Rows) -> Start:
         model, params = decoder.with_score(model, params, _labels(own, run, table), key)
     _check_positions(run, model, own.base)
     model, params = loop.with_adapters(run, model, params, own.base)
-    eos = checkpoint.eos_token_ids
-    if not eos and tokenizer.eos_token_id is not None:
-        eos = (tokenizer.eos_token_id,)
-    return Start(model, params, tokenizer, checkpoint.settings, eos[0] if eos else None)
+    eos = model_folder.eos_token_ids(checkpoint, tokenizer, own.base)
+    return Start(model, params, tokenizer, checkpoint.settings, eos)
 
 
-def _fresh(own: ConfigDict, run: ConfigDict, table: sources.Rows, name: str) -> Start:
+def _fresh(own: ConfigDict, run: ConfigDict, table: sources.Table, name: str) -> Start:
     """A network of random parameters, and a tokenizer trained on the rows."""
-    texts = supervision.all_texts(run, table, None)
+    texts = sft_rows.texts(run, table, None)
     network, where = own.network.to_dict(), f"config.stages.{name}"
     if network.get("model_type") in WORD_PIECES:
         tokenizer, eos = tokenizers.train_wordpiece(texts, vocab_size=own.vocab_size), None
@@ -330,7 +328,7 @@ def _fresh(own: ConfigDict, run: ConfigDict, table: sources.Rows, name: str) -> 
     _check_positions(run, model, where)
     seed = run.seed if own.init_seed is None else own.init_seed
     params = classifier.init(model, jax.random.key(seed))
-    return Start(model, params, tokenizer, settings, eos)
+    return Start(model, params, tokenizer, settings, () if eos is None else (eos,))
 
 
 def _check_positions(run: ConfigDict, model: classifier.Config, where: str) -> None:

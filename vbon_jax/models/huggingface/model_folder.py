@@ -301,6 +301,22 @@ def load_tokenizer(path: Path) -> Any:
         ) from error
 
 
+def eos_token_ids(checkpoint: Checkpoint, tokenizer: Any, path: Path) -> tuple[int, ...]:
+    """The ids that end a response: the folder's, else its tokenizer's; () where neither has one.
+
+    Raises InputError, naming the folder `path`, for an id outside of the vocabulary.
+    """
+    ids = checkpoint.eos_token_ids
+    if not ids and tokenizer.eos_token_id is not None:
+        ids = (tokenizer.eos_token_id,)
+    if any(token >= checkpoint.config.vocab_size for token in ids):
+        raise InputError(
+            f"{path}: eos_token_id {list(ids)} is outside of the vocabulary of "
+            f"{checkpoint.config.vocab_size}; correct {GENERATION_FILE} or {CONFIG_FILE}"
+        )
+    return tuple(ids)
+
+
 def check_vocabulary(tokenizer: Any, config: Config, path: Path) -> None:
     """InputError where the tokenizer of `path` has a token that the model has no embedding for."""
     if len(tokenizer) > config.vocab_size:

@@ -1,41 +1,16 @@
 """Supervised methods on text: `sft` for a decoder, `reward_model` for a classifier."""
 
 import dataclasses
-from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from vbon_jax.data import batching
+from vbon_jax.data.sft_rows import LabelRows, PreferenceRows
 from vbon_jax.functional import objectives
-from vbon_jax.models import classifier, decoder, log_probs
+from vbon_jax.models import classifier, log_probs
 from vbon_jax.training.step import TrainState
 from vbon_jax.training.task import Method, Task
-from vbon_jax.types import Array, InputError, Mean, Params
-
-
-class TextBatch(NamedTuple):
-    """Rows of one text or several; see `supervised.TextRows`."""
-
-    tokens_rt: Array  # [R, T] int32
-    segments_rt: Array  # [R, T] int32, the number of a token's text; 0 is padding
-    said_rt: Array  # [R, T] bool, what is to be said; never the first token of a text
-
-
-class LabelBatch(NamedTuple):
-    """Texts and their classes."""
-
-    tokens_rt: Array
-    lengths_r: Array
-    labels_r: Array  # [R] int32
-
-
-class PreferenceBatch(NamedTuple):
-    """Texts of which the first was preferred to the second."""
-
-    chosen_rt: Array
-    chosen_lengths_r: Array
-    rejected_rt: Array
-    rejected_lengths_r: Array
+from vbon_jax.types import Array, InputError, Mean, Params, Sequences
 
 
 def text_batch(task: Task, state: TrainState, step: int, key: Array):
@@ -70,23 +45,17 @@ def _reward_model_settings(config) -> RewardModel:
     return RewardModel(centring)
 
 
-def token_log_probs(model, params: Params, batch: TextBatch) -> tuple[Array, Array]:
-    """log pi of the tokens [R, T - 1] behind each row's first, and which of them are to be said."""
-    network, before = params["decoder"], slice(None, -1)
-    hidden = decoder.hidden(
-        model, network, batch.tokens_rt[:, before], segments_bt=batch.segments_rt[:, before]
+def sft_objective(model, settings: NoSettings, params: Params, batch: Sequences):
+    """Negative log-likelihood of the response tokens, in nats a token."""
+    new_tokens = batch.tokens_st.shape[1] - 1
+    log_probs_sg, mask_sg, _ = log_probs.response_log_probs(
+        model, params["decoder"], batch, new_tokens=new_tokens, temperature=1.0
     )
-    said_rt = log_probs.token_log_probs(model, network, hidden, batch.tokens_rt[:, 1:])
-    return said_rt, batch.said_rt[:, 1:]
-
-
-def sft_objective(model, settings: NoSettings, params: Params, batch: TextBatch):
-    """Negative log-likelihood of the tokens that are to be said, in nats a token."""
-    loss = objectives.nll(*token_log_probs(model, params, batch))
+    loss = objectives.nll(log_probs_sg, mask_sg)
     return {"nll": (1.0, loss)}, {"objective/mean": Mean(-loss.total, loss.weight)}
 
 
-def margins(model, params: Params, batch: PreferenceBatch) -> tuple[Array, Array]:
+def margins(model, params: Params, batch: PreferenceRows) -> tuple[Array, Array]:
     """Rewards of the preferred and of the other texts, [R] float32 each: their first logit."""
     sides = (
         (batch.chosen_rt, batch.chosen_lengths_r),
@@ -98,10 +67,10 @@ def margins(model, params: Params, batch: PreferenceBatch) -> tuple[Array, Array
 
 
 def reward_model_objective(
-    model, settings: RewardModel, params: Params, batch: LabelBatch | PreferenceBatch
+    model, settings: RewardModel, params: Params, batch: LabelRows | PreferenceRows
 ):
     """Cross-entropy on labels, or Bradley and Terry's likelihood of preferences."""
-    if isinstance(batch, PreferenceBatch):
+    if isinstance(batch, PreferenceRows):
         name, (loss, metrics) = (
             "preference",
             objectives.bradley_terry(*margins(model, params, batch), centring=settings.centring),
