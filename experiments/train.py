@@ -15,7 +15,7 @@ logger = logging.getLogger("vbon_jax")
 
 
 def main() -> None:
-    """One method at one N, on what the configuration names or on the embedded default."""
+    """One method at one N, with the data and models that the configuration names."""
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
     if methods.method(config.method).source != "text":
         materials = pipeline.prepare(config, workdir)

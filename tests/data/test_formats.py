@@ -1,9 +1,13 @@
 """What rows mean: every shape and form, and what is refused before anything is computed."""
 
+import json
+import pathlib
+import re
+
 import pytest
 
 from vbon_jax.data import formats, tokenizers
-from vbon_jax.data.sources import Table
+from vbon_jax.data.sources import Table, read
 from vbon_jax.types import InputError
 
 TEMPLATE = (
@@ -261,3 +265,32 @@ def test_numbers_of_a_textual_file():
     for row in (1, 2):
         with pytest.raises(InputError, match=rf"line {row + 1}: field 'r' is '.?', not a number"):
             rows.number(row, "r")
+
+
+# The BoNBoN release -------------------------------------------------------------------------------
+
+RELEASED = {
+    "\n\nHuman: a\n\nAssistant:": {
+        "pairs": [[0, 1], [2, 3]],
+        "responses": [" best", " worst", " same", " same"],
+        "sft_target": " same",
+    },
+    "\n\nHuman: b\n\nAssistant:": {
+        "pairs": [[1, 0]],
+        "responses": [" bad", " good"],
+        "sft_target": " good",
+    },
+}
+
+
+def test_the_documents_recipe_for_the_released_best_and_worst(tmp_path, monkeypatch):
+    document = (pathlib.Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (recipe,) = re.findall(r"```python\n([^`]*BEST_AND_WORST[^`]*)```", document)
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("BEST_AND_WORST.json").write_text(json.dumps(RELEASED))
+    exec(compile(recipe, "docs/data.md", "exec"), {})
+    given = formats.preferences(read("PAIRS.jsonl"), on_tie="drop")
+    assert given.prompts == list(RELEASED)
+    assert given.chosen == [" best", " good"]
+    assert given.rejected == [" worst", " bad"]
+    assert given.tied == 1

@@ -44,7 +44,7 @@ def pad_prompts(
 
 def pad_rows(token_ids: Sequence[Sequence[int]], lengths_b: np.ndarray, width: int) -> np.ndarray:
     """`[B, width]` int32, each row on the left of it, 0 behind."""
-    if lengths_b.max() > width:
+    if lengths_b.max(initial=0) > width:
         raise ValueError(f"a row of {lengths_b.max()} tokens does not fit the width {width}")
     tokens_bt = np.zeros((len(token_ids), width), np.int32)
     flat = [token for ids in token_ids for token in ids]

@@ -67,7 +67,7 @@ def _given_pairs(config: ConfigDict) -> list[ConfigDict]:
 
 def _tokenizer(config: ConfigDict, path: str):
     """That of the folder which a model begins with; None where it is made on the way."""
-    folder = stages.beginning(config, path)
+    folder = stages.base_folder(config, path)
     return model_folder.load_tokenizer(folder) if folder else None
 
 

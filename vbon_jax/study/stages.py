@@ -1,7 +1,7 @@
-"""Stages: models that a configuration makes for itself, by the loop that trains everything else.
+"""Stages: models that a configuration trains for itself, by the loop that trains everything else.
 
-`config.stages` maps a name to what the stage is made of, and "stage:NAME" stands, wherever the
-configuration asks for a model's folder, for the model that the stage makes:
+`config.stages` maps a stage's name to its keys. Where a configuration names a model's folder,
+"stage:NAME" is the folder of the model that the stage trains:
 
     config.stages.sft = {"network": {"model_type": "gpt_neox", ...}, "vocab_size": 2048,
                          "method": "sft", "data": {"train": ...}, "train": {"steps": 300}}
@@ -37,11 +37,19 @@ logger = logging.getLogger(__name__)
 PREFIX = "stage:"
 OWN = {"base": "", "network": {}, "vocab_size": 4096, "init_seed": None}
 METHODS = ("sft", "reward_model")
-WORD_PIECES = ("distilbert", "bert")  # families whose fresh tokenizer is one of whole words first
+SUPERVISED = {  # how the run of a stage differs from the defaults: one update a batch
+    "method": "sft",
+    "train.samples_per_prompt": 1,
+    "train.epochs": 1,
+    "train.minibatches": 1,
+    "train.schedule": "cosine",
+    "train.weight_decay": 0.01,
+}
+WORD_PIECES = ("distilbert", "bert")  # families whose fresh tokenizer is WordPiece
 
 
 class Start(NamedTuple):
-    """What a stage begins with."""
+    """The model that a stage trains, before training."""
 
     model: classifier.Config
     params: Params
@@ -54,22 +62,20 @@ class Start(NamedTuple):
 
 
 def settings(config: ConfigDict, name: str) -> tuple[ConfigDict, ConfigDict]:
-    """What a stage begins with (`base`, `network`, `vocab_size`), and the configuration of its run.
+    """A stage's own keys (`OWN`), and the configuration of its run.
 
-    Raises InputError for a key that does not exist, a value of another type, and what a supervised
-    run has no meaning for.
+    Raises InputError for a key that does not exist, a value of another type or outside its bounds,
+    and keys that contradict each other.
     """
     given, where = config.stages[name], f"config.stages.{name}"
     if not isinstance(given, ConfigDict):
         raise InputError(f"{where} is {given!r}; give a dictionary of keys")
-    own = ConfigDict(OWN)
-    run = supervised(defaults(), method="sft", steps=defaults().train.steps)
+    own, run = ConfigDict(OWN), defaults()
+    run.update_from_flattened_dict(SUPERVISED)
     run.mesh.update(config.mesh)
-    for key, value in given.items():
-        if key in OWN:
-            own[key] = value
-    others = ConfigDict({key: value for key, value in given.items() if key not in OWN})
-    for key, value in files.flat(others).items():
+    own.update({key: value for key, value in given.items() if key in OWN})
+    keys = ConfigDict({key: value for key, value in given.items() if key not in OWN})
+    for key, value in files.flat(keys).items():
         group = next((g for g in ("data.columns", "data.filter") if key.startswith(f"{g}.")), None)
         if group:
             with run.unlocked():
@@ -85,27 +91,6 @@ def settings(config: ConfigDict, name: str) -> tuple[ConfigDict, ConfigDict]:
     return own, run
 
 
-def supervised(config: ConfigDict, *, method: str, steps: int) -> ConfigDict:
-    """A configuration as a supervised run has it: one pass over each batch, a cosine schedule."""
-    changed = config.copy_and_resolve_references()
-    changed.update(method=method)
-    changed.budget.update(sampled_tokens=0, train_flops=0.0)
-    changed.train.update(
-        steps=steps,
-        samples_per_prompt=1,
-        epochs=1,
-        minibatches=1,
-        schedule="cosine",
-        warmup_updates=max(1, steps // 20),
-        weight_decay=0.01,
-        trainable="",
-        checkpoint_every=max(1, steps // 4),
-        best_metric="objective/mean",
-        eval_every=0,
-    )
-    return changed
-
-
 def _check(own: ConfigDict, run: ConfigDict, where: str) -> None:
     """Refuse a stage that cannot be made, before anything is."""
     if run.method not in METHODS:
@@ -113,9 +98,7 @@ def _check(own: ConfigDict, run: ConfigDict, where: str) -> None:
     if bool(own.base) == bool(own.network):
         raise InputError(f"{where}: give base (a model's folder) or network, one of them")
     if own.network and run.policy.lora.pattern:
-        raise InputError(
-            f"{where}: policy.lora adapts a model that is there; give base, or no lora"
-        )
+        raise InputError(f"{where}: policy.lora adapts a trained model; give base, or no lora")
     if not run.data.train:
         raise InputError(f"{where}.data.train is empty; name the rows that the stage learns from")
     plan.check_run(run)
@@ -132,7 +115,7 @@ def require(config: ConfigDict, *keys: str) -> None:
 
 
 def check(config: ConfigDict) -> None:
-    """Every stage's settings, that no stage begins with itself, and what stages are asked for."""
+    """Refuse bad keys of a stage, a stage that begins with itself, and one of the wrong method."""
     for name in config.stages:
         settings(config, name)
         seen, at = [name], name
@@ -145,15 +128,16 @@ def check(config: ConfigDict) -> None:
                 raise InputError(f"config.stages.{name} begins with itself: {' -> '.join(seen)}")
             seen.append(at)
     for where, method, holder in _holders(config):
-        made = settings(config, _name(config, holder.path))[1].method
-        if made != method:
+        trained_by = settings(config, _name(config, holder.path))[1].method
+        if trained_by != method:
             raise InputError(
-                f"{where}.path={holder.path!r} is a stage of method {made}; name one of {method}"
+                f"{where}.path={holder.path!r} is a stage of method {trained_by}; name one of "
+                f"{method}"
             )
 
 
 def _holders(config: ConfigDict) -> Iterator[tuple[str, str, ConfigDict]]:
-    """The groups of keys whose `path` is a stage, each with the method that it takes."""
+    """The groups of keys whose `path` is a stage, each with the method that must train it."""
     rewards = {f"config.judges.{name}": judge for name, judge in config.judges.items()}
     rewards["config.reward"] = config.reward
     groups = [("config.policy", "sft", config.policy)]
@@ -163,6 +147,7 @@ def _holders(config: ConfigDict) -> Iterator[tuple[str, str, ConfigDict]]:
 
 
 def _name(config: ConfigDict, path: str) -> str:
+    """The name of the stage in "stage:NAME"; InputError where there is no such stage."""
     name = path.removeprefix(PREFIX)
     if name not in config.stages:
         known = ", ".join(config.stages) or "none"
@@ -170,7 +155,7 @@ def _name(config: ConfigDict, path: str) -> str:
     return name
 
 
-# ------------------------------------------------------------------------------------------ making
+# ---------------------------------------------------------------------------------------- training
 
 
 class ModelPaths(NamedTuple):
@@ -192,7 +177,7 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> ModelPaths:
     return ModelPaths(folder(config.policy), folder(config.reward), judges)
 
 
-def beginning(config: ConfigDict, path: str) -> str:
+def base_folder(config: ConfigDict, path: str) -> str:
     """The folder that a path's model begins with by way of stages; "" for a fresh network."""
     while path.startswith(PREFIX):
         path = settings(config, _name(config, path))[0].base
@@ -265,7 +250,7 @@ def _report(folder, run: ConfigDict, model, params: Params, held_out, name: str)
     logger.info(f"stage {name} on {len(held_out[0])} held-out rows: {numbers}")
 
 
-# ---------------------------------------------------------------------------------------- beginning
+# ---------------------------------------------------------------------------------- initialisation
 
 
 def labels(config: ConfigDict, name: str) -> tuple[str, ...]:
@@ -292,7 +277,7 @@ def _labels(own: ConfigDict, run: ConfigDict, table: sources.Table) -> tuple[str
 
 
 def _from_base(own: ConfigDict, run: ConfigDict, table: sources.Table) -> Start:
-    """A model that is there; a language model that is to become a classifier gets a new head."""
+    """A trained model; a language model that is to become a classifier gets a new head."""
     checkpoint, tokenizer = model_folder.load(own.base), model_folder.load_tokenizer(own.base)
     model, params = checkpoint.config, checkpoint.params
     model_folder.check_vocabulary(tokenizer, model, own.base)
