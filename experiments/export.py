@@ -29,7 +29,7 @@ def main() -> None:
     if not (run / "config.json").is_file():
         raise InputError(f"--run={run}: there is no config.json; give the folder of a run")
     config = ConfigDict(json.loads((run / "config.json").read_text()))
-    kind = methods.method(config.method).kind
+    kind = methods.method(config.method).network
     if ADAPTERS.value and (kind != "decoder" or not config.policy.lora.pattern):
         raise InputError(f"--adapters: {run} has no policy with policy.lora; leave the flag out")
     source = model_folder.load(config.policy.path, kind=kind)

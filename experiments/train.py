@@ -17,7 +17,7 @@ logger = logging.getLogger("vbon_jax")
 def main() -> None:
     """One method at one N, with the data and models that the configuration names."""
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
-    if methods.method(config.method).source != "text":
+    if not methods.method(config.method).reads_text:
         materials = pipeline.prepare(config, workdir)
         folder = pipeline.run_cell(config, workdir, plan.single(config), materials)
     else:

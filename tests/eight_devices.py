@@ -1,20 +1,23 @@
-"""Run by test_parallel in a process with 8 host devices: one step on every layout, as JSON."""
+"""Run by test_parallel in a process with 8 host devices: steps on every layout, as JSON."""
 
-import dataclasses
 import json
+import pathlib
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vbon_jax import files
 from vbon_jax.config import defaults
 from vbon_jax.data import prompt_sets
 from vbon_jax.models import decoder
-from vbon_jax.sampling import reference_cache, sampler
-from vbon_jax.training import loop, methods, sharding, step
+from vbon_jax.sampling import sampler
+from vbon_jax.training import loop, methods, optimizer, sharding, step
+from vbon_jax.types import Responses
 
-LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "mixed": (4, 2)}
+LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "mixed": (4, 2), "pmap": (8, 1)}
 MODEL = decoder.DecoderConfig(
     vocab_size=40, width=16, num_layers=1, num_heads=2, mlp_width=32, max_positions=24,
     initializer_std=0.4,
@@ -39,9 +42,9 @@ def make_task(config, mesh) -> methods.Task:
     params = decoder.init(MODEL, jax.random.key(1))
     lengths = rng.integers(1, 9, (20, 16)).astype(np.int32)
     rewards, log_probs = rng.normal(size=(2, 20, 16)).astype(np.float32)
-    cache = reference_cache.References(
-        rewards, lengths, lengths < 8, 3 * log_probs - 20, None, (), 1
-    )
+    tokens = rng.integers(1, 40, (20, 16, 8)).astype(np.int32)
+    log_probs = ((3 * log_probs - 20) / 8)[..., None].repeat(8, axis=-1)
+    cache = Responses(tokens, lengths, lengths < 8, log_probs, rewards)
     return methods.Task(
         config=config,
         model=MODEL,
@@ -50,7 +53,6 @@ def make_task(config, mesh) -> methods.Task:
         prompt_width=8,
         reference_params=sharding.place(params, mesh),
         cache=cache,
-        cache_tokens_pmg=rng.integers(1, 40, (20, 16, 8)).astype(np.int32),
         score=lambda prompts, responses: np.asarray(
             [np.mean([t % 7 for t in r]) - 3.0 for r in responses], np.float32
         ),
@@ -59,57 +61,61 @@ def make_task(config, mesh) -> methods.Task:
 
 
 def one_step(method: str, layout: str) -> dict:
-    """A batch and its updates on one layout; then the same batch under pmap where it is "pmap"."""
-    data_axis, fsdp = LAYOUTS["one" if layout == "pmap" else layout]
-    devices = jax.devices()[: data_axis * fsdp]
-    mesh = sharding.make_mesh(data=data_axis, fsdp=fsdp, devices=devices)
+    """A batch and its updates on one layout; "pmap" has the parameters on all eight devices."""
+    data, fsdp = LAYOUTS[layout]
+    mesh = sharding.make_mesh(data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp])
     config = configuration(method)
+    config.mesh.pmap = layout == "pmap"
     task = make_task(config, mesh)
     learner = loop.make_learner(config, task)
     network = decoder.init(MODEL, jax.random.key(2))  # not the reference: the KL is not zero
-    anchor = methods.method(method).anchor
-    state = step.init_state(learner, loop.initial_params(config, task, network), anchor=anchor)
-    state, batch, row = methods.method(method).make_batch(task, state, 0, jax.random.key(3))
-    updates = []
-    if layout == "pmap":
-        run = sharding.pmap_step(step.train_step, learner=dataclasses.replace(learner, mesh=None))
-        state = sharding.replicate(state)
-        for part in loop.minibatches(batch, config, 0, mesh):
-            state, metrics = run(state, sharding.split_rows(part), np.float32(1.0))
-            updates.append({name: float(value[0]) for name, value in metrics.items()})
-        params = jax.tree.map(lambda leaf: leaf[0], state.params)
-    else:
-        for part in loop.minibatches(batch, config, 0, mesh):
-            state, metrics = step.update(state, part, np.float32(1.0), learner=learner)
-            updates.append({name: float(value) for name, value in metrics.items()})
-        params = state.params
+    row = methods.method(method)
+    params = loop.initial_params(config, task, network)
+    state = step.init_state(learner, params, anchor=row.anchor)
+    state, batch, metrics = row.batch(task, state, 0, jax.random.key(3))
+    updates, rates = [], optimizer.rates(config, 0.0, update=0)
+    for part in loop.minibatches(batch, config, 0, mesh):
+        state, losses = step.update(state, part, rates, learner=learner)
+        updates.append({name: float(value) for name, value in losses.items()})
     sequences = [part for part in batch if hasattr(part, "prompt_lengths_s")]
     lengths = np.concatenate([part.lengths_s - part.prompt_lengths_s for part in sequences])
+    names = optimizer.parameter_names(state.params)
+    leaves = jax.tree.leaves(state.params)
     return {
-        "row": row,
+        "row": metrics,
         "updates": updates,
         "params": {
             name: np.asarray(leaf).ravel()[:50].tolist()
-            for name, leaf in zip(
-                step.parameter_names(params), jax.tree.leaves(params), strict=True
-            )
+            for name, leaf in zip(names, leaves, strict=True)
         },
         "lengths": np.asarray(lengths).tolist(),
-        "split": sorted({str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)})
-        if layout != "pmap"
-        else [],
+        "split": sorted({str(leaf.sharding.spec) for leaf in leaves}),
         "moments_split": sorted(
             {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.optimiser)}
-        )
-        if layout != "pmap"
-        else [],
+        ),
     }
+
+
+def run_of_two_steps(folder: pathlib.Path, *, pmap: bool) -> list[dict]:
+    """The metrics of a whole run of `loop.run` on all devices."""
+    config = configuration("vbon")
+    config.mesh.pmap, config.train.steps, config.train.checkpoint_every = pmap, 2, 1
+    task = make_task(config, sharding.config_mesh(config))
+    network = decoder.init(MODEL, jax.random.key(2))
+    state = loop.run(config, folder, task, network, {})
+    assert int(state.step) == 2
+    return files.read_jsonl(folder / "metrics.jsonl")
 
 
 if __name__ == "__main__":
     assert len(jax.devices()) == 8, jnp.zeros(()).devices()
     results = {
-        method: {layout: one_step(method, layout) for layout in (*LAYOUTS, "pmap")}
+        method: {layout: one_step(method, layout) for layout in LAYOUTS}
         for method in ("vbon", "kl_rl", "j_bond", "bonbon_calibrated")
     }
+    with tempfile.TemporaryDirectory() as folder:
+        results["runs"] = {
+            name: run_of_two_steps(pathlib.Path(folder, name), pmap=name == "pmap")
+            for name in ("jit", "pmap")
+        }
     json.dump(results, sys.stdout)

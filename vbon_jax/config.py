@@ -144,8 +144,6 @@ KEYS: list[Key] = [
         Key("used", 0, "of the M, how many a run reads (the first ones); 0 = all, or under a "
             "budget of sampled tokens as many as it pays for: as 1/8 of it, or 1/2 where the "
             "method draws from the cache, for one that samples too", least=0),
-        Key("refresh_every", 0, "offline methods: instead of the cache, every so many steps M "
-            "fresh responses of the reference policy; 0 = the cache", least=0),
     ),
     # ------------------------------------------------------------------------ method
     Key("method", "vbon", "the method of train; see docs/methods.md"),
@@ -238,9 +236,6 @@ KEYS: list[Key] = [
         Key("value_coefficient", 0.1, "of the value loss beside the policy's", least=0),
         Key("value_learning_rate", 1e-3, "of the value head; the network has train's", above=0),
         Key("whiten_advantages", True, "to mean 0 and variance 1 over a batch's tokens"),
-        Key("kl_target", 0.0, "nats a response, for an adaptive KL coefficient; 0 = fixed",
-            least=0),
-        Key("kl_horizon", 10000.0, "responses", above=0),
         Key("reward_clip", 0.0, "bound on the absolute transformed reward; 0 = none", least=0),
         Key("missing_eos_penalty", 0.0, "taken from a truncated response's transformed reward",
             least=0),
@@ -250,6 +245,8 @@ KEYS: list[Key] = [
         "mesh",
         Key("data", -1, "devices; -1 = what fsdp leaves", least=-1),
         Key("fsdp", 1, "devices that parameters are split over", least=1),
+        Key("pmap", False, "updates run under pmap over the local devices in place of jit over "
+            "the mesh; every device then has all parameters (fsdp=1)"),
         shared=True,
         identifies="",
     ),

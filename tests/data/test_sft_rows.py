@@ -129,7 +129,7 @@ def test_only_the_completion_is_learned():
 
     @jax.jit
     def loss(rows):
-        terms, _ = sft.sft_objective(SMALL, sft.NoSettings(), params, rows)
+        terms, _ = sft.sft_objective(SMALL, None, params, rows)
         return terms["nll"][1]
 
     found = loss(rows)

@@ -188,7 +188,7 @@ def test_the_hand_made_task_says_what_the_law_says(lab):
             table[prompt, response] = laws[False].rewards_pk[p, k]
             rewards = task.score([p], [list(response)])
             assert rewards == np.float32(table[prompt, response])
-    rewards, shares = task.cache.rewards_pm, laws[False]
+    rewards, shares = task.cache.rewards_bn, laws[False]
     assert rewards.shape == (2, 256)
     for p in range(2):
         mean, law = (shares.reference_pk[p] * shares.rewards_pk[p]).sum(), shares.rewards_pk[p]
@@ -200,7 +200,7 @@ def test_all_methods_of_the_package_are_in_the_lab():
     config = small()
     names = sampled_methods.names(config)
     assert {*names} - {"vbon_l1"} == {
-        name for name, row in methods.METHODS.items() if row.source != "text"
+        name for name, row in methods.METHODS.items() if not row.reads_text
     }
     grid.check(config)
     assert sampled_methods.cell_config(config, "vbon_l1", 2).bound == "l1"

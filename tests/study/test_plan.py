@@ -42,7 +42,7 @@ def test_a_method_has_settings_of_its_own_which_a_cell_may_change():
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({"ppo": {"n": 2}}, r"config\.by_method: 'ppo' is no method"),
+        ({"ppo": {"n": 2}}, r"config\.by_method: method='ppo' is not known"),
         ({"dpo": 3}, r"config\.by_method\.dpo: give a dictionary"),
         ({"dpo": {"train": {"stps": 7}}}, r"config\.by_method\.dpo: there is no key 'train\.stps'"),
         ({"dpo": {"seed": 7}}, r"config\.by_method\.dpo: seed is a cell's"),
@@ -85,8 +85,8 @@ def test_a_name_is_a_folder_whatever_a_cell_sets():
         ({"train.schedule": "none"}, r"train\.schedule='none'"),
         ({"train.steps": 0}, r"train\.steps=0: give a whole number from 1"),
         ({"train.steps": "abc"}, r"train\.steps='abc' is str, not int"),
-        ({"references.refresh_every": -1}, r"references\.refresh_every=-1"),
-        ({"references.refresh_every": 2.5}, r"references\.refresh_every=2\.5 is float, not int"),
+        ({"references.used": -1}, r"references\.used=-1"),
+        ({"references.used": 2.5}, r"references\.used=2\.5 is float, not int"),
         ({"budget.sampled_tokens": 9, "budget.train_flops": 9.0}, r"a comparison has one budget"),
         ({"train.minibatches": 3}, r"rows a step, which train\.minibatches=3"),
         ({"sampling.temperature": 0.5}, r"sampling\.temperature is the same for all runs"),

@@ -380,6 +380,6 @@ def test_a_run_without_a_value_head(tiny, tmp_path, gradient):
     lines = (tmp_path / "runs" / "vbon-n4-s0" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 6
-    assert rows[0]["rollout/kl"] == pytest.approx(0.0, abs=1e-6)
-    assert rows[-1]["rollout/kl"] != 0.0
+    assert rows[0]["rollout/kl_sampled"] == pytest.approx(0.0, abs=1e-6)
+    assert rows[-1]["rollout/kl_sampled"] != 0.0
     assert not {"loss/value", "rollout/explained_variance"} & rows[0].keys()

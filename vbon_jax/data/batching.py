@@ -5,6 +5,7 @@ A run that is resumed needs to know only its step.
 
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 
 from vbon_jax.types import Prompts, Responses, Sequences
@@ -77,15 +78,39 @@ def filled_batches(size: int, batch_size: int) -> Iterator[tuple[np.ndarray, int
         yield rows, min(batch_size, size - first)
 
 
-def sequences(prompts: Prompts, samples: Responses, width: int) -> Sequences:
+def at_prompts(responses: Responses, index_b: np.ndarray) -> Responses:
+    """The responses to some of the prompts, `index_b` [B] int64, in this order."""
+    arrays = responses._replace(prompt_index_b=None)
+    return jax.tree.map(lambda array: array[index_b], arrays)._replace(prompt_index_b=index_b)
+
+
+def first(responses: Responses, count: int) -> Responses:
+    """The first `count` responses to each prompt."""
+    arrays = jax.tree.map(lambda array: array[:, :count], responses._replace(prompt_index_b=None))
+    return arrays._replace(prompt_index_b=responses.prompt_index_b)
+
+
+def take(responses: Responses, chosen_bs: np.ndarray) -> Responses:
+    """Some of each prompt's responses, by their places `chosen_bs` [B, S] among its N."""
+
+    def chosen(array: np.ndarray) -> np.ndarray:
+        places = chosen_bs.reshape(*chosen_bs.shape, *(1,) * (array.ndim - 2))
+        return np.take_along_axis(array, places, axis=1)
+
+    arrays = responses._replace(prompt_index_b=None)
+    return jax.tree.map(chosen, arrays)._replace(prompt_index_b=responses.prompt_index_b)
+
+
+def sequences(prompts: Prompts, samples: Responses, width: int | None = None) -> Sequences:
     """Joins every prompt and each of its N responses without a gap, B * N rows in order.
 
-    Rows are padded with 0 on the right to `width` tokens, at least the longest of them. Numpy
-    arrays, whatever the arguments were.
+    Rows are padded with 0 on the right to `width` tokens, at least the longest of them; without it
+    to P + G. Numpy arrays, whatever the arguments were.
     """
     prompts = Prompts(*map(np.asarray, prompts))
     tokens_bng, lengths_bn = np.asarray(samples.tokens_bng), np.asarray(samples.lengths_bn)
     num_samples, new_tokens = tokens_bng.shape[1:]
+    width = prompts.tokens_bp.shape[1] + new_tokens if width is None else width
     prompt_lengths_s = np.repeat(prompts.lengths_b, num_samples).astype(np.int32)
     lengths_s = (prompt_lengths_s + lengths_bn.reshape(-1)).astype(np.int32)
     if lengths_s.max() > width:

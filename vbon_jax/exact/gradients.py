@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vbon_jax.config import constants, defaults
 from vbon_jax.exact import enumeration, optima
 from vbon_jax.exact.enumeration import Law, Space
 from vbon_jax.functional import bon, objectives
 from vbon_jax.models import decoder
 from vbon_jax.models.log_probs import response_hidden
-from vbon_jax.training import step
+from vbon_jax.training import optimizer, step
 from vbon_jax.types import Array, Params, Sequences
 
 
@@ -384,21 +385,13 @@ def train(config, setting: Setting, law: Law, method: str, n: float) -> Iterator
     pi log pi first give up what looks bad under a policy that has not learnt the rest, and come
     back to it only slowly.
     """
-    row, lab = METHODS[method], config.lab
+    row, lab, optimised = METHODS[method], config.lab, defaults()
+    optimised.train.beta2 = lab.beta2
     learner = step.Learner(
         row.objective,
         setting.model,
         row.constants(n, config.pairs.alpha),
-        step.Optimiser(
-            learning_rate=lab.learning_rate,
-            value_learning_rate=lab.learning_rate,
-            weight_decay=0.0,
-            beta1=0.9,
-            beta2=lab.beta2,
-            epsilon=1e-8,
-            max_gradient_norm=1.0,
-            trainable="",
-        ),
+        constants(optimised, optimizer.KEYS),
     )
     state = step.init_state(learner, {"decoder": setting.params})
     batch = jax.device_put(_batch(setting, law, row.values(law, n)))
@@ -407,8 +400,10 @@ def train(config, setting: Setting, law: Law, method: str, n: float) -> Iterator
     for at in range(total):
         if row.follows:
             batch = batch._replace(n=np.float32(n ** min(1.0, at / first)))
-        rate = step.rate_factor(
+        share = optimizer.rate_share(
             "cosine", max(0.0, (at - first) / (total - first)), update=at, warmup_updates=0
         )
-        state, _ = step.update(state, batch, np.float32(rate), learner=learner)
+        rate = np.float32(lab.learning_rate) * np.float32(share)
+        rates = optimizer.Rates(rate, rate)
+        state, _ = step.update(state, batch, rates, learner=learner)
         yield state.params["decoder"]

@@ -46,7 +46,7 @@ def check(config: ConfigDict) -> None:
         )
     for name in sampled_methods.names(config):
         for n in config.n_values:
-            sampled_methods.settings(config, name, n)
+            sampled_methods.check(config, name, n)
 
 
 def cells(config: ConfigDict) -> list[dict]:

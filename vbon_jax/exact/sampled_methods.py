@@ -13,9 +13,9 @@ from vbon_jax.data import batching, prompt_sets
 from vbon_jax.exact import enumeration
 from vbon_jax.exact.enumeration import Law
 from vbon_jax.exact.gradients import Setting
-from vbon_jax.sampling import reference_cache, sampler
+from vbon_jax.sampling import sampler
 from vbon_jax.study import plan
-from vbon_jax.training import loop, methods, sharding, step
+from vbon_jax.training import loop, methods, optimizer, sharding, step
 from vbon_jax.types import Params
 
 # Names that are a method and something else; every other name is a row of METHODS.
@@ -24,7 +24,7 @@ NAMES = {"vbon_l1": {"method": "vbon", "bound": "l1"}}
 
 def every() -> list[str]:
     """All that can be trained: every method but those of texts."""
-    rows = [name for name, row in methods.METHODS.items() if row.source != "text"]
+    rows = [name for name, row in methods.METHODS.items() if not row.reads_text]
     return [*rows, *NAMES]
 
 
@@ -33,10 +33,9 @@ def names(config: ConfigDict) -> list[str]:
     return list(config.lab.sampled_methods) or every()
 
 
-def settings(config: ConfigDict, name: str, n: float):
-    """The constants of a run's objective; InputError, naming the key, for one without a meaning."""
-    own = cell_config(config, name, n)
-    return methods.method(own.method).settings(own)
+def check(config: ConfigDict, name: str, n: float) -> None:
+    """InputError, naming the key, for a run that its method has no meaning for."""
+    methods.check(cell_config(config, name, n))
 
 
 def cell_config(config: ConfigDict, name: str, n: float) -> ConfigDict:
@@ -65,22 +64,16 @@ def make_task(config: ConfigDict, setting: Setting, law: Law) -> methods.Task:
     )
     samples = jax.device_get(samples)
     score = _look_up(setting, law)
-    cache = reference_cache.References(
-        rewards_pm=np.stack([
+    cache = samples._replace(
+        rewards_bn=np.stack([
             score([place] * len(tokens), [row[:size].tolist() for row, size in
                                           zip(tokens, lengths, strict=True)])
             for place, (tokens, lengths) in enumerate(
                 zip(samples.tokens_bng, samples.lengths_bn, strict=True)
             )
-        ]),
-        lengths_pm=samples.lengths_bn,
-        finished_pm=samples.finished_bn,
-        log_probs_pm=samples.log_probs_bng.sum(axis=-1),
-        provenance=None,
-        files=(),
-        prompts_per_shard=1,
+        ])
     )  # fmt: skip
-    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    mesh = sharding.config_mesh(config)
     return methods.Task(
         config=config,
         model=model,
@@ -89,10 +82,8 @@ def make_task(config: ConfigDict, setting: Setting, law: Law) -> methods.Task:
         prompt_width=width,
         reference_params=sharding.place(setting.params, mesh),
         cache=cache,
-        cache_tokens_pmg=samples.tokens_bng,
         score=score,
         sampling=sampling,
-        memo={},
     )
 
 
@@ -124,13 +115,9 @@ def run(task: methods.Task, network: Params) -> Iterator[Params]:
     state = step.init_state(learner, params, anchor=method.anchor)
     key = jax.random.key(config.seed)
     for at in range(settings.steps):
-        state, batch, _ = method.make_batch(task, state, at, jax.random.fold_in(key, at))
+        state, batch, _ = method.batch(task, state, at, jax.random.fold_in(key, at))
+        update = at * settings.epochs * settings.minibatches
         for number, part in enumerate(loop.minibatches(batch, config, at, task.mesh)):
-            rate = step.rate_factor(
-                settings.schedule,
-                at / settings.steps,
-                update=at * settings.epochs * settings.minibatches + number,
-                warmup_updates=settings.warmup_updates,
-            )
-            state, _ = step.update(state, part, np.float32(rate), learner=learner)
+            rates = optimizer.rates(config, at / settings.steps, update=update + number)
+            state, _ = step.update(state, part, rates, learner=learner)
         yield state.params["decoder"]

@@ -14,8 +14,7 @@ from vbon_jax import files
 from vbon_jax.data import batching, prompt_sets
 from vbon_jax.sampling import reference_cache as references
 from vbon_jax.sampling import sampler
-from vbon_jax.training.task import Method
-from vbon_jax.types import InputError
+from vbon_jax.types import InputError, Responses
 
 SECONDS_FILE = "seconds.json"  # beside the shards: how long they took to build
 
@@ -121,89 +120,18 @@ class _Clock:
         files.write_json(self.path, self.before + time.perf_counter() - self.started)
 
 
-# The part of a budget of sampled tokens that goes into the reference cache of a method that samples
-# too: one that draws responses from it, and one that only ranks its own by its rewards. On the
-# demo, N = 4 and 16, three seeds, a vBoN that gave 1/16, 1/8, 1/4 and 1/2 of one budget to its
-# cache had an efficiency (docs/methods.md) of 0.58, 0.56, 0.52, 0.43 and 0.41, 0.41, 0.40, 0.31.
-PARTS = {"draws": 1 / 2, "ranks": 1 / 8}
-
-
 def seconds(workdir: pathlib.Path, split: str) -> float:
     """How long the cache of a split took to build; 0 for one that was not built here."""
     path = workdir / "references" / split / SECONDS_FILE
     return json.loads(path.read_text()) if path.exists() else 0.0
 
 
-def used(config: ConfigDict, method: Method, cache: references.References) -> int:
-    """How many of a prompt's M cached responses a run reads: the first ones.
-
-    `references.used`, or with a budget of sampled tokens as many as a part of it pays for (PARTS);
-    otherwise all. Raises InputError where that is too few.
-    """
-    m = cache.rewards_pm.shape[1]
-    asked, budget = config.references.used, config.budget.sampled_tokens
-    if asked > m:
-        raise InputError(
-            f"references.used={asked}, but the cache has references.samples_per_prompt={m}; "
-            "give at most that, or 0 for all"
-        )
-    count = asked or m
-    least = max(2, int(config.n) if method.draws_best else 2)
-    if budget and not asked:
-        part = PARTS["draws" if method.draws_best else "ranks"] if method.on_policy else 1.0
-        tokens_m = cache.lengths_pm.sum(axis=0, dtype=np.int64).cumsum()
-        count = min(m, max(least, int((tokens_m <= part * budget).sum())))
-    spent = int(cache.lengths_pm[:, :count].sum(dtype=np.int64))
-    if (budget or method.reads == "responses") and not cache.has_responses:
-        raise InputError(
-            f"the imported reference cache has rewards without responses, which {config.method} "
-            "and a budget of sampled tokens need; import responses as well, or train a method that "
-            "reads rewards alone, train.steps long"
-        )
-    if not budget and count < least:
-        raise InputError(
-            f"references.used={asked}: {config.method} at n={config.n:g} needs {least} cached "
-            "responses to each prompt; give at least that"
-        )
-    if budget and (count < least or spent > budget):
-        raise InputError(
-            f"budget.sampled_tokens={budget}: {config.method} at n={config.n:g} needs {least} "
-            f"cached responses to each of {len(cache.rewards_pm)} prompts, and reads {count}, "
-            f"{spent} tokens; give a larger budget, fewer prompts (data.train_limit) or a smaller "
-            "references.used"
-        )
-    if budget and method.on_policy and spent >= budget:
-        raise InputError(
-            f"budget.sampled_tokens={budget}: the {spent} tokens of the reference cache leave "
-            f"nothing for {config.method} to sample; give a larger budget or references.used"
-        )
-    return count
-
-
-def first(cache: references.References, count: int) -> references.References:
-    """The cache as if it had `count` samples a prompt; its files hold more, so it has no texts."""
-    return cache._replace(
-        rewards_pm=cache.rewards_pm[:, :count],
-        lengths_pm=cache.lengths_pm[:, :count],
-        finished_pm=cache.finished_pm[:, :count],
-        log_probs_pm=cache.log_probs_pm[:, :count],
-        files=(),
+def responses(cache: references.References, *, tokens: bool = False) -> Responses:
+    """A cache as `Responses` of all prompts, with their tokens where they are wanted."""
+    return Responses(
+        references.tokens(cache) if tokens else None,
+        cache.lengths_pm,
+        cache.finished_pm,
+        cache.log_probs_pm[..., None],
+        cache.rewards_pm,
     )
-
-
-def share(
-    config: ConfigDict, cache: references.References, steps: int, *, of_samples: int, seconds: float
-) -> dict[str, float]:
-    """What a run of `steps` used of a cache: of its prompts those that it drew, under a budget all.
-
-    `of_samples` is how many a prompt the cache was built with, in `seconds`.
-    """
-    prompts, count = cache.rewards_pm.shape
-    drawn = min(1.0, steps * config.train.batch_size / prompts)
-    if config.budget.sampled_tokens or config.budget.train_flops:
-        drawn = 1.0
-    return {
-        "sampled_tokens": round(drawn * cache.sampled_tokens),
-        "reward_calls": round(drawn * cache.rewards_pm.size),
-        "seconds": drawn * seconds * count / of_samples,
-    }

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vbon_jax.data import formats, prompt_sets, sft_rows, sources
+from vbon_jax.data import batching, formats, prompt_sets, sft_rows, sources
 from vbon_jax.evaluation import measures, sampled_policy
 from vbon_jax.models.huggingface import model_folder
-from vbon_jax.sampling import reference_cache, rewards, sampler
+from vbon_jax.sampling import rewards, sampler
 from vbon_jax.study import caches, plan, preflight, stages
-from vbon_jax.training import loop, methods, sharding
-from vbon_jax.types import InputError, Params
+from vbon_jax.training import budget, loop, methods, sharding
+from vbon_jax.types import InputError, Params, Responses
 from vbon_jax.workdir import results, run
 
 logger = logging.getLogger(__name__)
@@ -115,13 +115,12 @@ def _prompts(config, tokenizer, model) -> tuple[prompt_sets.PromptSet, prompt_se
 def make_task(
     config: ConfigDict,
     materials: Materials,
-    cache: reference_cache.References | None,
+    cache: Responses | None,
     *,
-    tokens_pmg: np.ndarray | None = None,
     pairs: prompt_sets.PairSet | None = None,
 ) -> methods.Task:
-    """What a run works on; the cache, its tokens and the pairs where its method reads them."""
-    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    """What a run works on; the cache and the pairs where its method reads them."""
+    mesh = sharding.config_mesh(config)
     prompt_ids = materials.train_prompts.token_ids if pairs is None else pairs.prompt_ids
     return methods.Task(
         config=config,
@@ -131,11 +130,9 @@ def make_task(
         prompt_width=caches.prompt_width(config, materials, prompt_ids),
         reference_params=sharding.place(materials.checkpoint.params, mesh),
         cache=cache,
-        cache_tokens_pmg=tokens_pmg,
         pairs=pairs,
         score=materials.scorer(materials.train_prompts),
         sampling=materials.sampling,
-        memo={},
     )
 
 
@@ -171,14 +168,15 @@ def check_budgets(config: ConfigDict, workdir: pathlib.Path, materials: Material
     ]
     if not reading:
         return
-    cache = caches.reference_cache(config, materials, workdir, "train")
+    cache = caches.responses(caches.reference_cache(config, materials, workdir, "train"))
     for changed, method in reading:
-        count, budget = caches.used(changed, method, cache), changed.budget.sampled_tokens
-        spent = caches.first(cache, count).sampled_tokens
-        if spent < 0.9 * budget and not method.on_policy:
+        limit = changed.budget.sampled_tokens
+        count = budget.samples_of_cache(changed, method, cache)
+        spent = budget.cache_share(cache, count, seconds=0.0).sampled_tokens
+        if spent < 0.9 * limit and not method.samples:
             logger.info(
                 f"{changed.method} at n={changed.n:g} spends {spent} of budget.sampled_tokens="
-                f"{budget}: the cache holds no more; raise references.samples_per_prompt"
+                f"{limit}: the cache holds no more; raise references.samples_per_prompt"
             )
 
 
@@ -198,24 +196,18 @@ def run_cell(
             materials.train_prompts, materials.reward.columns
         ),
     }
-    cache = tokens_pmg = pairs = share = None
-    if config.pairs.path and method.takes_pairs:
+    cache = pairs = share = None
+    if config.pairs.path and method.pairs:
         pairs = given_pairs(config, materials)
         inputs["pairs fingerprint"] = hashlib.sha256(repr(pairs).encode()).hexdigest()
-    elif method.refreshes(config):
-        inputs["references samples_per_prompt"] = config.references.samples_per_prompt
     elif method.needs_cache(config):
         whole = caches.reference_cache(config, materials, workdir, "train")
         inputs |= {f"references {k}": v for k, v in whole.provenance._asdict().items()}
-        count = caches.used(config, method, whole)
-        cache = caches.first(whole, count)
-        if method.reads == "responses":
-            tokens_pmg = reference_cache.tokens(whole)[:, :count]
-        share = functools.partial(
-            caches.share, config, cache, of_samples=whole.rewards_pm.shape[1],
-            seconds=caches.seconds(workdir, "train"),
-        )  # fmt: skip
-    task = make_task(config, materials, cache, tokens_pmg=tokens_pmg, pairs=pairs)
+        everything = caches.responses(whole, tokens=method.cache == "responses")
+        count = budget.samples_of_cache(config, method, everything)
+        cache = batching.first(everything, count)
+        share = budget.cache_share(everything, count, seconds=caches.seconds(workdir, "train"))
+    task = make_task(config, materials, cache, pairs=pairs)
     evaluate = held_out(config, materials, workdir) if config.train.eval_every else None
     network = materials.checkpoint.params
     loop.run(config, folder, task, network, inputs, evaluate=evaluate, share=share)
@@ -229,9 +221,9 @@ def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     paths = stages.make(config, workdir)
     config = plan.config_of(config, plan.single(config))
     method = methods.method(config.method)
-    path = paths.policy if method.kind == "decoder" else paths.reward
+    path = paths.policy if method.network == "decoder" else paths.reward
     checkpoint, tokenizer = (
-        model_folder.load(path, kind=method.kind),
+        model_folder.load(path, kind=method.network),
         model_folder.load_tokenizer(path),
     )
     model_folder.check_vocabulary(tokenizer, checkpoint.config, path)
@@ -246,7 +238,7 @@ def run_text_method(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     task = methods.Task(
         config=config,
         model=model,
-        mesh=sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp),
+        mesh=sharding.config_mesh(config),
         rows=sft_rows.build(config, table, tokenizer, eos),
     )
     config.policy.path = _absolute(path)

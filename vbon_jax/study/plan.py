@@ -1,7 +1,6 @@
 """The runs of a comparison, and what can be seen to be wrong in a configuration alone."""
 
 import hashlib
-import math
 import re
 
 from ml_collections import ConfigDict
@@ -111,8 +110,8 @@ def record(config: ConfigDict, cell: dict) -> run.Record:
         bound=bound,
         seed=config.seed,
         gradient=gradient,
-        order=names.index(config.method),
-        measured=row.source != "text",
+        order=names.index(config.method) if config.method in names else len(names),
+        measured=not row.reads_text,
     )
 
 
@@ -149,12 +148,14 @@ def judges(config: ConfigDict) -> dict[str, ConfigDict]:
 
 def check(config: ConfigDict) -> None:
     """Refuse, before anything is computed, what can be seen to be wrong in the config alone."""
-    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    mesh = sharding.config_mesh(config)
     check_run(config)
     judges(config)
     for name in config.by_method:
-        if name not in methods.METHODS:
-            raise InputError(f"config.by_method: {name!r} is no method; see `methods.METHODS`")
+        try:
+            methods.method(name)
+        except InputError as error:
+            raise InputError(f"config.by_method: {error}") from error
         if not isinstance(config.by_method[name], ConfigDict):
             raise InputError(f"config.by_method.{name}: give a dictionary of keys")
         config_of(config, {"method": name})
@@ -170,11 +171,8 @@ def check(config: ConfigDict) -> None:
 
 def check_run(config: ConfigDict) -> None:
     """The part of `check` that looks at one run."""
-    check_keys(config)
-    method = methods.method(config.method)
-    if not (math.isfinite(config.n) and config.n >= 1):
-        raise InputError(f"n={config.n} (n_values): N of Best-of-N is a real number from 1")
-    method.settings(config)
+    check_keys(config, (*KEYS, *methods.method(config.method).keys))
+    methods.check(config)
     if config.policy.lora.pattern and config.train.trainable:
         raise InputError(
             "policy.lora.pattern and train.trainable are both set; with adapters they alone are "

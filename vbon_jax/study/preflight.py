@@ -37,7 +37,7 @@ def check(config: ConfigDict) -> None:
 
 def check_text_method(config: ConfigDict) -> None:
     """What `sft` and `reward_model` read: their rows, one model, and the stages."""
-    model = "policy" if methods.method(config.method).kind == "decoder" else "reward"
+    model = "policy" if methods.method(config.method).network == "decoder" else "reward"
     stages.require(config, "data.train", f"{model}.path")
     check_stages(config)
 
@@ -58,7 +58,7 @@ def _given_pairs(config: ConfigDict) -> list[ConfigDict]:
     found = {}
     for cell in plan.every(config):
         changed = plan.config_of(config, cell)
-        if changed.pairs.path and methods.method(changed.method).takes_pairs:
+        if changed.pairs.path and methods.method(changed.method).pairs:
             settings = changed.pairs.to_dict()
             read = {name: settings[name] for name in settings.keys() - {"alpha", "beta", "average"}}
             found[repr(sorted(read.items()))] = changed

@@ -102,7 +102,7 @@ def _check(own: ConfigDict, run: ConfigDict, where: str) -> None:
     if not run.data.train:
         raise InputError(f"{where}.data.train is empty; name the rows that the stage learns from")
     plan.check_run(run)
-    loop.check_rows(run, sharding.make_mesh(data=run.mesh.data, fsdp=run.mesh.fsdp))
+    loop.check_rows(run, sharding.config_mesh(run))
 
 
 def require(config: ConfigDict, *keys: str) -> None:
@@ -201,7 +201,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
     artifact = files.Artifact(folder, inputs)
     if artifact.begin(resumes=(folder / "run").exists()):
         start = _from_base(own, run, table) if own.base else _fresh(own, run, table, name)
-        mesh = sharding.make_mesh(data=run.mesh.data, fsdp=run.mesh.fsdp)
+        mesh = sharding.config_mesh(run)
         batch = sft_rows.build(run, table, start.tokenizer, start.eos_token_ids)
         held_out = _held_out(run, start)
         task = methods.Task(config=run, model=start.model, mesh=mesh, rows=batch)

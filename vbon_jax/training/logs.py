@@ -1,8 +1,8 @@
-"""What a run writes while it trains: metrics.jsonl, timing.jsonl, TensorBoard and a progress bar.
+"""The logs of a run: metrics.jsonl, timing.jsonl, TensorBoard and a progress bar.
 
 `metrics.jsonl` holds one row a step, `step` and `area/name` keys, and nothing that depends on a
 clock or on where a run was interrupted: it is the same file, bit for bit, however often the run
-was killed. Seconds and compilation counts stand in `timing.jsonl`.
+was killed. Seconds and compilation counts are in `timing.jsonl`.
 """
 
 import json
@@ -32,9 +32,7 @@ class Compilations:
 def keep_rows(path: pathlib.Path, before_step: int) -> None:
     """Cut a JSON-lines file back to the rows of steps below `before_step`."""
     kept = [row for row in files.read_jsonl(path) if row["step"] < before_step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    temporary.replace(path)
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 class RunLog:
@@ -58,8 +56,7 @@ class RunLog:
     def write(self, step: int, metrics: dict, timing: dict, *, progress: float) -> None:
         """One row in each file; `metrics` must not depend on a clock.
 
-        `progress` in [0, 1] is how much of the run is behind, from which the steps to come are
-        told.
+        `progress` in [0, 1] is how much of the run is done; the bar's total follows from it.
         """
         for stem, values in (("metrics", metrics), ("timing", timing)):
             self.files[stem].write(json.dumps({"step": step, **values}) + "\n")

@@ -13,10 +13,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vbon_jax import files
-from vbon_jax.config import identity
+from vbon_jax.config import constants, get, identity
 from vbon_jax.models import classifier, decoder
 from vbon_jax.models import lora as adapters
-from vbon_jax.training import checkpoints, logs, methods, sharding, step
+from vbon_jax.training import budget, checkpoints, logs, methods, optimizer, sharding, step
 from vbon_jax.types import InputError, Params
 
 
@@ -40,37 +40,22 @@ def with_adapters(
 
 
 def make_learner(config: ConfigDict, task: methods.Task) -> step.Learner:
-    """What an update is made of, from the configuration."""
-    method, train = methods.method(config.method), config.train
+    """The learner of a run, from its configuration."""
+    method = methods.method(config.method)
     return step.Learner(
         objective=method.objective,
         model=task.model,
-        settings=method.settings(config),
-        optimiser=step.Optimiser(
-            learning_rate=train.learning_rate,
-            value_learning_rate=config.ppo.value_learning_rate,
-            weight_decay=train.weight_decay,
-            beta1=train.beta1,
-            beta2=train.beta2,
-            epsilon=train.epsilon,
-            max_gradient_norm=train.max_gradient_norm,
-            trainable=trained_names(config, task),
-        ),
+        constants=constants(config, method.constants),
+        optimiser=constants(config, optimizer.KEYS),
         mesh=task.mesh,
+        pmap=config.mesh.pmap,
     )
 
 
-def trained_names(config: ConfigDict, task: methods.Task) -> str:
-    """Which parameters are trained: adapters alone where the network has them."""
-    if isinstance(task.model, decoder.DecoderConfig) and task.model.lora is not None:
-        return adapters.TRAINED
-    return config.train.trainable
-
-
 def initial_params(config: ConfigDict, task: methods.Task, network: Params) -> Params:
-    """What is trained: the network, and a value head where the gradient needs one."""
+    """The parameters at step 0: the network, and a value head where the gradient needs one."""
     method = methods.method(config.method)
-    params = {method.kind: network}
+    params = {method.network: network}
     if method.by_gradient and config.gradient == "ppo":
         params["value"] = decoder.init_value_head(task.model)
     return params
@@ -79,19 +64,20 @@ def initial_params(config: ConfigDict, task: methods.Task, network: Params) -> P
 def minibatches(batch, config: ConfigDict, at: int, mesh):
     """Shuffled parts of a step's rows, `epochs` times over, in an order of (seed, step)."""
     batch = jax.tree.map(np.asarray, batch)
+    place = sharding.split_rows if config.mesh.pmap else sharding.shard_rows
     for epoch in range(config.train.epochs):
         order = np.random.default_rng([config.seed, at, epoch, 1]).permutation(
             len(jax.tree.leaves(batch)[0])
         )
         for part in np.split(order, config.train.minibatches):
-            yield sharding.shard_rows(jax.tree.map(operator.itemgetter(part), batch), mesh)
+            yield place(jax.tree.map(operator.itemgetter(part), batch), mesh)
 
 
 def check_rows(config: ConfigDict, mesh) -> None:
     """Refuse a batch that does not divide into minibatches and devices."""
     train = config.train
     method = methods.method(config.method)
-    if method.on_policy and train.batch_size % mesh.size:
+    if method.samples and train.batch_size % mesh.size:
         raise InputError(
             f"train.batch_size={train.batch_size} prompts do not divide among {mesh.size} devices; "
             "give a multiple"
@@ -126,49 +112,36 @@ def check_row(config: ConfigDict, row: dict, batch, folder: pathlib.Path, at: in
         )
 
 
-def progress(config: ConfigDict, steps: int, ledger: dict, cached: float) -> float:
-    """How much of a run is behind after `steps` that cost `ledger`: 1 is all of it.
-
-    Of `config.budget` where one is set, less the `cached` tokens that the run's share of the
-    reference cache takes of it; of `train.steps` where none is, and for a method that samples
-    nothing under a budget of sampled tokens, all of which went into its cache.
-    """
-    budget, method = config.budget, methods.method(config.method)
-    if budget.train_flops:
-        return ledger["train_flops"] / budget.train_flops
-    if budget.sampled_tokens and (method.on_policy or method.refreshes(config)):
-        return ledger["sampled_tokens"] / (budget.sampled_tokens - cached)
-    return steps / config.train.steps
-
-
 def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: Params,
-        inputs: dict, *, evaluate=None, share=None) -> None:  # fmt: skip
+        inputs: dict, *, evaluate=None, share=None) -> step.TrainState | None:  # fmt: skip
     """The loop: train from `network` as `config` says, in `folder`, from wherever it stopped.
 
     `inputs` are fingerprints of what the run reads besides the configuration. `evaluate(params)`
-    gives metrics on held-out prompts every `train.eval_every` steps. `share(steps)` is what the
-    run's part of the reference cache cost, by the ledger's names; it counts as spent.
+    gives metrics on held-out prompts, every `train.eval_every` steps and at the end. `share` is
+    what the run's part of the reference cache cost, a `budget.CacheShare`; it counts as spent.
+    Returns the last state, or None where the run was finished before.
     """
     train, method = config.train, methods.method(config.method)
     check_rows(config, task.mesh)
     resumes = any((folder / "checkpoints").glob("[0-9]*"))
-    if not files.begin(folder, identity(config) | inputs, resumes=resumes):
-        return
+    own_keys = {key.name: get(config, key.name) for key in method.keys}
+    artifact = files.Artifact(folder, identity(config) | own_keys | inputs)
+    if not artifact.begin(resumes=resumes):
+        return None
     files.write_json(folder / "config.json", config.to_dict())
 
     # ------------------------------------------------------------------ state, new or restored
     learner = make_learner(config, task)
     state = step.init_state(learner, initial_params(config, task, network), anchor=method.anchor)
     saved = checkpoints.Checkpoints(folder / "checkpoints", metric=train.best_metric)
-    ledger = {"sampled_tokens": 0, "reward_calls": 0, "train_flops": 0.0, "seconds": 0.0}
+    ledger = budget.Ledger(config, method, share)
     first = saved.latest() or 0
     if first:
-        state, ledger = saved.restore(state)
+        state, ledger.spent = saved.restore(state)
     written = logs.RunLog(folder, first_step=first, name="/".join(folder.parts[-2:]))
     compilations = logs.Compilations()
     run_key = jax.random.key(config.seed)
-    cached = share(0)["sampled_tokens"] if share else 0  # under a budget: all of the share
-    done = progress(config, first, ledger, cached)
+    done = ledger.progress(first)
 
     try:
         for at in itertools.count(first):
@@ -178,20 +151,13 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
 
             # ---------------------------------------------------------- batch
             key = jax.random.fold_in(run_key, at)
-            state, batch, row = method.make_batch(task, state, at, key)
+            state, batch, row = method.batch(task, state, at, key)
 
             # ---------------------------------------------------------- updates
-            rows = []
-            for part in minibatches(batch, config, at, task.mesh):
-                rate = np.float32(
-                    step.rate_factor(
-                        train.schedule,
-                        done,
-                        update=at * train.epochs * train.minibatches + len(rows),
-                        warmup_updates=train.warmup_updates,
-                    )
-                )
-                state, metrics = step.update(state, part, rate, learner=learner)
+            rows, update = [], at * train.epochs * train.minibatches
+            for number, part in enumerate(minibatches(batch, config, at, task.mesh)):
+                rates = optimizer.rates(config, done, update=update + number)
+                state, metrics = step.update(state, part, rates, learner=learner)
                 rows.append(metrics)
             rows = jax.device_get(rows)
             row |= {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
@@ -200,32 +166,29 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
 
             # ---------------------------------------------------------- budget
             if at == first:
-                program = step.update.lower(state, part, rate, learner=learner).compile()
-                flops = program.cost_analysis()["flops"] * task.mesh.size  # it is one device's
-            ledger["sampled_tokens"] += row.get("budget/sampled_tokens", 0)
-            ledger["reward_calls"] += row.get("budget/reward_calls", 0)
-            ledger["train_flops"] += flops * len(rows)
-            done = progress(config, at + 1, ledger, cached)
+                flops = step.flops(state, part, rates, learner=learner)
+            ledger.add(row, train_flops=flops * len(rows))
+            done = ledger.progress(at + 1)
 
             # ---------------------------------------------------------- evaluation
-            if evaluate and ((at + 1) % train.eval_every == 0 or done >= 1):
+            due = train.eval_every and (at + 1) % train.eval_every == 0
+            if evaluate and (due or done >= 1):
                 row |= evaluate(state.params)
 
             # ---------------------------------------------------------- log, checkpoint
             seconds = time.perf_counter() - started
-            ledger["seconds"] += seconds
+            ledger.spent["seconds"] += seconds
             timing = {"time/seconds": seconds, "time/compilations": compilations.count}
             written.write(at, row, timing, progress=done)
             if (at + 1) % train.checkpoint_every == 0 or done >= 1:
-                saved.save(at + 1, state, dict(ledger), row)
+                saved.save(at + 1, state, dict(ledger.spent), row)
     finally:
         saved.close()
         written.close()
         compilations.close()
-    part = share(int(state.step)) if share else {}
-    spent = {name: value + part.get(name, 0) for name, value in ledger.items()}
-    files.write_json(folder / "ledger.json", spent)
-    files.finish(folder)
+    ledger.write(folder, int(state.step))
+    artifact.finish()
+    return state
 
 
 def restore(folder: pathlib.Path, *, which: str, task: methods.Task, network: Params) -> Params:
@@ -242,6 +205,6 @@ def restore(folder: pathlib.Path, *, which: str, task: methods.Task, network: Pa
         at = saved.best() if which == "best" else saved.latest()
         if at is None:
             raise InputError(f"{folder} has no checkpoint yet; train it first")
-        return saved.restore(like, at)[0].params[method.kind]
+        return saved.restore(like, at)[0].params[method.network]
     finally:
         saved.close()

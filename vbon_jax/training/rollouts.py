@@ -1,33 +1,14 @@
 """Responses sampled inside a run: to the prompts of a step, with rewards."""
 
-from typing import NamedTuple
-
 import jax
 import numpy as np
 
 from vbon_jax.data import batching
-from vbon_jax.models.log_probs import sequence_log_probs
+from vbon_jax.models import log_probs
 from vbon_jax.sampling import sampler
 from vbon_jax.training import sharding
 from vbon_jax.training.task import Task
 from vbon_jax.types import Array, Params, Responses, Sequences
-
-
-class Rollout(NamedTuple):
-    """N responses to each of B prompts: sequences (numpy), samples, rewards."""
-
-    prompt_index_b: np.ndarray  # [B] int64
-    sequences: Sequences  # [B * N] rows
-    samples: Responses  # numpy
-    rewards_bn: np.ndarray  # [B, N] float32
-
-    @property
-    def cost(self) -> dict[str, int]:
-        """What was spent, as metrics of a step."""
-        return {
-            "budget/sampled_tokens": int(self.samples.lengths_bn.sum()),
-            "budget/reward_calls": int(self.rewards_bn.size),
-        }
 
 
 def prompts_of(task: Task, step: int) -> np.ndarray:
@@ -39,46 +20,55 @@ def prompts_of(task: Task, step: int) -> np.ndarray:
 
 
 def rollout(
-    task: Task, params: Params, index_b: np.ndarray, key: Array, *, num_samples: int, rows=None
-) -> Rollout:
-    """Sample `num_samples` responses to each prompt and score their text.
+    task: Task, params: Params, index_b: np.ndarray, key: Array, *, num_samples: int
+) -> Responses:
+    """Sample `num_samples` responses to each prompt and score their text: numpy, [B, N].
 
-    Row i of the batch draws from `key` and `rows[i]`, its place unless it is given.
+    Row i of the batch draws from `key` and i.
     """
     prompt_ids = [task.prompts.token_ids[i] for i in index_b]
     prompts = batching.pad_prompts(prompt_ids, width=task.prompt_width)
-    rows = np.arange(len(index_b)) if rows is None else rows
-    samples = jax.device_get(
+    responses = jax.device_get(
         sampler.generate(
             task.model,
             params,
             sharding.shard_rows(prompts, task.mesh),
-            sharding.shard_rows(sampler.prompt_keys(key, rows), task.mesh),
+            sharding.shard_rows(sampler.prompt_keys(key, np.arange(len(index_b))), task.mesh),
             num_samples=num_samples,
             sampling=task.sampling,
         )
     )
+    lengths_bn = responses.lengths_bn
     response_ids = [
         tokens[:length].tolist()
         for tokens, length in zip(
-            samples.tokens_bng.reshape(-1, samples.tokens_bng.shape[-1]),
-            samples.lengths_bn.reshape(-1),
-            strict=True,
+            responses.tokens_bng.reshape(lengths_bn.size, -1), lengths_bn.reshape(-1), strict=True
         )
     ]
     rewards = task.score(np.repeat(index_b, num_samples), response_ids)
-    width = task.prompt_width + task.sampling.max_new_tokens
-    return Rollout(
-        index_b,
-        batching.sequences(prompts, samples, width=width),
-        samples,
-        rewards.reshape(samples.lengths_bn.shape),
-    )
+    return responses._replace(rewards_bn=rewards.reshape(lengths_bn.shape), prompt_index_b=index_b)
 
 
-def log_probs(task: Task, params: Params, sequences: Sequences) -> np.ndarray:
+def metrics(responses: Responses) -> dict[str, float]:
+    """Metrics of the responses of a step, by which the budget counts them."""
+    return {
+        "rollout/reward": float(responses.rewards_bn.mean()),
+        "rollout/length": float(responses.lengths_bn.mean()),
+        "budget/sampled_tokens": int(responses.lengths_bn.sum()),
+        "budget/reward_calls": int(responses.rewards_bn.size),
+    }
+
+
+def sequences(task: Task, responses: Responses) -> Sequences:
+    """The responses behind their prompts, [B * N] rows of one width."""
+    prompt_ids = [task.prompts.token_ids[i] for i in responses.prompt_index_b]
+    prompts = batching.pad_prompts(prompt_ids, width=task.prompt_width)
+    return batching.sequences(prompts, responses)
+
+
+def sequence_log_probs(task: Task, params: Params, sequences: Sequences) -> np.ndarray:
     """log pi of whole responses under the network `params`, [S] float32, nats."""
-    log_probs_s = sequence_log_probs(
+    log_probs_s = log_probs.sequence_log_probs(
         task.model,
         params,
         sharding.shard_rows(sequences, task.mesh),

@@ -1,16 +1,13 @@
-"""The mesh, the one table from parameter names to mesh axes, and `pmap` beside `jit`.
+"""The mesh, the one table from parameter names to mesh axes, and rows split over devices.
 
-A step is written once. `jit` over a named mesh is how it is run: parameters and optimiser state
-lie where `shardings` says, the rows of a batch are split over every device, and XLA puts the
-collectives in. `pmap_step` runs the same body with `axis_name="batch"` over local devices.
+Under `jit` parameters and optimiser state lie where `shardings` says, the rows of a batch are split
+over every device, and XLA puts the collectives in. Under `pmap` every device has all parameters.
 """
-
-import functools
-from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from vbon_jax.types import InputError
 
@@ -31,6 +28,17 @@ LOGICAL_AXES = {
 # Mesh axis of each logical axis; the rows of a batch are split over data and fsdp together.
 RULES = {"embed": "fsdp", "vocab": None, "heads": None, "mlp": None}
 BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def config_mesh(config: ConfigDict) -> Mesh:
+    """The mesh of `config.mesh`. Raises InputError for one that the devices do not fit."""
+    settings = config.mesh
+    if settings.pmap and (settings.fsdp != 1 or jax.process_count() > 1):
+        raise InputError(
+            "mesh.pmap: every device of one process has all parameters; leave mesh.fsdp=1, and use "
+            "jit (mesh.pmap=False) for a run over several processes"
+        )
+    return make_mesh(data=settings.data, fsdp=settings.fsdp)
 
 
 def make_mesh(*, data: int, fsdp: int, devices: list[jax.Device] | None = None) -> Mesh:
@@ -85,24 +93,12 @@ def shard_rows(batch, mesh: Mesh):
     return jax.device_put(batch, NamedSharding(mesh, BATCH))
 
 
-def pmap_step(step: Callable, *, learner) -> Callable:
-    """`step` over the local devices by `jax.pmap`: (stacked state, split batch, rate) -> the same.
+def split_rows(batch, mesh: Mesh):
+    """[S, ...] -> [devices, S / devices, ...] for every array, for `pmap` over the mesh's devices.
 
-    `replicate` stacks a state, `split_rows` gives each device its part of the batch.
+    S must be a multiple of the devices.
     """
-    body = functools.partial(step, learner=learner, axis_name="batch")
-    return jax.pmap(body, axis_name="batch", in_axes=(0, 0, None), donate_argnums=(0,))
-
-
-def replicate(tree):
-    """A copy of every leaf for each local device, stacked on a new first axis."""
-    count = jax.local_device_count()
-    return jax.tree.map(lambda leaf: np.stack([np.asarray(leaf)] * count), tree)
-
-
-def split_rows(batch):
-    """[S, ...] -> [devices, S / devices, ...] for every array."""
-    count = jax.local_device_count()
     return jax.tree.map(
-        lambda rows: np.asarray(rows).reshape(count, len(rows) // count, *rows.shape[1:]), batch
+        lambda rows: np.reshape(rows, (mesh.size, len(rows) // mesh.size, *np.shape(rows)[1:])),
+        batch,
     )

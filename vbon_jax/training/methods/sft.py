@@ -1,19 +1,18 @@
 """Supervised methods on text: `sft` for a decoder, `reward_model` for a classifier."""
 
-import dataclasses
-
 import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
 
 from vbon_jax.data import batching
 from vbon_jax.data.sft_rows import LabelRows, PreferenceRows
 from vbon_jax.functional import objectives
 from vbon_jax.models import classifier, log_probs
 from vbon_jax.training.step import TrainState
-from vbon_jax.training.task import Method, Task
-from vbon_jax.types import Array, InputError, Mean, Params, Sequences
+from vbon_jax.training.task import Task, minimise
+from vbon_jax.types import Array, Mean, Params, Sequences
 
 
-def text_batch(task: Task, state: TrainState, step: int, key: Array):
+def batch(task: Task, state: TrainState, step: int, key: Array):
     """The rows of this step: a pure function of (seed, step)."""
     kind = type(task.rows)
     rows = batching.batch_indices(
@@ -22,37 +21,13 @@ def text_batch(task: Task, state: TrainState, step: int, key: Array):
     return state, kind(*(array[rows] for array in task.rows)), {}
 
 
-@dataclasses.dataclass(frozen=True)
-class RewardModel:
-    """Constants of the reward model's objective."""
-
-    centring: float
-
-
-@dataclasses.dataclass(frozen=True)
-class NoSettings:
-    """For an objective without constants."""
-
-
-def _no_settings(config) -> NoSettings:
-    return NoSettings()
-
-
-def _reward_model_settings(config) -> RewardModel:
-    centring = config.reward_model.centring
-    if not centring >= 0:
-        raise InputError(f"reward_model.centring={centring}; give a number from 0")
-    return RewardModel(centring)
-
-
-def sft_objective(model, settings: NoSettings, params: Params, batch: Sequences):
+def sft_objective(model, constants: FrozenConfigDict, params: Params, batch: Sequences):
     """Negative log-likelihood of the response tokens, in nats a token."""
     new_tokens = batch.tokens_st.shape[1] - 1
     log_probs_sg, mask_sg, _ = log_probs.response_log_probs(
         model, params["decoder"], batch, new_tokens=new_tokens, temperature=1.0
     )
-    loss = objectives.nll(log_probs_sg, mask_sg)
-    return {"nll": (1.0, loss)}, {"objective/mean": Mean(-loss.total, loss.weight)}
+    return minimise(objectives.nll(log_probs_sg, mask_sg), {}, name="nll")
 
 
 def margins(model, params: Params, batch: PreferenceRows) -> tuple[Array, Array]:
@@ -67,13 +42,15 @@ def margins(model, params: Params, batch: PreferenceRows) -> tuple[Array, Array]
 
 
 def reward_model_objective(
-    model, settings: RewardModel, params: Params, batch: LabelRows | PreferenceRows
+    model, constants: FrozenConfigDict, params: Params, batch: LabelRows | PreferenceRows
 ):
     """Cross-entropy on labels, or Bradley and Terry's likelihood of preferences."""
     if isinstance(batch, PreferenceRows):
+        centring = constants.reward_model.centring
+        rewards = margins(model, params, batch)
         name, (loss, metrics) = (
             "preference",
-            objectives.bradley_terry(*margins(model, params, batch), centring=settings.centring),
+            objectives.bradley_terry(*rewards, centring=centring),
         )
     else:
         logits_rc = classifier.classify(
@@ -82,14 +59,3 @@ def reward_model_objective(
         name, (loss, metrics) = "cross_entropy", objectives.cross_entropy(logits_rc, batch.labels_r)
     metrics = {f"classifier/{key}": mean for key, mean in metrics.items()}
     return {name: (1.0, loss)}, metrics | {"objective/mean": Mean(-loss.total, loss.weight)}
-
-
-ROWS = {
-    "sft": Method(make_batch=text_batch, objective=sft_objective, settings=_no_settings),
-    "reward_model": Method(
-        make_batch=text_batch,
-        objective=reward_model_objective,
-        settings=_reward_model_settings,
-        kind="classifier",
-    ),
-}

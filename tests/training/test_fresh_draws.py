@@ -1,87 +1,38 @@
-"""BOND, J-BOND, RAFT, online BoNBoN and fresh references on a tiny random policy."""
+"""BOND, J-BOND, RAFT, online BoNBoN and given pairs on a tiny random policy."""
 
 import jax
 import numpy as np
 import pytest
 
-from vbon_jax.config import defaults
+from tests.training.tiny_task import (
+    MODEL,
+    RATES,
+    G,
+    K,
+    M,
+    make_task,
+    responses,
+    rewards,
+    start,
+)
+from vbon_jax.config import constants
 from vbon_jax.data import formats, prompt_sets
-from vbon_jax.functional import bon, cdf
-from vbon_jax.models import decoder
-from vbon_jax.sampling import reference_cache, sampler
-from vbon_jax.training import cached_batches, loop, methods, rollouts, sharding, step
-from vbon_jax.training.methods import bond
+from vbon_jax.functional import cdf
+from vbon_jax.training import cached_batches, loop, methods, rollouts, step
+from vbon_jax.training.methods import bond, preferences
 from vbon_jax.types import InputError
-
-MODEL = decoder.DecoderConfig(
-    vocab_size=30, width=16, num_layers=1, num_heads=2, mlp_width=32, max_positions=16,
-    initializer_std=0.4,
-)  # fmt: skip
-PROMPTS, M, G, K = 6, 8, 5, 2
-
-
-def make_task(method: str, **changes) -> methods.Task:
-    """A task whose cache is M samples of the reference; a response's reward is its mean token."""
-    config = defaults()
-    config.update(method=method, n=3.0)
-    config.sampling.max_new_tokens = G
-    config.references.samples_per_prompt, config.references.batch_prompts = M, 2
-    config.train.batch_size, config.train.samples_per_prompt = 4, K
-    config.train.epochs = config.train.minibatches = 1
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
-    ids = [(1 + p, 2 + p) for p in range(PROMPTS)]
-    params = decoder.init(MODEL, jax.random.key(0))
-    task = methods.Task(
-        config=config,
-        model=MODEL,
-        mesh=mesh,
-        prompts=prompt_sets.PromptSet(token_ids=ids, texts=[""] * PROMPTS),
-        prompt_width=2,
-        reference_params=params,
-        score=lambda prompts, responses: np.asarray(
-            [np.mean(ids) if ids else 0.0 for ids in responses], np.float32
-        ),
-        sampling=sampler.Sampling(max_new_tokens=G, eos_token_ids=(0, 7)),
-        memo={},
-    )
-    drawn = rollouts.rollout(task, params, np.arange(PROMPTS), jax.random.key(5), num_samples=M)
-    cache = reference_cache.References(
-        drawn.rewards_bn, drawn.samples.lengths_bn, drawn.samples.finished_bn,
-        drawn.samples.log_probs_bng.sum(axis=-1), None, (), 1,
-    )  # fmt: skip
-    return task._replace(cache=cache, cache_tokens_pmg=drawn.samples.tokens_bng)
-
-
-def start(task: methods.Task, seed: int = 1):
-    """A learner and a state whose network is not the reference."""
-    method = methods.method(task.config.method)
-    learner = loop.make_learner(task.config, task)
-    network = decoder.init(MODEL, jax.random.key(seed))
-    params = loop.initial_params(task.config, task, network)
-    return learner, step.init_state(learner, params, anchor=method.anchor)
-
-
-def responses(sequences) -> list[tuple[int, ...]]:
-    """The response tokens of each row."""
-    bounds = zip(sequences.tokens_st, sequences.prompt_lengths_s, sequences.lengths_s, strict=True)
-    return [tuple(row[a:b].tolist()) for row, a, b in bounds]
-
-
-def rewards(task, sequences) -> np.ndarray:
-    return task.score(None, responses(sequences))
 
 
 def test_bond_weighs_its_draws_against_the_cache():
     task = make_task("bond", bond__backward=0.25)
-    _, state = start(task)
-    _, batch, row = methods.method("bond").make_batch(task, state, 0, jax.random.key(3))
-    old = rollouts.log_probs(task, state.params["decoder"], batch.sampled)
-    reference = rollouts.log_probs(task, task.reference_params, batch.sampled)
+    learner, state = start(task)
+    _, batch, row = methods.method("bond").batch(task, state, 0, jax.random.key(3))
+    old = rollouts.sequence_log_probs(task, state.params["decoder"], batch.sampled)
+    reference = rollouts.sequence_log_probs(task, task.reference_params, batch.sampled)
     np.testing.assert_allclose(batch.old_log_probs_s, old, rtol=1e-6)
     index = rollouts.prompts_of(task, 0)
     log_f = cdf.log_cdf(
-        rewards(task, batch.sampled).reshape(-1, K), task.cache.rewards_pm[index]
+        rewards(task, batch.sampled).reshape(-1, K), task.cache.rewards_bn[index]
     ).reshape(-1)
     score = (2 * log_f - (old - reference)).reshape(-1, K)
     # a quarter of each score minus the other's of its prompt
@@ -92,15 +43,13 @@ def test_bond_weighs_its_draws_against_the_cache():
     cached = {
         tuple(ids[:length].tolist())
         for ids, length in zip(
-            task.cache_tokens_pmg[index].reshape(-1, G),
-            task.cache.lengths_pm[index].reshape(-1),
+            task.cache.tokens_bng[index].reshape(-1, G),
+            task.cache.lengths_bn[index].reshape(-1),
             strict=True,
         )
     }
     assert set(responses(batch.best)) <= cached
-    terms, _ = bond.bond_objective(
-        MODEL, methods.method("bond").settings(task.config), state.params, batch
-    )
+    terms, _ = bond.objective(MODEL, learner.constants, state.params, batch)
     assert terms["forward"][0] == 0.75
     assert terms["backward"][1].total == pytest.approx(-batch.advantage_s.sum(), abs=1e-4)
 
@@ -110,12 +59,12 @@ def test_j_bond_ranks_its_draws_among_those_of_an_anchor_that_moves():
     learner, state = start(task)
     jax.tree.map(np.testing.assert_array_equal, state.anchor, state.params["decoder"])
     before = jax.tree.map(np.asarray, state.anchor)
-    state, batch, _ = methods.method("j_bond").make_batch(task, state, 0, jax.random.key(3))
+    state, batch, _ = methods.method("j_bond").batch(task, state, 0, jax.random.key(3))
     np.testing.assert_allclose(  # the anchor is the policy still, so no score has a KL in it
         batch.advantage_s.sum(), 0.0, atol=1e-5
     )
-    state, _ = step.update(state, batch, np.float32(1.0), learner=learner)
-    moved, batch, row = methods.method("j_bond").make_batch(task, state, 1, jax.random.key(4))
+    state, _ = step.update(state, batch, RATES, learner=learner)
+    moved, batch, row = methods.method("j_bond").batch(task, state, 1, jax.random.key(4))
     jax.tree.map(
         lambda old, new, anchor: np.testing.assert_allclose(
             anchor, 0.75 * old + 0.25 * new, atol=1e-6
@@ -129,8 +78,8 @@ def test_j_bond_ranks_its_draws_among_those_of_an_anchor_that_moves():
     )  # fmt: skip
     groups = drawn.rewards_bn.reshape(-1, 3)
     np.testing.assert_array_equal(rewards(task, batch.best), groups.max(axis=1))
-    old = rollouts.log_probs(task, moved.params["decoder"], batch.sampled)
-    gap = old - rollouts.log_probs(task, moved.anchor, batch.sampled)
+    old = rollouts.sequence_log_probs(task, moved.params["decoder"], batch.sampled)
+    gap = old - rollouts.sequence_log_probs(task, moved.anchor, batch.sampled)
     log_f = cdf.log_cdf(rewards(task, batch.sampled), groups)
     score = (0.5 * (2 * log_f - gap) - 0.5 * gap).reshape(-1, K)
     np.testing.assert_allclose(
@@ -140,26 +89,26 @@ def test_j_bond_ranks_its_draws_among_those_of_an_anchor_that_moves():
 
 def test_one_draw_a_prompt_is_weighed_against_the_batch():
     score = np.array([1.0, 2.0, 6.0], np.float32)
-    np.testing.assert_allclose(bond._against_the_others(score, 1), [-3.0, -1.5, 4.5])
+    np.testing.assert_allclose(bond.minus_others(score, 1), [-3.0, -1.5, 4.5])
 
 
 @pytest.mark.parametrize("name", ["raft", "online_bonbon"])
 def test_the_best_of_the_policys_own_draws(name):
     task = make_task(name)
     _, state = start(task)
-    _, batch, row = methods.method(name).make_batch(task, state, 0, jax.random.key(3))
+    _, batch, row = methods.method(name).batch(task, state, 0, jax.random.key(3))
     drawn = rollouts.rollout(
         task, state.params["decoder"], rollouts.prompts_of(task, 0), jax.random.key(3),
         num_samples=3,
     )  # fmt: skip
     best = batch.sequences if name == "raft" else batch.best
     np.testing.assert_array_equal(rewards(task, best), drawn.rewards_bn.max(axis=1))
-    assert row["budget/sampled_tokens"] == drawn.samples.lengths_bn.sum()
+    assert row["budget/sampled_tokens"] == drawn.lengths_bn.sum()
     if name == "online_bonbon":
         np.testing.assert_array_equal(rewards(task, batch.worst), drawn.rewards_bn.min(axis=1))
         np.testing.assert_allclose(
             batch.reference_worst_s,
-            rollouts.log_probs(task, task.reference_params, batch.worst),
+            rollouts.sequence_log_probs(task, task.reference_params, batch.worst),
             rtol=1e-6,
         )
         tied = drawn.rewards_bn.max(axis=1) == drawn.rewards_bn.min(axis=1)
@@ -170,7 +119,7 @@ def test_a_pair_of_equal_rewards_counts_nothing():
     task = make_task("online_bonbon", train__batch_size=24)
     coarse = task._replace(score=lambda *texts: np.float32(task.score(*texts) % 1 > 0.4))
     _, state = start(coarse)
-    _, batch, row = methods.method("online_bonbon").make_batch(coarse, state, 0, jax.random.key(3))
+    _, batch, row = methods.method("online_bonbon").batch(coarse, state, 0, jax.random.key(3))
     tied = rewards(coarse, batch.best) == rewards(coarse, batch.worst)
     assert 0 < tied.sum() < len(tied)
     np.testing.assert_array_equal(batch.weight_s, ~tied)
@@ -182,55 +131,27 @@ def test_each_trains(name):
     task = make_task(name)
     learner, state = start(task)
     before = jax.tree.map(np.asarray, state.params)
-    state, batch, _ = methods.method(name).make_batch(task, state, 0, jax.random.key(3))
+    state, batch, _ = methods.method(name).batch(task, state, 0, jax.random.key(3))
     parts = list(loop.minibatches(batch, task.config, 0, task.mesh))
-    state, row = step.update(state, parts[0], np.float32(1.0), learner=learner)
+    state, row = step.update(state, parts[0], RATES, learner=learner)
     assert np.isfinite(row["loss/total"])
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, state.params)
     assert max(jax.tree.leaves(moved)) > 0
 
 
-def test_fresh_references_last_a_block_and_are_counted_once():
-    task = make_task("bon_sft", references__refresh_every=3)
-    make = methods.method("bon_sft").make_batch
-    spent = [make(task, None, at, None)[2].get("budget/reward_calls", 0) for at in range(6)]
-    assert spent == [4 * M, 0, 0, 4 * M, 0, 0]
-    first, second = (
-        cached_batches.of_references(task, 5)[0],
-        cached_batches.of_references(task, 2)[0],
-    )
-    assert not np.array_equal(first.rewards_bm, second.rewards_bm)
-    # a run that starts again in the middle of a block draws the same, and it costs nothing more
-    again, cost = cached_batches.of_references(task._replace(memo={}), 4)
-    jax.tree.map(np.testing.assert_array_equal, again, first)
-    assert cost == {}
-    # log pi_ref of the fresh ones is the sampler's own
-    chosen = np.tile(np.arange(M), (4, 1))
-    said = rollouts.log_probs(
-        task, task.reference_params, cached_batches.sequences(task, again, chosen)
-    )
-    np.testing.assert_allclose(said, again.log_probs_bm.reshape(-1), rtol=1e-4, atol=1e-4)
-
-
-def test_fresh_references_of_a_repeated_prompt_are_not_the_same():
-    task = make_task("bon_sft", references__refresh_every=1, train__batch_size=12)
-    pool, _ = cached_batches.of_references(task, 0)  # 12 rows of 6 prompts
-    assert len(np.unique(pool.log_probs_bm, axis=0)) == 12
-
-
 def test_ties_are_broken_anew_every_step():
     task = make_task("bon_sft", n=8.0)  # the best of all, and all are the best
-    task = task._replace(cache=task.cache._replace(rewards_pm=np.zeros_like(task.cache.rewards_pm)))
-    pool = cached_batches.of_cache(task, 0)
-    drawn = [cached_batches.best_ranks(task, pool, at, 1, 8).ravel() for at in range(60)]
+    task = task._replace(cache=task.cache._replace(rewards_bn=np.zeros_like(task.cache.rewards_bn)))
+    cached = cached_batches.cached_responses(task, 0)
+    drawn = [cached_batches.best_of_n(task, cached, at).ravel() for at in range(60)]
     assert set(np.concatenate(drawn).tolist()) == set(range(M))
 
 
 def test_the_best_is_drawn_where_that_is_asked_for():
     task = make_task("bon_sft", bon_sft__select="best", n=8.0)  # N = M: nothing else is left
-    _, batch, _ = methods.method("bon_sft").make_batch(task, None, 0, None)
+    _, batch, _ = methods.method("bon_sft").batch(task, None, 0, None)
     index = rollouts.prompts_of(task, 0)
-    best = np.repeat(task.cache.rewards_pm[index].max(axis=1), K)
+    best = np.repeat(task.cache.rewards_bn[index].max(axis=1), K)
     np.testing.assert_array_equal(rewards(task, batch.sequences), best)
 
 
@@ -238,7 +159,7 @@ def test_given_pairs_take_the_place_of_the_cache(tiny):
     pairs = prompt_sets.PairSet([(3, 4), (5,)], [(9, 7), (8, 8, 7)], [(1, 0), (2,)])
     task = make_task("ipo", pairs__path="x")._replace(pairs=pairs, cache=None)
     learner, state = start(task)
-    _, batch, _ = methods.method("ipo").make_batch(task, state, 0, None)
+    _, batch, _ = methods.method("ipo").batch(task, state, 0, None)
     prompts = [
         tuple(row[:length].tolist())
         for row, length in zip(batch.best.tokens_st, batch.best.prompt_lengths_s, strict=True)
@@ -246,18 +167,15 @@ def test_given_pairs_take_the_place_of_the_cache(tiny):
     drawn = zip(prompts, responses(batch.best), responses(batch.worst), strict=True)
     assert set(drawn) == set(zip(*pairs[:3], strict=True))
     np.testing.assert_allclose(
-        batch.reference_best_s, rollouts.log_probs(task, task.reference_params, batch.best)
+        batch.reference_best_s, rollouts.sequence_log_probs(task, task.reference_params, batch.best)
     )
-    assert learner.settings.beta == bon.bonbon_beta(3)
-    averaged = methods.method("ipo").settings(
-        make_task("ipo", pairs__average=True, pairs__beta=0.2).config
+    averaged = constants(
+        make_task("ipo", pairs__average=True, pairs__beta=0.2).config, preferences.IPO_CONSTANTS
     )
-    assert averaged.average
-    assert not methods.method("dpo").settings(make_task("dpo", pairs__average=True).config).average
     terms, metrics = learner.objective(MODEL, averaged, state.params, batch)
     lengths = {"best": batch.best, "worst": batch.worst}
     means = {
-        side: rollouts.log_probs(task, state.params["decoder"], rows)
+        side: rollouts.sequence_log_probs(task, state.params["decoder"], rows)
         / (rows.lengths_s - rows.prompt_lengths_s)
         for side, rows in lengths.items()
     }
@@ -266,7 +184,7 @@ def test_given_pairs_take_the_place_of_the_cache(tiny):
         "worst": batch.reference_worst_s / (batch.worst.lengths_s - batch.worst.prompt_lengths_s),
     }
     h = means["best"] - reference["best"] - means["worst"] + reference["worst"]
-    expected = ((h - 0.5 / averaged.beta) ** 2).sum()
+    expected = ((h - 0.5 / 0.2) ** 2).sum()
     assert terms["response"][1].total == pytest.approx(expected, rel=1e-4)
     assert metrics["response/margin"].total == pytest.approx(h.sum(), rel=1e-3, abs=1e-4)
 

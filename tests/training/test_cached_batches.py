@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 
 from tests.tiny_config import overrides, program
-from vbon_jax.config import defaults
+from vbon_jax.config import check, constants, defaults
 from vbon_jax.data import prompt_sets
 from vbon_jax.functional import bon, cdf
 from vbon_jax.models import decoder
-from vbon_jax.sampling import reference_cache, sampler
-from vbon_jax.training import loop, methods, step
-from vbon_jax.training.methods import offline
-from vbon_jax.types import InputError
+from vbon_jax.sampling import sampler
+from vbon_jax.training import loop, methods, optimizer, step
+from vbon_jax.training.methods import bonbon, distillation, preferences, regression
+from vbon_jax.types import InputError, Responses
 from vbon_jax.workdir import results
 
-OFFLINE = [name for name, row in methods.METHODS.items() if row.source == "references"]
+OFFLINE = [
+    name for name, row in methods.METHODS.items() if row.cache == "responses" and not row.samples
+]
 
 
 def test_log_f_of_a_reference_counts_the_others():
@@ -52,15 +54,10 @@ def task():
     number = 10 * np.arange(PROMPTS)[:, None] + np.arange(M) + 1
     tokens = np.zeros((PROMPTS, M, G), np.int32)
     tokens[..., 0] = number
-    cache = reference_cache.References(
-        rewards_pm=rewards,
-        lengths_pm=np.ones((PROMPTS, M), np.int32),
-        finished_pm=np.ones((PROMPTS, M), bool),
-        log_probs_pm=-number.astype(np.float32),
-        provenance=None,
-        files=(),
-        prompts_per_shard=1,
-    )
+    log_probs = np.zeros((PROMPTS, M, G), np.float32)
+    log_probs[..., 0] = -number
+    ones = np.ones((PROMPTS, M), np.int32)
+    cache = Responses(tokens, ones, ones > 0, log_probs, rewards)
     ids = [(100 + p, 200 + p) for p in range(PROMPTS)]
     return methods.Task(
         config=config,
@@ -69,7 +66,6 @@ def task():
         prompts=prompt_sets.PromptSet(token_ids=ids, texts=[""] * PROMPTS),
         prompt_width=2,
         cache=cache,
-        cache_tokens_pmg=tokens,
         sampling=sampler.Sampling(max_new_tokens=G),
     )
 
@@ -87,25 +83,25 @@ def decoded(sequences):
 
 
 def test_a_batch_of_responses_holds_what_the_cache_says(task):
-    _, batch, row = offline.response_batch(task, None, 3, None)
+    _, batch, row = regression.batch(task, None, 3, None)
     prompt, response = decoded(batch.sequences)
     assert len(prompt) == 12
     np.testing.assert_array_equal(batch.reference_s, -(10 * prompt + response + 1))
     reward = (response - 3.0) ** 2
     assert row["cache/reward"] == pytest.approx(reward.mean())
-    expected = cdf.log_cdf_of_references(task.cache.rewards_pm[:1])[0]
+    expected = cdf.log_cdf_of_references(task.cache.rewards_bn[:1])[0]
     np.testing.assert_allclose(batch.log_cdf_s, np.asarray(expected)[response], rtol=1e-6)
     rewards = (np.arange(M) - 3.0) ** 2
     share = [((rewards < r).sum() + ((rewards == r).sum() - 1) / 2) / (M - 1) for r in rewards]
     np.testing.assert_allclose(batch.cdf_s, np.asarray(share)[response], rtol=1e-6)
-    again = offline.response_batch(task, None, 3, None)[1]
+    again = regression.batch(task, None, 3, None)[1]
     jax.tree.map(np.testing.assert_array_equal, batch, again)
 
 
 def test_the_best_are_drawn_as_often_as_they_win(task):
     counts = np.zeros(M)
     for at in range(400):
-        _, response = decoded(offline.best_response_batch(task, None, at, None)[1].sequences)
+        _, response = decoded(distillation.batch(task, None, at, None)[1].sequences)
         counts += np.bincount(response, minlength=M)
     rewards = (np.arange(M) - 3.0) ** 2
     law = bon.order_statistic_weights(M, 3)[np.argsort(np.argsort(rewards, kind="stable"))]
@@ -115,12 +111,12 @@ def test_the_best_are_drawn_as_often_as_they_win(task):
 
 
 def test_pairs_are_best_and_worst_of_n_and_ties_do_not_count(task):
-    rewards_pm = task.cache.rewards_pm.copy()
+    rewards_pm = task.cache.rewards_bn.copy()
     rewards_pm[0] = 1.0  # every pair of this prompt is tied, and no other can be
-    task = task._replace(cache=task.cache._replace(rewards_pm=rewards_pm))
+    task = task._replace(cache=task.cache._replace(rewards_bn=rewards_pm))
     tied = 0
     for at in range(40):
-        _, batch, row = offline.pair_batch(task, None, at, None)
+        _, batch, row = bonbon.batch(task, None, at, None)
         prompt, best = decoded(batch.best)
         same, worst = decoded(batch.worst)
         np.testing.assert_array_equal(prompt, same)
@@ -133,11 +129,12 @@ def test_pairs_are_best_and_worst_of_n_and_ties_do_not_count(task):
     assert tied > 0
 
 
-def settings(config, **changes):
-    """The constants of a method under changed keys."""
+def refuse(config, **changes) -> None:
+    """Check a configuration as a study does, with changed keys."""
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return methods.method(changed.method).settings(changed)
+    check(changed)
+    methods.check(changed)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +143,9 @@ def settings(config, **changes):
         ({"n": 1.0}, r"n=1 .*bonbon takes a whole number from 2 to references"),
         ({"n": 2.5}, r"n=2\.5"),
         ({"method": "bond", "n": 2.5}, r"n=2\.5"),
-        ({"method": "raft", "n": 0.5}, r"n=0\.5 .*raft takes a whole number from 1"),
+        ({"method": "raft", "n": 0.5}, r"n=0\.5: give a number from 1"),
         ({"method": "online_bonbon", "n": 1.0}, r"n=1 .*from 2$"),
-        ({"method": "vbon_regression", "n": 0.5}, r"n=0\.5 .*takes a number from 1$"),
+        ({"method": "vbon_regression", "n": 0.5}, r"n=0\.5: give a number from 1$"),
         ({"method": "qrpo", "n": 1.0}, r"pairs\.beta or a larger N"),
         ({"pairs__alpha": 1.5}, r"pairs\.alpha=1\.5"),
         ({"pairs__beta": -1.0}, r"pairs\.beta=-1"),
@@ -156,7 +153,6 @@ def settings(config, **changes):
         ({"bon_sft__select": "all"}, r"bon_sft\.select='all'.*weighted, best"),
         ({"references__samples_per_prompt": 1}, r"references\.samples_per_prompt=1.*at least 2"),
         ({"references__used": 3}, r"n=4 .*references\.used=3"),
-        ({"references__used": 8, "references__refresh_every": 2}, r"set one of them to 0"),
         ({"pairs__path": "x", "n": 2.5}, r"n=2\.5 .*bonbon takes a whole number from 2"),
         ({"pairs__path": "x", "method": "bonbon_released", "n": 1.0}, r"n=1 "),
         ({"pairs__average": True, "method": "ipo"}, r"pairs\.average: .*give pairs\.beta"),
@@ -171,17 +167,20 @@ def test_constants_are_refused_by_name(changes, message):
     config = defaults()
     with config.unlocked():
         config.method, config.n = "bonbon", 4.0
-    settings(config)
+    refuse(config)
     with pytest.raises(InputError, match=message):
-        settings(config, **changes)
+        refuse(config, **changes)
 
 
 def test_what_the_constants_default_to():
     config = defaults()
-    assert settings(config, method="ipo", n=4.0).beta == pytest.approx(1 / 11)
-    assert settings(config, method="ipo", n=4.0, pairs__beta=0.3).beta == 0.3
-    assert settings(config, method="qrpo", n=5.0).beta == 0.25
-    assert settings(config, method="vbon_regression", n=2.5).n == 2.5
+    config.n = 4.0
+    assert preferences.beta(constants(config, preferences.IPO_CONSTANTS)) == pytest.approx(1 / 11)
+    config.pairs.beta = 0.3
+    assert preferences.beta(constants(config, preferences.IPO_CONSTANTS)) == 0.3
+    assert regression.beta(constants(config, regression.QRPO_CONSTANTS)) == 0.3
+    config.n, config.pairs.beta = 5.0, 0.0
+    assert regression.beta(constants(config, regression.QRPO_CONSTANTS)) == 0.25
 
 
 @pytest.mark.parametrize("name", OFFLINE)
@@ -194,16 +193,18 @@ def test_each_objective_falls_on_a_batch(task, name):
         vocab_size=256, width=16, num_layers=1, num_heads=2, mlp_width=32, max_positions=16
     )
     # a uniform reference, as the network nearly is: no method starts far from it
-    cache = task.cache._replace(log_probs_pm=np.full((PROMPTS, M), -np.log(256), np.float32))
+    log_probs = np.zeros((PROMPTS, M, G), np.float32)
+    log_probs[..., 0] = -np.log(256)
+    cache = task.cache._replace(log_probs_bng=log_probs)
     task = task._replace(config=config, model=model, cache=cache)
     learner = loop.make_learner(config, task)
     params = decoder.init(model, jax.random.key(0))
     state = step.init_state(learner, loop.initial_params(config, task, params))
     assert state.params.keys() == {"decoder"}
-    batch = methods.METHODS[name].make_batch(task, state, 0, None)[1]
-    losses = []
+    batch = methods.METHODS[name].batch(task, state, 0, None)[1]
+    losses, rates = [], optimizer.rates(config, 0.0, update=0)
     for _ in range(30):
-        state, row = step.update(state, batch, np.float32(1.0), learner=learner)
+        state, row = step.update(state, batch, rates, learner=learner)
         losses.append(float(row["loss/total"]))
     assert losses[-1] < 0.9 * losses[0]
 

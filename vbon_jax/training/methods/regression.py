@@ -1,0 +1,55 @@
+"""Pointwise regression of log-ratios: any cached responses, no pairs, no value head, any real N.
+
+    vbon_regression   (log[pi_theta(y) / pi_ref(y)] - (N-1) log F(y) - log N)^2
+    qrpo              (log[pi_theta(y) / pi_ref(y)] - F(y) / beta + log[beta (e^{1/beta} - 1)])^2
+
+The first has Best-of-N as its minimiser, since E[F^{N-1}] = 1/N where rewards are continuous. The
+second is Matrenok et al., arXiv 2507.08068, whose target is pi_ref e^{F/beta} / Z.
+"""
+
+from ml_collections import FrozenConfigDict
+
+from vbon_jax.functional import objectives
+from vbon_jax.training import cached_batches
+from vbon_jax.training.cached_batches import ResponseBatch
+from vbon_jax.training.step import TrainState
+from vbon_jax.training.task import RESPONSES, Task, minimise, policy_log_probs
+from vbon_jax.types import Array, InputError, Params
+
+VBON_CONSTANTS = (*RESPONSES, "n")
+QRPO_CONSTANTS = (*RESPONSES, "n", "pairs.beta")
+
+
+def check_qrpo(config) -> None:
+    """Refuse N = 1 without a beta: 1 / (N - 1) is infinite."""
+    if config.n <= 1 and not config.pairs.beta:
+        raise InputError("n=1: qrpo takes beta = 1/(N-1); give pairs.beta or a larger N")
+
+
+def batch(task: Task, state: TrainState, step: int, key: Array):
+    """S responses to each prompt of a step, any of its cached ones with equal chances."""
+    responses = cached_batches.cached_responses(task, step)
+    chosen_bs = cached_batches.any_of(task, responses, step)
+    metrics = cached_batches.reward_of(responses, chosen_bs)
+    return state, cached_batches.response_batch(task, responses, chosen_bs), metrics
+
+
+def vbon_objective(model, constants: FrozenConfigDict, params: Params, batch: ResponseBatch):
+    """The squared distance of each response's log-ratio to Best-of-N's own."""
+    log_probs_s = policy_log_probs(model, constants, params, batch.sequences)
+    return minimise(
+        *objectives.vbon_regression(log_probs_s, batch.reference_s, batch.log_cdf_s, n=constants.n)
+    )
+
+
+def beta(constants: FrozenConfigDict) -> float:
+    """`pairs.beta`, or 1 / (N - 1)."""
+    return constants.pairs.beta or 1.0 / (constants.n - 1.0)
+
+
+def qrpo_objective(model, constants: FrozenConfigDict, params: Params, batch: ResponseBatch):
+    """The squared distance of each response's log-ratio to that of its quantile."""
+    log_probs_s = policy_log_probs(model, constants, params, batch.sequences)
+    return minimise(
+        *objectives.qrpo(log_probs_s, batch.reference_s, batch.cdf_s, beta=beta(constants))
+    )

@@ -1,0 +1,127 @@
+"""The optimizer: AdamW behind a clip by the global norm, which parameters it moves, at what rates.
+
+Its constants are keys of the configuration; learning rates are arguments of an update, so that runs
+which differ in nothing but their rates share a compiled program.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from vbon_jax.types import Array, InputError, Params
+
+# The keys that `chain` reads of its constants.
+KEYS = (
+    "train.weight_decay",
+    "train.beta1",
+    "train.beta2",
+    "train.epsilon",
+    "train.max_gradient_norm",
+    "train.trainable",
+)
+
+
+class Rates(NamedTuple):
+    """The learning rates of an update."""
+
+    network: float | Array
+    value: float | Array  # of the value head, which starts from nothing
+
+
+def rates(config: ConfigDict, progress: float, *, update: int) -> Rates:
+    """The rates of an update, counted from 0, where `progress` in [0, 1] of the run is done."""
+    train = config.train
+    share = rate_share(train.schedule, progress, update=update, warmup_updates=train.warmup_updates)
+    peaks = train.learning_rate, config.ppo.value_learning_rate
+    return Rates(*(np.float32(peak) * np.float32(share) for peak in peaks))
+
+
+def rate_share(schedule: str, progress: float, *, update: int, warmup_updates: int) -> float:
+    """The share of the peak learning rates that an update takes, in [0, 1].
+
+    `progress` in [0, 1] is how much of the run (its steps, or its budget) is done; the first
+    `warmup_updates` updates rise linearly. Raises InputError for an unknown schedule.
+    """
+    shares = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }
+    if schedule not in shares:
+        raise InputError(f"train.schedule={schedule!r}; choose one of {', '.join(shares)}")
+    return shares[schedule] * min(1.0, update / warmup_updates if warmup_updates else 1.0)
+
+
+def chain(
+    constants: FrozenConfigDict, mask: Params, rates: Rates | None = None
+) -> optax.GradientTransformation:
+    """The optax chain: clip by the global norm, AdamW; leaves outside of the mask stay.
+
+    `mask` is `trainable_mask`'s. The value head has a learning rate of its own: it starts from
+    zero, and until it explains something of the return, every advantage is noise.
+    """
+    train = constants.train
+    rates = rates or Rates(0.0, 0.0)  # the initial state does not depend on them
+
+    def adamw(rate) -> optax.GradientTransformation:
+        return optax.adamw(
+            rate,
+            b1=train.beta1,
+            b2=train.beta2,
+            eps=train.epsilon,
+            weight_decay=train.weight_decay,
+        )
+
+    def label(path, moves: bool) -> str:
+        return ("value" if path[0].key == "value" else "network") if moves else "frozen"
+
+    rules = {
+        "network": adamw(rates.network),
+        "value": adamw(rates.value),
+        "frozen": optax.set_to_zero(),
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(train.max_gradient_norm),
+        optax.partition(rules, jax.tree_util.tree_map_with_path(label, mask)),
+    )
+
+
+def parameter_names(params: Params) -> list[str]:
+    """`a/b/c` for each leaf, in tree order."""
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    return ["/".join(entry.key for entry in path) for path, _ in paths]
+
+
+def trainable_mask(params: Params, pattern: str) -> Params:
+    """True for each parameter that is trained.
+
+    `pattern` is "" for all, "last:K" for the last K layers and what follows them (the final norm, a
+    head of its own, the value head), or a regular expression that matches whole names. Raises
+    InputError where it matches nothing or is not a regular expression.
+    """
+    names = parameter_names(params)
+    expression = pattern or ".*"
+    if last := re.fullmatch(r"last:(\d+)", pattern):
+        layers = [int(number) for name in names for number in re.findall(r"/layer_(\d+)/", name)]
+        kept = range(max(layers) + 1 - int(last[1]), max(layers) + 1)
+        expression = (
+            rf".*/layer_({'|'.join(map(str, kept)) or 'none'})/.*|.*/(norm_f|head)/.*|value/.*"
+        )
+    try:
+        matches = [re.fullmatch(expression, name) is not None for name in names]
+    except re.error as error:
+        raise InputError(
+            f"train.trainable={pattern!r} is not a regular expression ({error}); give a pattern "
+            'over parameter names, "last:2" for the last two layers, or an empty string for all'
+        ) from error
+    if not any(matches):
+        raise InputError(
+            f"train.trainable={pattern!r} matches no parameter; names look like "
+            f"{names[0]}, {names[-1]}"
+        )
+    return jax.tree.unflatten(jax.tree.structure(params), matches)
