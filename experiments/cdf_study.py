@@ -5,12 +5,11 @@ gives sub-samples of size m. It writes `cdf_study.csv` and `cdf_study.svg` in th
 cache in `DIR/references`, and prints the table.
 """
 
-import csv
 import pathlib
 
 from absl import flags
 
-from vbon_jax import cli
+from vbon_jax import cli, files
 from vbon_jax.exact import cdf_study
 from vbon_jax.report import style
 from vbon_jax.sampling import reference_cache
@@ -18,21 +17,18 @@ from vbon_jax.types import InputError
 
 
 def main() -> None:
-    """The study of every cache that stands in the workdir."""
+    """The study of every reference cache of the workdir."""
     workdir = pathlib.Path(WORKDIR.value)
     folders = sorted(path.parent for path in workdir.glob("references/*/provenance.json"))
     if not folders:
-        raise InputError(f"{workdir} holds no reference cache; build one with collect")
+        raise InputError(f"{workdir} has no reference cache; build one with experiments.collect")
     rows = [
         {"cache": folder.name} | row
         for folder in folders
         for row in cdf_study.study(reference_cache.load(folder).rewards_pm, seed=SEED.value)
     ]
-    with (workdir / "cdf_study.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    style.save(cdf_study.figure(rows), workdir / "cdf_study.svg")
+    files.write_csv(workdir / "cdf_study.csv", rows, list(rows[0]))
+    style.save(cdf_study.study_figure(rows), workdir / "cdf_study.svg")
     for row in rows:
         print(
             f"{row['cache']:6s} {row['law']:16s} m {row['m']:4d}  rejected {row['rejected']:.3f} "

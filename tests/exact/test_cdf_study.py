@@ -13,34 +13,34 @@ from vbon_jax.types import InputError
 
 
 def test_the_share_below_by_hand():
-    held = np.array([[1.0, 2.0, 2.0, 4.0]])
+    held_out = np.array([[1.0, 2.0, 2.0, 4.0]])
     points = np.array([[0.0, 1.0, 2.0, 3.0, 4.0]])
-    below, up_to = (cdf_study._share(held, points, side) for side in ("left", "right"))
+    below, up_to = (cdf_study._share(held_out, points, side) for side in ("left", "right"))
     np.testing.assert_array_equal(below, [[0, 0, 0.25, 0.75, 0.75]])
     np.testing.assert_array_equal(up_to, [[0, 0.25, 0.75, 0.75, 1]])
 
 
 def test_samples_of_one_law_are_rejected_at_the_level_and_estimates_come_nearer():
     rewards = np.random.default_rng(0).normal(size=(120, 100))
-    found = {(row["law"], row["m"]): row for row in cdf_study.study(rewards, seed=0)}
-    sizes = sorted({m for _, m in found})
+    by_key = {(row["law"], row["m"]): row for row in cdf_study.study(rewards, seed=0)}
+    sizes = sorted({m for _, m in by_key})
     assert sizes == [5, 10, 20, 50]
     for m in sizes:
-        row = found["sample", m]
+        row = by_key["sample", m]
         assert row["rejected"] <= 0.13  # 0.05 and 4 standard errors
         assert row["rejected_lo"] <= row["rejected"] <= row["rejected_hi"]
         assert (row["held_out"], row["prompts"]) == (50, 120)
     for law in ("sample", "harmonic", "add_one"):
-        distances = [found[law, m]["distance"] for m in sizes]
+        distances = [by_key[law, m]["distance"] for m in sizes]
         assert distances == sorted(distances, reverse=True)
-    assert found["harmonic", 5]["rejected"] > 0.9 > 0.6 > found["harmonic", 50]["rejected"]
+    assert by_key["harmonic", 5]["rejected"] > 0.9 > 0.6 > by_key["harmonic", 50]["rejected"]
 
 
 def test_two_laws_are_told_apart():
     generator = np.random.default_rng(0)
     one, other = generator.normal(size=(30, 60)), generator.normal(2.0, 1.0, size=(30, 60))
-    rejected, distance = cdf_study._tests(one, other)["sample"]
-    assert rejected.all()
+    distance, p_value = cdf_study._tests(one, other)["sample"]
+    assert (p_value < cdf_study.LEVEL).all()
     assert (distance > 0.5).all()
 
 

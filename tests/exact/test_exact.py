@@ -6,17 +6,16 @@ import math
 import re
 import shlex
 
-import jax
 import numpy as np
 import pytest
 import scipy.optimize
 
 from configs import exact as exact_config
 from tests.tiny_config import ROOT, program
-from vbon_jax import files
-from vbon_jax.exact import cdf_errors, enumeration, gradients, grid, optima, sampled_methods
+from vbon_jax.exact import cdf_study, enumeration, gradients, grid, optima, sampled_methods
+from vbon_jax.exact.keys import LAB_KEYS
 from vbon_jax.functional import bon
-from vbon_jax.models import log_probs
+from vbon_jax.models.log_probs import response_log_probs
 from vbon_jax.training import methods
 from vbon_jax.types import InputError
 
@@ -32,7 +31,7 @@ def small(**changes):
     return config
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lab():
     """Setting and laws of the small lab: 13 responses to each of 2 prompts."""
     config = small()
@@ -53,21 +52,21 @@ def test_all_responses_are_written_down():
     rows = [tuple(t[:n]) for t, n in zip(space.tokens_kl.tolist(), space.lengths_k, strict=True)]
     assert rows == [(0,), (1, 0), (2, 0), (1, 1), (1, 2), (2, 1), (2, 2)]
     assert space.size == 7
-    begun = space.contexts_sl[space.context_k][:, 0]
+    first_k = space.contexts_sl[space.context_k][:, 0]
     words = space.lengths_k > 1
-    np.testing.assert_array_equal(begun[words], space.tokens_kl[words, 0])
+    np.testing.assert_array_equal(first_k[words], space.tokens_kl[words, 0])
 
 
-def test_one_run_over_contexts_says_what_the_package_says_of_each_response(lab):
+def test_one_pass_over_contexts_gives_the_log_probability_of_each_response(lab):
     setting, _ = lab
     space = setting.space
-    sequences = enumeration.behind(setting.prompts_pt, space.tokens_kl, space.lengths_k)
-    said, mask, _ = log_probs.response_log_probs(
+    sequences = enumeration.sequences(setting.prompts_pt, space.tokens_kl, space.lengths_k)
+    log_probs_sg, mask, _ = response_log_probs(
         setting.model, setting.params, sequences, new_tokens=2, temperature=1.0
     )
     np.testing.assert_array_equal(mask.sum(axis=1), np.tile(space.lengths_k, 2))
     log_pk = gradients.enumerate_policy(setting, setting.params)
-    np.testing.assert_allclose(said.sum(axis=1), log_pk.ravel(), atol=2e-6)
+    np.testing.assert_allclose(log_probs_sg.sum(axis=1), log_pk.ravel(), atol=2e-6)
     np.testing.assert_allclose(np.exp(log_pk).sum(axis=1), 1.0, rtol=1e-12)
 
 
@@ -79,10 +78,11 @@ def test_a_law_by_hand():
     # Best-of-2 by hand: 1 - 0.7^2 for the top, 0.7^2 - 0.4^2 shared 1 : 2 by the two that tie
     best = np.exp(enumeration.best_of_n(law, 2))
     np.testing.assert_allclose(best, [[0.11, 0.16, 0.51, 0.22]], rtol=1e-12)
-    found = enumeration.measures(np.log(best), law, 2)
-    assert found["kl_to_bon"] == pytest.approx(0.0, abs=1e-15)
-    assert found["win_rate"] == pytest.approx(0.11 * 0.55 + 0.16 * 0.2 + 0.51 * 0.85 + 0.22 * 0.55)
-    assert found["entropy"] == pytest.approx(-(best * np.log(best)).sum())
+    measures = enumeration.measures(np.log(best), law, 2)
+    assert measures["kl_to_bon"] == pytest.approx(0.0, abs=1e-15)
+    win_rate = 0.11 * 0.55 + 0.16 * 0.2 + 0.51 * 0.85 + 0.22 * 0.55
+    assert measures["win_rate"] == pytest.approx(win_rate)
+    assert measures["entropy"] == pytest.approx(-(best * np.log(best)).sum())
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -106,14 +106,14 @@ def test_laws_against_counting_every_draw(n):
 
 def test_the_gibbs_law_by_hand():
     law = toy((0.5, 0.5), (0.0, 1.0))
-    found = np.exp(optima.gibbs(law, law.rewards_pk, math.log(3.0)))
-    np.testing.assert_allclose(found, [[0.25, 0.75]])
+    best = np.exp(optima.gibbs(law, law.rewards_pk, math.log(3.0)))
+    np.testing.assert_allclose(best, [[0.25, 0.75]])
 
 
 def test_ipo_of_two_responses_hits_its_target():
     law = toy((0.5, 0.5), (0.0, 1.0))
     # at n = 2 the one pair is to have log-ratios that differ by (n-1) H_{n-1} = 1
-    log_p = optima.ipo(law, 2)[0]
+    log_p = optima.bonbon(law, 2, 0.0, bon.bonbon_target(2))[0]
     assert log_p[1] - log_p[0] == pytest.approx(1.0)
     assert np.exp(log_p).sum() == pytest.approx(1.0)
 
@@ -129,27 +129,9 @@ def test_the_optimum_of_pairs_against_a_general_minimiser(alpha):
         square = (d[:, None] - d[None, :] - target) ** 2
         return (chances * ((1 - alpha) * square - alpha * log_p[:, None])).sum()
 
-    found = scipy.optimize.minimize(loss, np.zeros(3), tol=1e-12).x
-    expected = enumeration.normalised(np.append(found, 0.0)[None])
+    minimum = scipy.optimize.minimize(loss, np.zeros(3), tol=1e-12).x
+    expected = enumeration.normalised(np.append(minimum, 0.0)[None])
     np.testing.assert_allclose(optima.bonbon(law, 3, alpha, target), expected, atol=1e-5)
-    if alpha == 0.0:
-        np.testing.assert_allclose(optima.ipo(law, 3), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("n", [2, 16])
-def test_the_optimum_of_a_regression_is_a_law_and_a_minimum(n):
-    law = toy()
-    target = (n - 1) * np.log(law.middle_pk) + math.log(n)
-    log_p = optima.regression(law, target)
-    assert np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-9)
-
-    def loss(log_p: np.ndarray) -> float:
-        return float((law.reference_pk * (log_p - law.log_reference_pk - target) ** 2).sum())
-
-    generator = np.random.default_rng(0)
-    for _ in range(20):
-        near = enumeration.normalised(log_p + 1e-3 * generator.normal(size=4))
-        assert loss(near) > loss(log_p)
 
 
 # ---------------------------------------------------------------------------- the lab
@@ -157,66 +139,73 @@ def test_the_optimum_of_a_regression_is_a_law_and_a_minimum(n):
 
 @pytest.mark.parametrize("n", [2, 16])
 @pytest.mark.parametrize("ties", [False, True])
-def test_exact_gradients_of_vbon_reach_best_of_n(lab, n, ties):
+def test_exact_gradients_of_vbon_reach_best_of_n(lab, tmp_path, n, ties):
     setting, laws = lab
     config = small(lab__steps_per_doubling=120, lab__steps_at_n=250)
     cell = {"method": "vbon", "n": n, "gradient": grid.EXACT, "ties": ties}
-    row = grid.run_exact(config, setting, laws[ties], cell)
+    place = grid.artifact(config, tmp_path, cell)
+    row = grid.run_cell(config, setting, laws[ties], cell, place)
     assert row["kl_to_bon"] < 1e-3
     assert row["theory"]["kl_theory_to_bon"] == 0.0
     assert row["kl_to_ref"] > 0.1
 
 
-@pytest.mark.parametrize("method", [name for name in gradients.METHODS if name != "vbon"])
-def test_every_method_reaches_its_own_optimum(lab, method):
+@pytest.mark.parametrize(
+    "method", [name for name, row in gradients.METHODS.items() if row.optimum and name != "vbon"]
+)
+def test_every_method_reaches_its_own_optimum(lab, tmp_path, method):
     setting, laws = lab
     config = small(lab__steps=300, lab__steps_per_n=0, lab__steps_at_n=250)
     cell = {"method": method, "n": 2, "gradient": grid.EXACT, "ties": True}
-    theory = grid.run_exact(config, setting, laws[True], cell)["theory"]
+    place = grid.artifact(config, tmp_path, cell)
+    theory = grid.run_cell(config, setting, laws[True], cell, place)["theory"]
     assert theory["kl_theory_to_code"] < 1e-3
     assert theory["left"] < 1e-2
 
 
-def test_the_hand_made_task_says_what_the_law_says(lab):
-    setting, laws = lab
-    task = sampled_methods.make_task(small(), setting, laws[False])
-    table = {}
+def test_the_hand_made_task_has_the_rewards_of_the_law(lab):
+    setting, law = lab[0], lab[1][False]
+    task = sampled_methods.make_task(sampled_methods.run_config(small(), "vbon", 2), setting, law)
     space = setting.space
-    for p, prompt in enumerate(task.prompts.token_ids):
-        for k in range(space.size):
-            response = tuple(space.tokens_kl[k][: space.lengths_k[k]].tolist())
-            table[prompt, response] = laws[False].rewards_pk[p, k]
-            rewards = task.score([p], [list(response)])
-            assert rewards == np.float32(table[prompt, response])
-    rewards, shares = task.cache.rewards_bn, laws[False]
+    for p in range(2):
+        for tokens, size, reward in zip(
+            space.tokens_kl, space.lengths_k, law.rewards_pk[p], strict=True
+        ):
+            assert task.score([p], [tokens[:size].tolist()]) == np.float32(reward)
+    rewards = task.cache.rewards_bn
     assert rewards.shape == (2, 256)
     for p in range(2):
-        mean, law = (shares.reference_pk[p] * shares.rewards_pk[p]).sum(), shares.rewards_pk[p]
-        assert set(rewards[p]) <= set(law.astype(np.float32))
-        assert rewards[p].mean() == pytest.approx(mean, abs=4 * law.std() / 16)
+        mean, rewards_k = (law.reference_pk[p] * law.rewards_pk[p]).sum(), law.rewards_pk[p]
+        assert set(rewards[p]) <= set(rewards_k.astype(np.float32))
+        assert rewards[p].mean() == pytest.approx(mean, abs=4 * rewards_k.std() / 16)
 
 
 def test_all_methods_of_the_package_are_in_the_lab():
     config = small()
-    names = sampled_methods.names(config)
+    names = sampled_methods.every()
     assert {*names} - {"vbon_l1"} == {
         name for name, row in methods.METHODS.items() if not row.reads_text
     }
-    grid.check(config)
-    assert sampled_methods.cell_config(config, "vbon_l1", 2).bound == "l1"
-    assert sampled_methods.cell_config(config, "vbon", 2).bound == "exact"
+    assert {cell["method"] for cell in grid.cells(config) if cell["gradient"] == "sampled"} == {
+        *names
+    }
+    grid.check_lab(config)
+    assert sampled_methods.run_config(config, "vbon_l1", 2).bound == "l1"
+    assert sampled_methods.run_config(config, "vbon", 2).bound == "exact"
 
 
-def test_a_sampled_run_comes_nearer_to_best_of_n(lab):
+def test_a_sampled_run_comes_nearer_to_best_of_n_and_is_not_trained_twice(lab, tmp_path):
     setting, laws = lab
-    config = sampled_methods.cell_config(small(train__steps=40), "vbon", 4)
-    *_, params = sampled_methods.run(
-        sampled_methods.make_task(config, setting, laws[False]), setting.params
-    )
-    log_policy = gradients.enumerate_policy(setting, jax.device_get(params))
+    config = small(train__steps=40)
+    cell = {"method": "vbon", "n": 4, "gradient": grid.SAMPLED, "ties": False}
+    place = grid.artifact(config, tmp_path, cell)
+    after = grid.run_cell(config, setting, laws[False], cell, place)
     before = enumeration.measures(laws[False].log_reference_pk, laws[False], 4)
-    after = enumeration.measures(log_policy, laws[False], 4)
     assert after["kl_to_bon"] < 0.7 * before["kl_to_bon"]
+    log = place.folder / "run" / "metrics.jsonl"
+    written = log.stat().st_mtime_ns
+    assert grid.run_cell(config, setting, laws[False], cell, place) == after  # from its checkpoint
+    assert log.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(
@@ -227,28 +216,36 @@ def test_a_sampled_run_comes_nearer_to_best_of_n(lab):
         ({"lab.sampled_methods": ("sft",)}, "lab.sampled_methods: 'sft'"),
         ({"sampling.max_new_tokens": 5}, "lab.length=2"),
         ({"references.samples_per_prompt": 8, "n_values": (16,)}, "n=16"),
+        *(
+            ({key.name: type(key.default)(end - 1)}, f"{key.name}={type(key.default)(end - 1)}")
+            for key in LAB_KEYS
+            if (end := key.above if key.least is None else key.least) is not None
+            and not isinstance(key.default, tuple)
+        ),
+        ({"lab.cache_sizes": (5, 0)}, "lab.cache_sizes=0"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, words):
     with pytest.raises(InputError, match=re.escape(words)):
-        grid.check(small(**changes))
+        grid.check_lab(small(**changes))
 
 
 def test_estimates_of_log_cdf_improve_with_the_cache(lab):
     law = lab[1][False]
-    rows = cdf_errors.errors(law, [2, 16], [5, 50, 600], ties=False, seed=0, draws=6)
-    found = {(row["estimator"], row["m"], row["n"]): row for row in rows}
+    rows = cdf_study.errors(law, [2, 16], [5, 50, 600], ties=False, seed=0, draws=6)
+    by_key = {(row["estimator"], row["m"], row["n"]): row for row in rows}
     for estimator in ("harmonic", "add_one"):
-        few, many = found[estimator, 5, 16], found[estimator, 600, 16]
+        few, many = by_key[estimator, 5, 16], by_key[estimator, 600, 16]
         assert few["rmse"] > 2 * many["rmse"]
         assert few["ks"] > 4 * many["ks"]
         assert many["ks"] < 0.06  # 1.36 / sqrt(600) is the 95 % point of Kolmogorov's law
         assert few["kl_to_bon"] > 10 * many["kl_to_bon"]
-    assert abs(found["harmonic", 50, 2]["bias"]) < abs(found["add_one", 50, 2]["bias"])
+    assert abs(by_key["harmonic", 50, 2]["bias"]) < abs(by_key["add_one", 50, 2]["bias"])
 
 
 def test_every_key_of_the_lab_is_read():
-    code = "".join(path.read_text() for path in (ROOT / "experiments").glob("*.py"))
+    paths = (ROOT / "vbon_jax" / "exact").glob("*.py")
+    code = "".join(path.read_text() for path in paths if path.name != "keys.py")
     for key in exact_config.get_config().lab:
         read = rf"lab\.{key}\b|lab\[\"{key}\"\]|\"{key}\""
         assert re.search(read, code), f"nothing reads lab.{key}"
@@ -299,13 +296,13 @@ def test_the_documented_command_in_small(tmp_path):
         path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.json")
     }
     config = small(n_values=(2,), lab__seed=1)
-    cell = {"method": "vbon", "n": 2, "gradient": grid.EXACT, "ties": False}
-    with pytest.raises(InputError, match=r"lab\.seed was 0 and is 1"):
-        files.begin(grid.folder(tmp_path, cell), grid.inputs(config, cell))
+    for method, gradient in (("vbon", grid.EXACT), ("vbon_regression", grid.SAMPLED)):
+        cell = {"method": method, "n": 2, "gradient": gradient, "ties": False}
+        with pytest.raises(InputError, match=r"lab\.seed was 0 and is 1"):
+            grid.artifact(config, tmp_path, cell).begin()
 
 
 def test_the_default_workdir_and_configuration():
-    """What `python -m experiments.exact` stands for."""
     code = (ROOT / "experiments" / "exact.py").read_text()
     assert '"configs" / "exact.py"' in code
-    assert files.flat(exact_config.get_config())["lab.vocab_size"] == 6
+    assert exact_config.get_config().lab.vocab_size == 6

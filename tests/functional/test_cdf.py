@@ -153,7 +153,7 @@ def test_exact_law_takes_the_estimates(estimator):
     exact = bon.vbon_reward(low, n=4, bound="exact", log_cdf_inclusive=high)
     assert np.all(np.isfinite(exact))
     assert np.all(np.diff(np.asarray(exact)) > 0)
-    np.testing.assert_allclose(  # 0.5 is no reference: the limit
+    np.testing.assert_allclose(  # 0.5 is not a reference: the limit
         exact[0, 2], (math.log(4) + 3 * low[0, 2]) / 3, rtol=1e-6
     )
 

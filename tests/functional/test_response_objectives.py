@@ -60,7 +60,7 @@ def test_pairs_by_hand(name):
     assert loss.weight == 2
     assert metrics["margin"].value() == pytest.approx(0.5)
     assert metrics["accuracy"].value() == pytest.approx(0.5)
-    # a tied pair counts for nothing, whatever stands there
+    # a tied pair counts for nothing, whatever its values are
     mask = jnp.array([1.0, 0.0])
     dirty = [x.at[1].set(jnp.nan) for x in (BEST, WORST, *REFERENCE)]
     loss, _ = objective(*dirty, **constants, weight_b=mask)

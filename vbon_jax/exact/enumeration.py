@@ -21,8 +21,8 @@ EOS = 0
 class Space(NamedTuple):
     """All responses of a vocabulary, and the tree that they are the leaves of.
 
-    Every token of a response is predicted at a place of one of the S = (V - 1)^(L-1) longest
-    contexts, so that a network which is run on those has said all there is to say.
+    Every token of a response is predicted at a position of one of the S = (V - 1)^(L-1) longest
+    contexts, so one forward pass over these gives every conditional probability.
     """
 
     tokens_kl: np.ndarray  # [K, L] int32, 0 behind the end; a truncated response has no EOS
@@ -40,7 +40,7 @@ def enumerate_responses(vocab_size: int, length: int) -> Space:
     """Responses that end with EOS after 1 to L tokens, and those of L words without one."""
     words = range(1, vocab_size)
     ended = [
-        (*begun, EOS) for size in range(length) for begun in itertools.product(words, repeat=size)
+        (*start, EOS) for size in range(length) for start in itertools.product(words, repeat=size)
     ]
     responses = ended + list(itertools.product(words, repeat=length))
     tokens_kl = np.zeros((len(responses), length), np.int32)
@@ -55,8 +55,8 @@ def enumerate_responses(vocab_size: int, length: int) -> Space:
     )
 
 
-def behind(prompts_pt: np.ndarray, responses_rl: np.ndarray, lengths_r: np.ndarray) -> Sequences:
-    """Every response behind every prompt, [P * R] rows; prompts of one length."""
+def sequences(prompts_pt: np.ndarray, responses_rl: np.ndarray, lengths_r: np.ndarray) -> Sequences:
+    """Every prompt followed by every response, [P * R] rows; prompts of one length."""
     prompts, width = prompts_pt.shape
     rows = len(responses_rl)
     tokens = np.concatenate(
@@ -76,7 +76,7 @@ def draw_rewards(prompts: int, responses: int, *, seed: int, scale: float, ties:
 
 
 class Law(NamedTuple):
-    """The reference policy, the rewards, and where each stands among the reference's, [P, K]."""
+    """The reference policy, the rewards, and their distribution functions, [P, K] each."""
 
     log_reference_pk: np.ndarray  # nats
     rewards_pk: np.ndarray
@@ -90,7 +90,7 @@ class Law(NamedTuple):
 
     @property
     def middle_pk(self) -> np.ndarray:
-        """P(r' < r) + half P(r' = r), what every estimator of log F goes to as M grows."""
+        """P(r' < r) + P(r' = r) / 2, the limit of every estimator of F as M grows."""
         return 0.5 * (self.below_pk + self.at_or_below_pk)
 
 
@@ -112,6 +112,12 @@ def normalised(log_weights_pk: np.ndarray) -> np.ndarray:
     return log_weights_pk - highest - rest
 
 
+def log(values: np.ndarray) -> np.ndarray:
+    """The logarithm, −inf at 0: nothing is below the lowest reward."""
+    with np.errstate(divide="ignore"):
+        return np.log(values)
+
+
 def log_ratio(log_below, log_at_or_below, n: float) -> np.ndarray:
     """`bon.log_ratio` in float64: log pi_BoN - log pi_ref."""
     with jax.enable_x64(True):
@@ -121,9 +127,7 @@ def log_ratio(log_below, log_at_or_below, n: float) -> np.ndarray:
 
 def best_of_n(law: Law, n: float) -> np.ndarray:
     """log pi_BoN [P, K]; its probabilities sum to 1 without being divided by their sum."""
-    with np.errstate(divide="ignore"):  # nothing is below the lowest
-        log_below_pk = np.log(law.below_pk)
-    return law.log_reference_pk + log_ratio(log_below_pk, np.log(law.at_or_below_pk), n)
+    return law.log_reference_pk + log_ratio(log(law.below_pk), log(law.at_or_below_pk), n)
 
 
 def kl(log_p_pk: np.ndarray, log_q_pk: np.ndarray) -> float:
@@ -134,7 +138,7 @@ def kl(log_p_pk: np.ndarray, log_q_pk: np.ndarray) -> float:
 
 
 def measures(log_policy_pk: np.ndarray, law: Law, n: float) -> dict[str, float]:
-    """Where a policy stands, over all responses: KLs and entropy in nats, means over prompts."""
+    """KLs, win rate and entropy of a policy over all responses; nats, means over prompts."""
     log_best_pk, p_pk = best_of_n(law, n), np.exp(log_policy_pk)
     return {
         "kl_to_bon": kl(log_policy_pk, log_best_pk),

@@ -4,10 +4,9 @@ The step, the optimiser and the objectives are those of every run; what a run sa
 here, so that nothing in a gradient is estimated.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -45,24 +44,24 @@ class Batch(NamedTuple):
     values: dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Constants:
-    """What an objective takes as numbers; 0 where it takes none."""
+class Constants(NamedTuple):
+    """The numbers that an objective is compiled for; 0 where it reads none."""
 
     n: int = 0
     alpha: float = 0.0
 
 
-class Exact(NamedTuple):
-    """A method over all responses."""
+class ExactMethod(NamedTuple):
+    """A method over all responses; alpha is `pairs.alpha`, or the row's own."""
 
-    objective: Callable  # (model, Constants, params, Batch) -> (terms, metrics)
+    loss: Callable  # (Constants, Batch, log pi [P, K]) -> (Mean, metrics)
     values: Callable  # (law, n) -> the values of its batch
-    optimum: Callable  # (law, n, alpha) -> log pi [P, K] of its minimum, in theory
-    constants: Callable  # (n, alpha) -> Constants
-    height: Callable  # (log pi, log pi of the minimum, law, n, alpha) -> the objective above it
-    follows: bool = False  # N grows from 1 to its own value first
-    grows: bool = False  # it regresses on targets that grow as N does, and takes longer
+    optimum: Callable | None = None  # (law, n, alpha) -> log pi [P, K] of its minimum, if known
+    height: Callable | None = None  # (log pi, optimum, law, n, alpha): the objective above it
+    reads: tuple[str, ...] = ()  # of Constants
+    alpha: float | None = None
+    anneals_n: bool = False  # N grows from 1 to its value first
+    steps_grow: bool = False  # its targets grow as N does, so it takes more steps
 
 
 # ---------------------------------------------------------------------------- the policy
@@ -97,9 +96,9 @@ def log_probs(model, params: Params, batch: Batch) -> Array:
     hidden = response_hidden(model, params, batch.contexts, new_tokens=length)
     logits = decoder.logits(model, params, hidden)
     contexts = int(batch.contexts.tokens_st.shape[0]) // batch.log_reference_pk.shape[0]
-    said = jax.nn.log_softmax(logits).reshape(-1, contexts, *logits.shape[1:])
-    said_pkl = said[:, batch.context_k[:, None], jnp.arange(length), batch.tokens_kl]
-    return jnp.where(batch.inside_kl, said_pkl, 0.0).sum(axis=-1)
+    log_probs_pslv = jax.nn.log_softmax(logits).reshape(-1, contexts, *logits.shape[1:])
+    log_probs_pkl = log_probs_pslv[:, batch.context_k[:, None], jnp.arange(length), batch.tokens_kl]
+    return jnp.where(batch.inside_kl, log_probs_pkl, 0.0).sum(axis=-1)
 
 
 _log_probs = jax.jit(log_probs, static_argnames="model")
@@ -110,18 +109,18 @@ def enumerate_policy(setting: Setting, params: Params) -> np.ndarray:
 
     Raises ValueError where the network's own probabilities do not sum to 1.
     """
-    said_pk = np.asarray(_log_probs(setting.model, params, _batch(setting)), np.float64)
-    sums_p = np.exp(said_pk).sum(axis=1)
+    log_policy_pk = np.asarray(_log_probs(setting.model, params, _batch(setting)), np.float64)
+    sums_p = np.exp(log_policy_pk).sum(axis=1)
     if np.abs(sums_p - 1.0).max() > 1e-4:
         raise ValueError(f"the probabilities of all responses sum to {sums_p}")
-    return enumeration.normalised(said_pk)
+    return enumeration.normalised(log_policy_pk)
 
 
 def _batch(setting: Setting, law: Law | None = None, values: dict | None = None) -> Batch:
     space, shape = setting.space, (len(setting.prompts_pt), setting.space.size)
     contexts, length = len(space.contexts_sl), space.tokens_kl.shape[1]
     return Batch(
-        contexts=enumeration.behind(
+        contexts=enumeration.sequences(
             setting.prompts_pt, space.contexts_sl, np.full(contexts, length - 1)
         ),
         context_k=space.context_k,
@@ -133,97 +132,97 @@ def _batch(setting: Setting, law: Law | None = None, values: dict | None = None)
     )
 
 
-# ---------------------------------------------------------------------------- objectives
+# ---------------------------------------------------------------------------- losses
 
 
-def _objective(loss, model, constants: Constants, params: Params, batch: Batch):
-    value, metrics = loss(constants, batch, log_probs(model, params["decoder"], batch))
-    return {"exact": (1.0, value)}, metrics
+@functools.cache
+def _objective(loss: Callable) -> Callable:
+    """The objective of a step; one object for each loss, so that equal learners share a program."""
+
+    def objective(model, constants: Constants, params: Params, batch: Batch):
+        value, metrics = loss(constants, batch, log_probs(model, params["decoder"], batch))
+        return {"exact": (1.0, value)}, metrics
+
+    return objective
 
 
-def _backward(batch: Batch, said_pk: Array, score_pk: Array):
+def _backward(batch: Batch, log_policy_pk: Array, score_pk: Array):
     """The policy gradient of E[score] - KL(pi || pi_ref), every response weighted by pi itself."""
-    now_pk = jax.lax.stop_gradient(said_pk)
+    now_pk = jax.lax.stop_gradient(log_policy_pk)
     weight_pk = jnp.exp(now_pk)
     advantage_pk = score_pk - (now_pk - batch.log_reference_pk)
     advantage_pk -= (weight_pk * advantage_pk).sum(axis=1, keepdims=True)
-    flat = [part.ravel() for part in (said_pk, now_pk, advantage_pk, weight_pk)]
+    flat = [part.ravel() for part in (log_policy_pk, now_pk, advantage_pk, weight_pk)]
     return objectives.policy_gradient(*flat[:3], weight_b=flat[3])
 
 
-def _vbon(constants: Constants, batch: Batch, said_pk: Array):
+def _vbon(constants: Constants, batch: Batch, log_policy_pk: Array):
     reward_pk = bon.vbon_reward(
         batch.values["log_below"],
         n=batch.n,
         bound="exact",
         log_cdf_inclusive=batch.values["log_at_or_below"],
     )
-    return _backward(batch, said_pk, (batch.n - 1.0) * reward_pk)
+    return _backward(batch, log_policy_pk, (batch.n - 1.0) * reward_pk)
 
 
-def _reward(constants: Constants, batch: Batch, said_pk: Array):
-    return _backward(batch, said_pk, (batch.n - 1.0) * batch.values["reward"])
+def _reward(constants: Constants, batch: Batch, log_policy_pk: Array):
+    return _backward(batch, log_policy_pk, (batch.n - 1.0) * batch.values["reward"])
 
 
-def _bon_sft(constants: Constants, batch: Batch, said_pk: Array):
-    return objectives.bon_sft(said_pk.ravel(), weight_b=batch.values["weight"].ravel())
+def _bon_sft(constants: Constants, batch: Batch, log_policy_pk: Array):
+    return objectives.bon_sft(log_policy_pk.ravel(), weight_b=batch.values["weight"].ravel())
 
 
-def _regression(constants: Constants, batch: Batch, said_pk: Array):
-    parts = (said_pk, batch.log_reference_pk, batch.values["log_cdf"], batch.values["weight"])
-    said_b, reference_b, log_cdf_b, weight_b = (part.ravel() for part in parts)
+def _regression(constants: Constants, batch: Batch, log_policy_pk: Array):
+    parts = (log_policy_pk, batch.log_reference_pk, batch.values["log_cdf"], batch.values["weight"])
+    log_policy_b, reference_b, log_cdf_b, weight_b = (part.ravel() for part in parts)
     return objectives.vbon_regression(
-        said_b, reference_b, log_cdf_b, n=constants.n, weight_b=weight_b
+        log_policy_b, reference_b, log_cdf_b, n=constants.n, weight_b=weight_b
     )
 
 
-def _sides(batch: Batch, said_pk: Array) -> list[Array]:
+def _sides(batch: Batch, log_policy_pk: Array) -> list[Array]:
     """Best, worst, and both under the reference, for all pairs of responses; flat."""
     shape = batch.values["weight"].shape
-    both = (said_pk, batch.log_reference_pk)
-    return [
-        jnp.broadcast_to(part, shape).ravel()
-        for part in [
-            both[0][:, :, None], both[0][:, None, :], both[1][:, :, None], both[1][:, None, :]
-        ]
-    ]  # fmt: skip
+    policies = (log_policy_pk, batch.log_reference_pk)
+    best_and_worst = [side for pk in policies for side in (pk[:, :, None], pk[:, None, :])]
+    return [jnp.broadcast_to(side, shape).ravel() for side in best_and_worst]
 
 
-def _bonbon(constants: Constants, batch: Batch, said_pk: Array):
-    n, alpha, weight_b = constants.n, constants.alpha, batch.values["weight"].ravel()
-    return objectives.bonbon(*_sides(batch, said_pk), n=n, alpha=alpha, weight_b=weight_b)
-
-
-def _bonbon_calibrated(constants: Constants, batch: Batch, said_pk: Array):
-    target_b, weight_b = (batch.values[name].ravel() for name in ("target", "weight"))
-    return objectives.bonbon_calibrated(
-        *_sides(batch, said_pk), target_b, alpha=constants.alpha, weight_b=weight_b
+def _bonbon(constants: Constants, batch: Batch, log_policy_pk: Array):
+    weight_b = batch.values["weight"].ravel()
+    return objectives.bonbon(
+        *_sides(batch, log_policy_pk), n=constants.n, alpha=constants.alpha, weight_b=weight_b
     )
 
 
-# ---------------------------------------------------------------------------- methods
+def _bonbon_calibrated(constants: Constants, batch: Batch, log_policy_pk: Array):
+    target_b, weight_b = (batch.values[name].ravel() for name in ("target", "weight"))
+    return objectives.bonbon_calibrated(
+        *_sides(batch, log_policy_pk), target_b, alpha=constants.alpha, weight_b=weight_b
+    )
 
 
-def _above_backward(log_policy_pk, optimum_pk, law: Law, n: float, alpha: float) -> float:
+# ---------------------------------------------------------------------------- theory
+
+
+def _best_of_n(law: Law, n: float, alpha: float) -> np.ndarray:
+    return enumeration.best_of_n(law, n)
+
+
+def _backward_height(log_policy_pk, optimum_pk, law: Law, n: float, alpha: float) -> float:
     return enumeration.kl(log_policy_pk, optimum_pk)
 
 
-def _above_forward(log_policy_pk, optimum_pk, law: Law, n: float, alpha: float) -> float:
+def _forward_height(log_policy_pk, optimum_pk, law: Law, n: float, alpha: float) -> float:
     return enumeration.kl(optimum_pk, log_policy_pk)
 
 
-def _above_regression(log_policy_pk, optimum_pk, law: Law, n: float, alpha: float) -> float:
-    def value(log_pk: np.ndarray) -> float:
-        error_pk = log_pk - law.log_reference_pk - _regression_target(law, n)
-        return float((law.reference_pk * error_pk**2).sum(axis=1).mean())
-
-    return value(log_policy_pk) - value(optimum_pk)
-
-
-def _above_pairs(target: Callable):
+def _pair_height(target: Callable) -> Callable:
     """The height above the minimum of an objective of pairs, for `target(law, n)`."""
 
-    def above(log_policy_pk, optimum_pk, law: Law, n: float, alpha: float) -> float:
+    def height(log_policy_pk, optimum_pk, law: Law, n: float, alpha: float) -> float:
         chances_pkk, target_pkk = enumeration.pair_chances(law, int(n)), target(law, n)
 
         def value(log_pk: np.ndarray) -> float:
@@ -234,126 +233,98 @@ def _above_pairs(target: Callable):
 
         return value(log_policy_pk) - value(optimum_pk)
 
-    return above
+    return height
 
 
-def _log(values: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):  # nothing is below the lowest
-        return np.log(values)
-
-
-def _regression_target(law: Law, n: float) -> np.ndarray:
-    return (n - 1) * _log(law.middle_pk) + math.log(n)
-
-
-def _calibrated_target(law: Law, n: float) -> np.ndarray:
-    log_cdf_pk = _log(law.middle_pk)
-    return (n - 1) * (log_cdf_pk[:, :, None] - log_cdf_pk[:, None, :])
-
-
-def _pair_values(law: Law, n: float) -> dict:
-    return {"weight": enumeration.pair_chances(law, int(n))}
-
-
-def _one_target(law: Law, n: float) -> float:
+def _mean_target(law: Law, n: float) -> float:
     return bon.bonbon_target(int(n))
 
 
-def _by_alpha(n: float, alpha: float) -> Constants:
-    return Constants(int(n), alpha)
+def _own_target(law: Law, n: float) -> np.ndarray:
+    log_cdf_pk = np.log(law.middle_pk)
+    return (n - 1) * (log_cdf_pk[:, :, None] - log_cdf_pk[:, None, :])
 
 
-def _no_constants(n: float, alpha: float) -> Constants:
-    return Constants()
+def _pair_values(law: Law, n: float) -> dict[str, np.ndarray]:
+    return {"weight": enumeration.pair_chances(law, int(n))}
 
 
-_OF_REWARD = functools.partial(_objective, _reward)  # one object: both its methods share a program
-_OF_PAIRS = functools.partial(_objective, _bonbon)
+# ---------------------------------------------------------------------------- methods
+
+_BONBON = ExactMethod(
+    _bonbon,
+    _pair_values,
+    lambda law, n, alpha: optima.bonbon(law, int(n), alpha, _mean_target(law, n)),
+    _pair_height(_mean_target),
+    reads=("n", "alpha"),
+    steps_grow=True,
+)
 METHODS = {
-    "vbon": Exact(
-        functools.partial(_objective, _vbon),
+    "vbon": ExactMethod(
+        _vbon,
         lambda law, n: {
-            "log_below": _log(law.below_pk),
-            "log_at_or_below": _log(law.at_or_below_pk),
+            "log_below": enumeration.log(law.below_pk),
+            "log_at_or_below": np.log(law.at_or_below_pk),
         },
-        lambda law, n, alpha: enumeration.best_of_n(law, n),
-        _no_constants,
-        _above_backward,
-        follows=True,
+        _best_of_n,
+        _backward_height,
+        anneals_n=True,
     ),
-    "vbon_l1": Exact(
-        _OF_REWARD,
-        lambda law, n: {"reward": _log(law.middle_pk)},
-        lambda law, n, alpha: optima.gibbs(law, _log(law.middle_pk), n - 1),
-        _no_constants,
-        _above_backward,
-        follows=True,
+    "vbon_l1": ExactMethod(
+        _reward,
+        lambda law, n: {"reward": np.log(law.middle_pk)},
+        lambda law, n, alpha: optima.gibbs(law, np.log(law.middle_pk), n - 1),
+        _backward_height,
+        anneals_n=True,
     ),
-    "kl_rl": Exact(
-        _OF_REWARD,
+    "kl_rl": ExactMethod(
+        _reward,
         lambda law, n: {"reward": law.rewards_pk},
         lambda law, n, alpha: optima.gibbs(law, law.rewards_pk, n - 1),
-        _no_constants,
-        _above_backward,
-        follows=True,
+        _backward_height,
+        anneals_n=True,
     ),
-    "bon_sft": Exact(
-        functools.partial(_objective, _bon_sft),
+    "bon_sft": ExactMethod(
+        _bon_sft,
         lambda law, n: {"weight": np.exp(enumeration.best_of_n(law, n))},
-        lambda law, n, alpha: enumeration.best_of_n(law, n),
-        _no_constants,
-        _above_forward,
+        _best_of_n,
+        _forward_height,
     ),
-    "vbon_regression": Exact(
-        functools.partial(_objective, _regression),
-        lambda law, n: {"log_cdf": _log(law.middle_pk), "weight": law.reference_pk},
-        lambda law, n, alpha: optima.regression(law, _regression_target(law, n)),
-        lambda n, alpha: Constants(int(n)),
-        _above_regression,
-        grows=True,
+    "vbon_regression": ExactMethod(
+        _regression,
+        lambda law, n: {"log_cdf": np.log(law.middle_pk), "weight": law.reference_pk},
+        reads=("n",),
+        steps_grow=True,
     ),
-    "bonbon": Exact(
-        _OF_PAIRS,
-        _pair_values,
-        lambda law, n, alpha: optima.bonbon(law, int(n), alpha, _one_target(law, n)),
-        _by_alpha,
-        _above_pairs(_one_target),
-        grows=True,
+    "bonbon": _BONBON,
+    "bonbon_alpha_1": _BONBON._replace(
+        optimum=lambda law, n, alpha: optima.best_of_pairs(law, int(n)),
+        height=_forward_height,
+        alpha=1.0,
+        steps_grow=False,
     ),
-    "bonbon_alpha_1": Exact(
-        _OF_PAIRS,
-        _pair_values,
-        lambda law, n, alpha: optima.best_of_pairs(law, int(n)),
-        lambda n, alpha: Constants(int(n), 1.0),
-        _above_forward,
-    ),
-    "bonbon_alpha_0": Exact(
-        _OF_PAIRS,
-        _pair_values,
-        lambda law, n, alpha: optima.ipo(law, int(n)),
-        lambda n, alpha: Constants(int(n), 0.0),
-        lambda policy, optimum, law, n, alpha: _above_pairs(_one_target)(
-            policy, optimum, law, n, 0.0
-        ),
-        grows=True,
-    ),
-    "bonbon_calibrated": Exact(
-        functools.partial(_objective, _bonbon_calibrated),
-        lambda law, n: _pair_values(law, n) | {"target": _calibrated_target(law, n)},
-        lambda law, n, alpha: optima.bonbon(law, int(n), alpha, _calibrated_target(law, n)),
-        _by_alpha,
-        _above_pairs(_calibrated_target),
-        grows=True,
+    "bonbon_alpha_0": _BONBON._replace(alpha=0.0),
+    "bonbon_calibrated": _BONBON._replace(
+        loss=_bonbon_calibrated,
+        values=lambda law, n: _pair_values(law, n) | {"target": _own_target(law, n)},
+        optimum=lambda law, n, alpha: optima.bonbon(law, int(n), alpha, _own_target(law, n)),
+        height=_pair_height(_own_target),
     ),
 }
 
 
-def against_theory(log_policy_pk, law: Law, method: str, n: float, alpha: float) -> dict:
-    """How far a trained policy is from where its objective is minimal, and that from Best-of-N.
+def against_theory(
+    log_policy_pk: np.ndarray, law: Law, method: str, n: float, alpha: float
+) -> dict[str, float]:
+    """Distances from a trained policy to the minimum of its objective, and from there to Best-of-N.
 
     `left` is the share of the objective's height above its minimum, at the reference, that is left.
+    Empty for a method whose minimum is not known.
     """
     row = METHODS[method]
+    if row.optimum is None:
+        return {}
+    alpha = alpha if row.alpha is None else row.alpha
     optimum_pk = row.optimum(law, n, alpha)
     above, above_at_first = (
         row.height(log_pk, optimum_pk, law, n, alpha)
@@ -370,40 +341,36 @@ def against_theory(log_policy_pk, law: Law, method: str, n: float, alpha: float)
 # ---------------------------------------------------------------------------- training
 
 
-def steps(config, method: str, n: float) -> int:
-    """How many updates a method takes at one N."""
-    lab = config.lab
-    if METHODS[method].follows:
-        return round(lab.steps_per_doubling * math.log2(n)) + lab.steps_at_n
-    return lab.steps + round(lab.steps_per_n * n) * METHODS[method].grows
-
-
-def train(config, setting: Setting, law: Law, method: str, n: float) -> Iterator[Params]:
-    """The network after each update. A method that follows goes along the path of N from 1.
+def train(config, setting: Setting, law: Law, method: str, n: float) -> Params:
+    """The network that a method ends with; one that anneals N goes along the path of N from 1.
 
     From one law to the next along that path is a short way. Straight to a large N, gradients of
     pi log pi first give up what looks bad under a policy that has not learnt the rest, and come
     back to it only slowly.
     """
-    row, lab, optimised = METHODS[method], config.lab, defaults()
-    optimised.train.beta2 = lab.beta2
+    row, lab, adam = METHODS[method], config.lab, defaults()
+    adam.train.beta2 = lab.beta2
+    numbers = {"n": int(n), "alpha": config.pairs.alpha if row.alpha is None else row.alpha}
     learner = step.Learner(
-        row.objective,
+        _objective(row.loss),
         setting.model,
-        row.constants(n, config.pairs.alpha),
-        constants(optimised, optimizer.KEYS),
+        Constants(**{name: numbers[name] for name in row.reads}),
+        constants(adam, optimizer.KEYS),
     )
+    if row.anneals_n:
+        first = round(lab.steps_per_doubling * math.log2(n))
+        total = first + lab.steps_at_n
+    else:
+        total = lab.steps + round(lab.steps_per_n * n) * row.steps_grow
+        first = total // 4
     state = step.init_state(learner, {"decoder": setting.params})
     batch = jax.device_put(_batch(setting, law, row.values(law, n)))
-    total = steps(config, method, n)
-    first = total - lab.steps_at_n if row.follows else total // 4
     for at in range(total):
-        if row.follows:
+        if row.anneals_n:
             batch = batch._replace(n=np.float32(n ** min(1.0, at / first)))
         share = optimizer.rate_share(
             "cosine", max(0.0, (at - first) / (total - first)), update=at, warmup_updates=0
         )
         rate = np.float32(lab.learning_rate) * np.float32(share)
-        rates = optimizer.Rates(rate, rate)
-        state, _ = step.update(state, batch, rates, learner=learner)
-        yield state.params["decoder"]
+        state, _ = step.update(state, batch, optimizer.Rates(rate, rate), learner=learner)
+    return state.params["decoder"]

@@ -1,15 +1,13 @@
-"""Where each objective's minimum lies in theory, over all laws of an enumerable policy; float64.
+"""The minimum of each objective in theory, over all laws of an enumerable policy; float64.
 
-A policy is sought as d = log pi - log pi_ref up to a constant, [P, K], for each prompt by itself.
+The unknown is d = log pi - log pi_ref up to a constant, [P, K], for each prompt by itself.
 """
 
 import numpy as np
-import scipy.optimize
 import scipy.special
 
 from vbon_jax.exact import enumeration
 from vbon_jax.exact.enumeration import Law
-from vbon_jax.functional import bon
 
 
 def gibbs(law: Law, reward_pk: np.ndarray, weight: float) -> np.ndarray:
@@ -19,69 +17,15 @@ def gibbs(law: Law, reward_pk: np.ndarray, weight: float) -> np.ndarray:
 
 def best_of_pairs(law: Law, n: int) -> np.ndarray:
     """The log of the law of the better response of a pair: Best-of-N, given that it is no tie."""
-    return enumeration.normalised(_log(enumeration.pair_chances(law, n).sum(axis=2)))
-
-
-def regression(law: Law, target_pk: np.ndarray) -> np.ndarray:
-    """argmin of E_ref[(log pi/pi_ref - target)^2] over laws, its log.
-
-    pi_ref * e^target is a law only where rewards are continuous. Where it is not, the condition of
-    Lagrange for the sum of probabilities, l + c * e^l = target, gives l = target - W(c * e^target)
-    with Lambert's W, and c is what makes the sum 1. The problem is not convex: this is a local
-    minimum, the one on W's principal branch where there is one.
-    """
-    rows = [
-        _regression(*row) for row in zip(law.log_reference_pk, law.reference_pk, target_pk,
-                                         strict=True)
-    ]  # fmt: skip
-    return np.stack(rows)
-
-
-def _regression(log_reference_k, reference_k, target_k) -> np.ndarray:
-    top_k = target_k == target_k.max()
-
-    def log_ratio(c: float, far: int | None = None) -> np.ndarray:
-        bend_k = scipy.special.lambertw(c * np.exp(target_k)).real
-        if far is not None:  # the other branch, for one response
-            bend_k[far] = scipy.special.lambertw(c * np.exp(target_k[far]), -1).real
-        return target_k - bend_k
-
-    def excess(c: float, far: int | None = None) -> float:
-        return float((reference_k * np.exp(log_ratio(c, far))).sum() - 1.0)
-
-    lowest, highest = -np.exp(-1.0 - target_k.max()) * (1.0 - 1e-9), 1.0  # both branches end there
-    if excess(lowest) > 0:
-        while excess(highest) > 0:
-            highest *= 2.0
-        c = scipy.optimize.brentq(excess, lowest, highest, xtol=1e-15)
-        return log_reference_k + log_ratio(c)
-    # Even so the sum is below 1: one of the responses with the largest target takes the rest.
-    found = []
-    for far in np.flatnonzero(top_k):
-        c = scipy.optimize.brentq(excess, lowest, lowest * 1e-9, args=(far,), xtol=1e-18)
-        log_ratio_k = log_ratio(c, far)
-        found.append((float(reference_k @ (log_ratio_k - target_k) ** 2), far, log_ratio_k))
-    return log_reference_k + min(found)[2]
-
-
-def ipo(law: Law, n: int) -> np.ndarray:
-    """argmin of E[(d_best - d_worst - (n-1) H_{n-1})^2] over pairs: linear algebra, its log.
-
-    The normal equations are L d = b, with the Laplacian L of the graph whose edges are the pairs
-    and b the target times (how often better - how often worse). Only differences of d enter.
-    """
-    chances_pkk = enumeration.pair_chances(law, n)
-    rows = []
-    for log_reference_k, chances_kk in zip(law.log_reference_pk, chances_pkk, strict=True):
-        b_k = bon.bonbon_target(n) * (chances_kk.sum(axis=1) - chances_kk.sum(axis=0))
-        rows.append(log_reference_k + _solve(_laplacian(chances_kk), b_k))
-    return enumeration.normalised(np.stack(rows))
+    return enumeration.normalised(enumeration.log(enumeration.pair_chances(law, n).sum(axis=2)))
 
 
 def bonbon(law: Law, n: int, alpha: float, target_pkk: np.ndarray | float) -> np.ndarray:
     """argmin of alpha * (-log pi(best)) + (1 - alpha) * (h - target)^2 over laws, its log.
 
-    Convex in d; Newton's method. `target_pkk` is a number, or one for each pair.
+    Convex in d; Newton's method, which at alpha = 0 (IPO) needs one step: the normal equations are
+    L d = b, with the Laplacian L of the graph whose edges are the pairs, and b the target times
+    (how often better - how often worse). `target_pkk` is a number, or one for each pair.
     """
     chances_pkk = enumeration.pair_chances(law, n)
     target_pkk = np.broadcast_to(target_pkk, chances_pkk.shape)
@@ -132,8 +76,3 @@ def _solve(matrix_kk: np.ndarray, b_k: np.ndarray) -> np.ndarray:
     scaled_kk = scale_k[:, None] * matrix_kk * scale_k + np.outer(ones_k, ones_k)
     solution_k = scale_k * np.linalg.solve(scaled_kk, scale_k * b_k)
     return solution_k - solution_k.mean()
-
-
-def _log(values: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.log(values)

@@ -1,4 +1,4 @@
-"""The Best-of-N law, the vBoN rewards made from it, and Best-of-N's own rulers (DESIGN.md, §1).
+"""The Best-of-N law, the vBoN rewards made from it, and Best-of-N's own rulers (docs/methods.md).
 
 Notation: F = P(r' < r) and F⁺ = P(r' <= r) under the reference law of one prompt, p = π_ref(y|x),
 N any real number >= 1. Everything is in nats. With m = N − 1 and x = log F⁺ − log F >= 0,
@@ -6,9 +6,10 @@ N any real number >= 1. Everything is in nats. With m = N − 1 and x = log F⁺
     log π_BoN − log π_ref = log[(F⁺^N − F^N) / (F⁺ − F)] = m·log F⁺ + log(1 + m·ρ),
     m·ρ = (1 − e^{−m·x}) / (e^x − 1),
 
-which is the formula of DESIGN.md with its two `log1mexp` brought together. Nothing cancels in ρ,
-and each limit is a value of the formula and not a branch: ρ = 1 at x = 0 (one response of no
-mass), ρ → 0 as x → ∞ (F = 0), and at N = 1 the ratio is 0 and its slope in N is log F⁺ + ρ.
+which is m·log F⁺ + log(1 − e^{−N·x}) − log(1 − e^{−x}) with its last two terms brought together.
+Nothing cancels in ρ, and each limit is a value of the formula and not a branch: ρ = 1 at x = 0 (one
+response of no mass), ρ → 0 as x → ∞ (F = 0), and at N = 1 the ratio is 0 and its slope in N is
+log F⁺ + ρ.
 Source: the vBoN paper (Amini, Vieira, Ash, Cotterell, 2024, "Variational Best-of-N Alignment"),
 whose binomial sum this is without its binomial coefficients.
 
@@ -308,7 +309,7 @@ def _exact_reward_formula(log_cdf: Array, log_cdf_inclusive: Array, n: Array) ->
 
 
 def _gap(log_cdf: Array, log_cdf_inclusive: Array) -> tuple[Array, Array]:
-    """x = log F⁺ − log F >= 0, and where F = 0 (there x stands for infinity and is set to 1)."""
+    """x = log F⁺ − log F >= 0, and where F = 0 (there x is infinite and set to 1)."""
     empty = jnp.isneginf(log_cdf)
     difference = log_cdf_inclusive - jnp.where(empty, log_cdf_inclusive - 1.0, log_cdf)
     return jnp.where(difference >= 0, difference, 0.0), empty

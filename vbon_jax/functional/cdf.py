@@ -1,4 +1,4 @@
-"""log F of a reward inside its prompt's reference law, from M reference rewards (DESIGN.md, §1).
+"""log F of a reward inside its prompt's reference law, from M reference rewards (docs/methods.md).
 
 F(r) = P_{y'~π_ref}(r(x, y') < r), F⁺(r) the same with <=. Every estimate is finite, <= 0 and
 monotone in r, and those made from counts see nothing but ranks: a strictly increasing map of all
@@ -165,27 +165,24 @@ def _exponential_fit(rewards_bn: Array, reference_bm: Array) -> Array:
     """
     lowest_b1 = jnp.min(reference_bm, axis=1, keepdims=True)
     range_b1 = jnp.max(reference_bm, axis=1, keepdims=True) - lowest_b1
-    constant_b1 = range_b1 <= 0
-    scale_b1 = jnp.where(constant_b1, 1.0, range_b1)
+    scale_b1 = jnp.where(range_b1 > 0, range_b1, 1.0)
     t_bm = (reference_bm - lowest_b1) / scale_b1
-    below_bm, at_or_below_bm = _counts(reference_bm, reference_bm)
-    target_bm = _at_half_ranks(below_bm + at_or_below_bm, reference_bm, "add_one")
+    target_bm = _at_half_ranks(sum(_counts(reference_bm, reference_bm)), reference_bm, "add_one")
 
-    coarse = jnp.asarray(_COARSE_RATES, t_bm.dtype)
-    coarse_kb = jnp.broadcast_to(coarse[:, None], (len(_COARSE_RATES), t_bm.shape[0]))
-    rate_b = _best_rate(coarse_kb, t_bm, target_bm)
-    fine_kb = jnp.asarray(_FINE_RATES, t_bm.dtype)[:, None] * rate_b
-    rate_b = jnp.where(constant_b1[:, 0], 1.0, _best_rate(fine_kb, t_bm, target_bm))
+    def best_rate(rate_kb: Array) -> Array:
+        """Of K rates, the one with the least squared error for each prompt. [B]."""
+        error_kb = jax.lax.map(lambda rate_b: _fit_at_rate(rate_b, t_bm, target_bm)[2], rate_kb)
+        return jnp.take_along_axis(rate_kb, jnp.argmin(error_kb, axis=0)[None, :], axis=0)[0]
+
+    coarse_k1, fine_k1 = (
+        jnp.asarray(rates, t_bm.dtype)[:, None] for rates in (_COARSE_RATES, _FINE_RATES)
+    )
+    rate_b = best_rate(coarse_k1 * jnp.ones_like(t_bm[:, 0]))
+    rate_b = jnp.where(range_b1[:, 0] > 0, best_rate(fine_k1 * rate_b), 1.0)
     a_b, c_b, _ = _fit_at_rate(rate_b, t_bm, target_bm)
     exponent_bn = -rate_b[:, None] * ((rewards_bn - lowest_b1) / scale_b1)
     fitted_bn = -a_b[:, None] * jnp.exp(jnp.minimum(exponent_bn, _LARGEST_EXPONENT)) - c_b[:, None]
     return jnp.maximum(fitted_bn, _LOWEST)
-
-
-def _best_rate(rate_kb: Array, t_bm: Array, target_bm: Array) -> Array:
-    """Of K rates, the one with the least squared error for each prompt. [B]."""
-    error_kb = jax.lax.map(lambda rate_b: _fit_at_rate(rate_b, t_bm, target_bm)[2], rate_kb)
-    return jnp.take_along_axis(rate_kb, jnp.argmin(error_kb, axis=0)[None, :], axis=0)[0]
 
 
 def _fit_at_rate(rate_b: Array, t_bm: Array, target_bm: Array) -> tuple[Array, Array, Array]:
