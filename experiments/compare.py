@@ -33,7 +33,7 @@ def main() -> None:
         n=1.0,
         run=results.REFERENCE,
     )
-    evaluate.derive(config, workdir / "reference", materials, cache, panel)
+    evaluate.derive(config, workdir / "reference", cache, panel)
     pipeline.check_budgets(config, workdir, materials)
     for cell in plan.every(config):
         pipeline.run_cell(config, workdir, cell, materials)

@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.config import defaults
-from vbon_jax.evaluation import measures, sampled_policy
+from vbon_jax.evaluation import measures, sampled_policy, stored_responses
 from vbon_jax.sampling import reference_cache
 from vbon_jax.study import plan
+from vbon_jax.types import Responses
 from vbon_jax.workdir import results, run
 
 M, K, STEPS = 16, 4, 20
@@ -132,16 +133,18 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
         pushed = strength / max(temperature, 0.5)
         rewards = random.normal(1.5 * pushed, 1.0, (prompts, K)).astype(np.float32)
         kl = (pushed**2 * random.uniform(0.8, 1.2, (prompts, K))).astype(np.float32)
-        responses = sampled_policy.MeasuredResponses(
-            rewards_bk=rewards,
-            kl_bk=kl,
-            log_probs_bk=np.full((prompts, K), -3.0),
-            reference_log_probs_bk=np.full((prompts, K), -4.0),
-            lengths_bk=random.integers(4, 9, (prompts, K)),
-            finished_bk=np.ones((prompts, K), bool),
-            tokens=[[tuple(random.integers(5, size=6)) for _ in range(K)] for _ in range(prompts)],
+        measured = sampled_policy.MeasuredResponses(
+            Responses(
+                tokens_bng=random.integers(5, size=(prompts, K, 8)).astype(np.int32),
+                lengths_bn=random.integers(4, 9, (prompts, K)).astype(np.int32),
+                finished_bn=np.ones((prompts, K), bool),
+                log_probs_bng=np.full((prompts, K, 8), -0.5, np.float32),
+                rewards_bn=rewards,
+            ),
+            kl_bn=kl,
+            reference_log_probs_bn=np.full((prompts, K), -4.0, np.float32),
         )
-        summary = measures.summarise(responses, cache.rewards_pm, seed=0, resamples=40)
+        summary = measures.summarise(measured, cache.rewards_pm, seed=0, resamples=40)
         made.append(
             results.make_row(
                 estimates=summary,
@@ -152,13 +155,12 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
                 **{"run": cells["method"], **cells},
             )
         )
-        columns = {
-            "prompt": [f"prompt {p} & <i>more</i>" for p in range(prompts)],
-            "responses": [[f"{text} {kind} {p} {k}" for k in range(K)] for p in range(prompts)],
-            "rewards": list(rewards),
-            "kl": list(kl),
-        }
-        pq.write_table(pa.table(columns), folder / f"responses-t{temperature:g}.parquet")
+        stored_responses.write(
+            stored_responses.path(folder, temperature),
+            measured,
+            prompts=[f"prompt {p} & <i>more</i>" for p in range(prompts)],
+            texts=[[f"{text} {kind} {p} {k}" for k in range(K)] for p in range(prompts)],
+        )
     write_json(folder / "evaluation.json", made)
     inputs = {f"references {key}": value for key, value in cache.provenance._asdict().items()}
     write_json(folder / "stage.json", {"inputs": inputs, "finished": True})

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests import fake_models, reward_functions
+from tests import fake_models
 from tests.tiny_config import overrides, program
 from vbon_jax.config import defaults
 from vbon_jax.evaluation import judges, stored_responses
 from vbon_jax.report import aggregates, judge_rows, outputs
-from vbon_jax.sampling import reference_cache, rewards
-from vbon_jax.study import plan
+from vbon_jax.sampling import reference_cache
+from vbon_jax.study import evaluate, plan
 from vbon_jax.types import InputError
 from vbon_jax.workdir import layout, results
 
@@ -173,44 +173,73 @@ def test_a_cache_without_responses_cannot_be_judged(tmp_path):
     with pytest.raises(
         InputError, match=r"imported without responses, which config\.judges \(gold"
     ):
-        judges.panel(config, None, work, cache)
-    assert judges.panel(defaults(), None, work, cache) == []
+        evaluate.panel(config, None, work, cache)
+    assert evaluate.panel(defaults(), None, work, cache) == []
 
 
-def test_responses_without_tokens_are_scored_as_text(tmp_path):
-    work = fake_models.write_work(tmp_path, [], prompts=3, text=" aeiou")
-    reward = rewards.from_callable("tests.reward_functions:vowels")
-    responses = stored_responses.read(work / "reference" / "responses-t1.parquet")
-    assert responses.tokens is None and responses.lengths_bk is None
-    judge = judges.Judge("gold", reward, np.zeros((3, fake_models.M), np.float32))
-    found = judges._judged(defaults(), "", judge, None, responses)
-    assert found.shape == (3, fake_models.K)
-    expected = reward_functions.vowels([responses.prompts[1]], [responses.texts[1][2]])
-    assert found[1, 2] == np.float32(expected[0])
-    cache = reference_cache.load(work / "references" / "eval")
-    row = judges.measured(judge, cache, responses, found, seed=0, resamples=50)
-    assert "lc_win_rate" not in row
-    one = responses._replace(rewards_bk=responses.rewards_bk[:, :1])
-    row = judges.measured(judge, cache, one, found[:, :1], seed=0, resamples=50)
+def token_sums(places, ids):
+    """A judge's scores: larger for later prompts and larger tokens."""
+    return np.float32([place + sum(one) for place, one in zip(places, ids, strict=True)])
+
+
+def test_every_response_is_scored_in_its_place(tmp_path):
+    work = fake_models.write_work(tmp_path, [], prompts=3)
+    folder = work / "references" / "eval"
+    cache = reference_cache.load(folder)
+    judge = judges.make_judge("sums", "1", token_sums, cache, folder, batch_prompts=2)
+    expected = np.arange(3)[:, None] + np.full((3, fake_models.M), 3 + 4)
+    np.testing.assert_array_equal(judge.cached_pm, expected)
+    reference = work / "reference"
+    judges.judge_policy(judge, reference, cache, batch_prompts=2, seed=0, resamples=50)
+    (path,) = stored_responses.paths(reference)
+    stored = stored_responses.read(path)
+    responses = stored.responses
+    inside = np.arange(responses.tokens_bng.shape[2]) < responses.lengths_bn[..., None]
+    sums_bk = (responses.tokens_bng * inside).sum(axis=2) + np.arange(3)[:, None]
+    rewards = pq.read_table(reference / "judges" / "sums" / "rewards-t1.parquet")["rewards"]
+    np.testing.assert_array_equal(rewards.to_pylist(), sums_bk)
+    one = stored._replace(
+        responses=responses._replace(
+            rewards_bn=responses.rewards_bn[:, :1], lengths_bn=responses.lengths_bn[:, :1]
+        )
+    )
+    row = judges.policy_row(judge, cache, one, sums_bk[:, :1], seed=0, resamples=50)
     assert "agreement" not in row  # there is no pair
+
+
+def test_rewards_are_kept_and_those_of_another_judge_refused(tmp_path):
+    work = fake_models.write_work(tmp_path, [], prompts=3)
+    folder = work / "references" / "eval"
+    cache = reference_cache.load(folder)
+    options = {"batch_prompts": 2, "seed": 0, "resamples": 50}
+
+    def never(places, ids):
+        raise AssertionError("it is scored")
+
+    for score in (token_sums, never):
+        judge = judges.make_judge("sums", "1", score, cache, folder, batch_prompts=2)
+        judges.judge_policy(judge, work / "reference", cache, **options)
+    with pytest.raises(InputError, match="made from other inputs: judge was '1' and is '2'"):
+        judges.make_judge("sums", "2", never, cache, folder, batch_prompts=2)
+    with pytest.raises(InputError, match="made from other inputs: judge was '1' and is '2'"):
+        judges.judge_policy(judge._replace(fingerprint="2"), work / "reference", cache, **options)
 
 
 @pytest.fixture
 def work(tmp_path):
-    """A folder that a judge has been at, made without a model."""
+    """A folder whose responses a judge has scored, made without a model."""
     cell = {"method": "vbon", "n": 2.0, "seed": 0}
     work = fake_models.write_work(tmp_path, [cell], prompts=4, temperatures=(0.5, 1.0))
-    cache = reference_cache.load(work / "references" / "eval")
-    stage = work / "references" / "eval" / "judges" / "gold"
-    held = {f"references {key}": value for key, value in cache.provenance._asdict().items()}
-    fake_models.write_json(stage / "stage.json", {"inputs": held, "finished": True})
-    judges._write(stage / "rewards.parquet", -cache.rewards_pm)
-    reward = rewards.from_callable("tests.reward_functions:vowels")
-    judge = judges.Judge("gold", reward, -cache.rewards_pm)
-    config = defaults()
-    config.evaluation.resamples = 40
+    folder = work / "references" / "eval"
+    cache = reference_cache.load(folder)
+
+    def contrary(places, ids):
+        return -cache.rewards_pm[np.unique(places)].reshape(-1)
+
+    judge = judges.make_judge("gold", "1", contrary, cache, folder, batch_prompts=3)
+    judge = judge._replace(score=token_sums)
     for folder in (work / "reference", work / "runs" / "vbon-n2-s0" / "evaluation"):
-        judges.judge_policy(config, [judge], None, cache, folder)
+        judges.judge_policy(judge, folder, cache, batch_prompts=3, seed=0, resamples=40)
     return work
 
 
@@ -228,32 +257,28 @@ def test_a_judge_is_read_without_any_model(work):
 
 
 def test_what_is_damaged_or_of_other_responses_is_not_shown(work):
+    def shown():
+        read = layout.read(work)
+        judged = judge_rows.read(read, aggregates.ruler_rows(read))
+        return {row["method"] for row in judged.rows}, read.problems
+
     evaluation = work / "runs" / "vbon-n2-s0" / "evaluation"
-    text = (evaluation / "judges" / "gold" / "rows.json").read_text()
-    (evaluation / "judges" / "gold" / "rows.json").write_text("{")
-    found = layout.read(work)
-    assert {row["method"] for row in judge_rows.read(found, aggregates.ruler_rows(found)).rows} == {
-        "cache",
-        "best_of_n",
-        "reference",
-    }
-    assert "The rows of gold about" in found.problems[-1]
-    (evaluation / "judges" / "gold" / "rows.json").write_text(text)
+    path = evaluation / "judges" / "gold" / "rows.json"
+    text = path.read_text()
+    path.write_text("{")
+    methods, problems = shown()
+    assert methods == {"cache", "best_of_n", "reference"}
+    assert "The rows of gold about" in problems[-1]
+    path.write_text(text)
     (work / "reference" / "responses-t1.parquet").write_bytes(
         (evaluation / "responses-t1.parquet").read_bytes()
     )
-    found = layout.read(work)
-    assert {row["method"] for row in judge_rows.read(found, aggregates.ruler_rows(found)).rows} == {
-        "cache",
-        "best_of_n",
-        "vbon",
-    }
+    assert shown()[0] == {"cache", "best_of_n", "vbon"}
     stage = work / "references" / "eval" / "judges" / "gold"
     (stage / "rewards.parquet").write_bytes(b"")
-    found = layout.read(work)
-    assert judge_rows.read(found, aggregates.ruler_rows(found)) == judge_rows.Judged([], {})
-    assert "The judge gold is not shown" in found.problems[-1]
-    made = json.loads((stage / "stage.json").read_text())
-    (stage / "stage.json").write_text(json.dumps(made | {"finished": False}))
-    found = layout.read(work)
-    assert judge_rows.read(found, aggregates.ruler_rows(found)) == judge_rows.Judged([], {})
+    methods, problems = shown()
+    assert not methods
+    assert "The judge gold is not shown" in problems[-1]
+    record = json.loads((stage / "stage.json").read_text())
+    (stage / "stage.json").write_text(json.dumps(record | {"finished": False}))
+    assert not shown()[0]

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vbon_jax.evaluation import agreement, judged, pairwise
-from vbon_jax.functional import bon
+from vbon_jax.evaluation import agreement, best_of_n, bon_curve, pairwise
 
 OPTIONS = {"seed": 0, "resamples": 200}
 
@@ -68,25 +67,40 @@ def test_rewards_that_order_nothing_agree_in_nothing():
         agreement.agreement(np.ones((3, 2)), np.ones((2, 2)), **OPTIONS)
 
 
-# ------------------------------------------------------------------------------- Best-of-N, judged
+# ------------------------------------------------------------------------------- Best-of-N
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_a_judge_that_is_the_reward_gives_best_of_ns_own_numbers(ties):
-    rewards_bm = np.random.default_rng(2).normal(size=(5, 12)).astype(np.float32)
-    if ties:
-        rewards_bm = np.round(rewards_bm)
-    for n in (1, 2, 5, 11):
-        found = judged.best_of_n(rewards_bm, rewards_bm, n)
-        np.testing.assert_allclose(found.reward_b, bon.expected_best(rewards_bm, n), atol=1e-5)
-        np.testing.assert_allclose(
-            found.win_rate_b, bon.best_of_n_win_rate(rewards_bm, n), atol=1e-6
-        )
-    reward_bg, win_rate_bg = judged.empirical_curve(rewards_bm, rewards_bm, [1.0, 2.5, 8.0])
-    for at, n in enumerate((1.0, 2.5, 8.0)):
-        expected = bon.empirical_best_of_n(rewards_bm, n)
-        np.testing.assert_allclose(reward_bg[:, at], expected.reward_b, atol=1e-5)
-        np.testing.assert_allclose(win_rate_bg[:, at], expected.win_rate_b, atol=1e-5)
+def test_expected_best_equals_all_subsets():
+    rewards_bm = np.random.default_rng(0).normal(size=(3, 7)).astype("f4")
+    rewards_bm[1, 2] = rewards_bm[1, 5]
+    for n in (1, 2, 4, 7):
+        expected = [
+            np.mean([max(chosen) for chosen in itertools.combinations(row, n)])
+            for row in rewards_bm.astype("f8")
+        ]
+        ours = best_of_n.expected_best(rewards_bm, rewards_bm, n)
+        np.testing.assert_allclose(ours, expected, rtol=1e-12)
+
+
+def test_best_of_n_win_rate_equals_all_subsets_and_opponents():
+    rewards_bm = np.random.default_rng(1).integers(0, 4, size=(4, 6)).astype("f4")
+    rewards_bm[3] = 2.0
+    for n in (1, 2, 3, 5):
+        expected = []
+        for row in rewards_bm:
+            wins = []
+            for opponent in range(6):
+                others = np.delete(row, opponent)
+                for chosen in itertools.combinations(others, n):
+                    best = max(chosen)
+                    wins.append((best > row[opponent]) + 0.5 * (best == row[opponent]))
+            expected.append(np.mean(wins))
+        ours = best_of_n.best_of_n_win_rate(rewards_bm, rewards_bm, n)
+        np.testing.assert_allclose(ours, expected, rtol=1e-12)
+    distinct = np.random.default_rng(2).permutation(128).reshape(1, 128).astype("f4")
+    for n in (1, 2, 8, 127):
+        ours = best_of_n.best_of_n_win_rate(distinct, distinct, n)
+        np.testing.assert_allclose(ours, n / (n + 1), rtol=1e-12)
 
 
 def test_best_of_n_by_enumeration_of_all_draws():
@@ -100,17 +114,52 @@ def test_best_of_n_by_enumeration_of_all_draws():
             rewards.append(judge_m[best].mean())
             for opponent in set(range(5)) - set(drawn):
                 wins.append(np.mean((np.sign(judge_m[best] - judge_m[opponent]) + 1) / 2))
-        found = judged.best_of_n(rewards_m[None], judge_m[None], n)
-        assert found.reward_b[0] == pytest.approx(np.mean(rewards))
-        assert found.win_rate_b[0] == pytest.approx(np.mean(wins))
+        both = rewards_m[None], judge_m[None], n
+        assert best_of_n.expected_best(*both)[0] == pytest.approx(np.mean(rewards), rel=1e-12)
+        assert best_of_n.best_of_n_win_rate(*both)[0] == pytest.approx(np.mean(wins), rel=1e-12)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_empirical_law_seen_by_a_judge(ties):
+    random = np.random.default_rng(2)
+    rewards_bm, judge_bm = random.normal(size=(2, 5, 12)).astype(np.float32)
+    if ties:
+        rewards_bm, judge_bm = np.round(rewards_bm), np.round(judge_bm)
+    n_g = [1.0, 2.5, 8.0]
+    same = bon_curve.curve(rewards_bm, n_g, rewards_bm)
+    for values, expected in zip(same, bon_curve.curve(rewards_bm, n_g), strict=True):
+        np.testing.assert_array_equal(values, expected)
+    seen = bon_curve.curve(rewards_bm, n_g, judge_bm)
+    for b, (rewards_m, judge_m) in enumerate(zip(rewards_bm, judge_bm.astype("f8"), strict=True)):
+        up_to_m = (rewards_m[None] <= rewards_m[:, None]).mean(axis=1)
+        below_m = (rewards_m[None] < rewards_m[:, None]).mean(axis=1)
+        win_m = (np.sign(judge_m[:, None] - judge_m[None]) + 1).mean(axis=1) / 2
+        for g, n in enumerate(n_g):
+            mass_m = (up_to_m**n - below_m**n) / (up_to_m - below_m) / 12
+            assert seen.reward_bg[b, g] == pytest.approx(mass_m @ judge_m, abs=1e-5)
+            assert seen.win_rate_bg[b, g] == pytest.approx(mass_m @ win_m, abs=1e-5)
 
 
 def test_a_judge_of_the_contrary_opinion_loses():
     rewards_bm = np.random.default_rng(3).normal(size=(4, 9))
-    found = judged.best_of_n(rewards_bm, -rewards_bm, 4)
-    np.testing.assert_allclose(found.win_rate_b, 1 / 5, atol=1e-6)
-    with pytest.raises(ValueError, match="from 1 to 8"):
-        judged.best_of_n(rewards_bm, rewards_bm, 9)
+    found = best_of_n.best_of_n_win_rate(rewards_bm, -rewards_bm, 4)
+    np.testing.assert_allclose(found, 1 / 5, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [0, -1, 0.99, 1.5, np.nan, np.inf, 10])
+def test_n_that_cannot_be_drawn_is_refused(n):
+    rewards_bm = np.zeros((2, 9))
+    with pytest.raises(ValueError, match=r"n must be an integer in 1\.\.9"):
+        best_of_n.expected_best(rewards_bm, rewards_bm, n)
+    with pytest.raises(ValueError, match=r"n must be an integer in 1\.\.8"):
+        best_of_n.best_of_n_win_rate(rewards_bm, rewards_bm, n)
+
+
+def test_rewards_of_other_responses_are_refused():
+    for function in (best_of_n.expected_best, best_of_n.best_of_n_win_rate):
+        for shapes in (((2, 3), (2, 4)), ((3,), (3,))):
+            with pytest.raises(ValueError, match="shapes"):
+                function(*map(np.zeros, shapes), 1)
 
 
 # ------------------------------------------------------------------------------- verdicts of pairs

@@ -10,7 +10,7 @@ import pytest
 from vbon_jax.data import batching
 from vbon_jax.evaluation import bon_curve, measures, sampled_policy
 from vbon_jax.functional import bon
-from vbon_jax.models import decoder
+from vbon_jax.models import decoder, log_probs
 from vbon_jax.sampling import sampler
 from vbon_jax.types import InputError, Prompts, Responses, Sequences
 
@@ -58,10 +58,10 @@ def pack(prompt, responses, new_tokens=4, width=14):
 
 
 def score(policies, sequences, temperature=1.0, reference_temperature=1.0, new_tokens=4):
-    """`score_sequences` on 32 rows, so that most tests share one compiled program."""
+    """`score_sequences` on 32 rows, and the policy's own log-probabilities between its two."""
     rows = len(sequences.lengths_s)
     filled = jax.tree.map(lambda each: np.resize(each, (32, *each.shape[1:])), sequences)
-    scored = sampled_policy.score_sequences(
+    kl, reference = sampled_policy.score_sequences(
         TINY,
         *policies,
         filled,
@@ -69,7 +69,10 @@ def score(policies, sequences, temperature=1.0, reference_temperature=1.0, new_t
         temperature=temperature,
         reference_temperature=reference_temperature,
     )
-    return [np.asarray(each)[:rows] for each in scored]
+    own = log_probs.sequence_log_probs(
+        TINY, policies[0], filled, new_tokens=new_tokens, temperature=temperature or 1.0
+    )
+    return [np.asarray(each)[:rows] for each in (kl, own, reference)]
 
 
 # ------------------------------------------------------------------------------- score_sequences
@@ -134,18 +137,18 @@ def test_temperatures_without_meaning_are_refused(policies):
 PROMPTS = [(1,), (0, 1, 1, 0, 1, 1, 0, 1, 1, 0), (0, 0), (1, 0, 1), (0,)]  # widths 8 and 16
 
 
-def collect(policies, prompts=PROMPTS, **changes):
-    arguments = {
-        "key": jax.random.key(3),
-        "num_samples": 2,
-        "sampling": sampler.Sampling(max_new_tokens=4, eos_token_ids=(EOS,)),
-        "reference_temperature": 1.0,
-        "score": lambda places, responses: np.float32(
+def collect(policies, prompts=PROMPTS, *, score=None, seed=3, progress=None, **changes):
+    def sums(places, responses):
+        return np.float32(
             [sum(prompts[p]) + 10 * sum(r) for p, r in zip(places, responses, strict=True)]
-        ),
-        "batch_prompts": 2,
-    }
-    return sampled_policy.collect(TINY, *policies, prompts, **(arguments | changes))
+        )
+
+    sampling = sampler.Sampling(max_new_tokens=4, eos_token_ids=(EOS,))
+    options = sampled_policy.Options(2, sampling, 1.0, batch_prompts=2)._replace(**changes)
+    key = jax.random.key(seed)
+    return sampled_policy.collect(
+        TINY, *policies, prompts, score or sums, options, key=key, progress=progress
+    )
 
 
 @pytest.fixture(scope="module")
@@ -158,38 +161,40 @@ def collected(policies):
 
 def test_collect_keeps_prompt_order_and_measures_what_it_sampled(policies, collected):
     found, counts = collected
+    responses, tokens = found.responses, sampled_policy.token_lists(found.responses)
     assert counts == [(2, 5), (4, 5), (5, 5)]
-    assert found.rewards_bk.shape == found.kl_bk.shape == (5, 2)
-    assert found.rewards_bk.dtype == np.float32
+    assert responses.rewards_bn.shape == found.kl_bn.shape == (5, 2)
+    assert responses.rewards_bn.dtype == np.float32
+    assert responses.prompt_index_b.tolist() == [0, 1, 2, 3, 4]
     for row, prompt in enumerate(PROMPTS):
-        kl, own, reference = score(policies, pack(prompt, found.tokens[row]))
-        np.testing.assert_allclose(found.kl_bk[row], kl, atol=2e-5)
-        np.testing.assert_allclose(found.log_probs_bk[row], own, atol=2e-5)
-        np.testing.assert_allclose(found.reference_log_probs_bk[row], reference, atol=2e-5)
-        for column, ids in enumerate(found.tokens[row]):
-            assert found.rewards_bk[row, column] == sum(prompt) + 10 * sum(ids)
-            assert found.lengths_bk[row, column] == len(ids)
-            assert found.finished_bk[row, column] == (ids[-1] == EOS)
+        kl, own, reference = score(policies, pack(prompt, tokens[row]))
+        np.testing.assert_allclose(found.kl_bn[row], kl, atol=2e-5)
+        np.testing.assert_allclose(responses.log_probs_bng[row].sum(axis=-1), own, atol=2e-5)
+        np.testing.assert_allclose(found.reference_log_probs_bn[row], reference, atol=2e-5)
+        for column, ids in enumerate(tokens[row]):
+            assert responses.rewards_bn[row, column] == sum(prompt) + 10 * sum(ids)
+            assert responses.lengths_bn[row, column] == len(ids)
+            assert responses.finished_bn[row, column] == (ids[-1] == EOS)
             assert EOS not in ids[:-1]
 
 
 def test_samples_do_not_depend_on_the_batch_and_follow_the_key(policies, collected):
-    first = collected[0]
-    again = collect(policies, batch_prompts=5)
-    assert first.tokens == again.tokens
-    np.testing.assert_array_equal(first.rewards_bk, again.rewards_bk)
-    assert first.tokens != collect(policies, key=jax.random.key(4)).tokens
+    first = collected[0].responses
+    again = collect(policies, batch_prompts=5).responses
+    np.testing.assert_array_equal(first.tokens_bng, again.tokens_bng)
+    np.testing.assert_array_equal(first.rewards_bn, again.rewards_bn)
+    assert (first.tokens_bng != collect(policies, seed=4).responses.tokens_bng).any()
 
 
 def test_fillers_cost_no_reward_call_and_nothing_is_compiled_twice(policies, collected):
-    asked, compiled = [], sampled_policy._score._cache_size()
+    calls, compiled = [], sampled_policy._score._cache_size()
 
-    def count(prompts, responses):
-        asked.append(len(responses))
+    def count(places, responses):
+        calls.append(len(responses))
         return np.zeros(len(responses), np.float32)
 
     collect(policies, score=count)
-    assert asked == [4, 4, 2]
+    assert calls == [4, 4, 2]
     assert sampled_policy._score._cache_size() == compiled
 
 
@@ -198,8 +203,8 @@ def test_sampled_kl_estimates_the_enumerated_kl(policies):
     _, own, reference = score(policies, pack(prompt, list(all_responses(4))))
     exact = (np.exp(own) * (own - reference)).sum()
     found = collect(policies, [prompt] * 500)
-    spread = found.kl_bk.std() / found.kl_bk.size**0.5
-    assert abs(found.kl_bk.mean() - exact) < 4 * spread
+    spread = found.kl_bn.std() / found.kl_bn.size**0.5
+    assert abs(found.kl_bn.mean() - exact) < 4 * spread
     assert spread < 0.2 * exact
 
 
@@ -294,15 +299,15 @@ def test_ruler_of_distinct_rewards():
 
 def responses_of(rewards_bk, kl_bk):
     shape = rewards_bk.shape
-    return sampled_policy.MeasuredResponses(
-        rewards_bk=rewards_bk,
-        kl_bk=kl_bk,
-        log_probs_bk=np.full(shape, -3.0, np.float32),
-        reference_log_probs_bk=np.full(shape, -4.0, np.float32),
-        lengths_bk=np.full(shape, 2, np.int32),
-        finished_bk=np.ones(shape, bool),
-        tokens=[[(1, 2)] * shape[1]] * shape[0],
+    responses = Responses(
+        tokens_bng=np.tile(np.int32([1, 2]), (*shape, 1)),
+        lengths_bn=np.full(shape, 2, np.int32),
+        finished_bn=np.ones(shape, bool),
+        log_probs_bng=np.full((*shape, 2), -1.5, np.float32),
+        rewards_bn=rewards_bk,
     )
+    reference_bk = np.full(shape, -4.0, np.float32)
+    return sampled_policy.MeasuredResponses(responses, kl_bk, reference_bk)
 
 
 def best_of_n_policy(reference_bm, n, samples, random):
@@ -400,8 +405,8 @@ def test_the_reference_itself():
 def test_perplexity_weighs_tokens_not_responses():
     found = responses_of(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32))
     found = found._replace(
-        lengths_bk=np.int32([[1, 9], [5, 5]]),
-        reference_log_probs_bk=np.float32([[-2, -9], [-5, -5]]),
+        responses=found.responses._replace(lengths_bn=np.int32([[1, 9], [5, 5]])),
+        reference_log_probs_bn=np.float32([[-2, -9], [-5, -5]]),
     )
     summary = measures.summarise(found, np.float32([[0, 1], [0, 1]]), seed=0)
     assert summary["perplexity"].value == pytest.approx(np.exp(21 / 20))

@@ -280,39 +280,6 @@ def test_order_statistic_weights_at_sizes_where_binomials_overflow():
             assert relative_error(weights[j - 1], truth) < 1e-9
 
 
-def test_expected_best_equals_all_subsets():
-    rewards_bm = np.random.default_rng(0).normal(size=(3, 7)).astype("f4")
-    rewards_bm[1, 2] = rewards_bm[1, 5]
-    for n in (1, 2, 4, 7):
-        expected = [
-            np.mean([max(chosen) for chosen in itertools.combinations(row, n)])
-            for row in rewards_bm
-        ]
-        for wrap in (lambda f: f, jax.jit):
-            ours = wrap(lambda r, n=n: bon.expected_best(r, n))(rewards_bm)
-            np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
-
-
-def test_best_of_n_win_rate_equals_all_subsets_and_opponents():
-    rewards_bm = np.random.default_rng(1).integers(0, 4, size=(4, 6)).astype("f4")
-    rewards_bm[3] = 2.0
-    for n in (1, 2, 3, 5):
-        expected = []
-        for row in rewards_bm:
-            wins = []
-            for opponent in range(6):
-                others = np.delete(row, opponent)
-                for chosen in itertools.combinations(others, n):
-                    best = max(chosen)
-                    wins.append((best > row[opponent]) + 0.5 * (best == row[opponent]))
-            expected.append(np.mean(wins))
-        ours = jax.jit(lambda r, n=n: bon.best_of_n_win_rate(r, n))(rewards_bm)
-        np.testing.assert_allclose(ours, expected, rtol=1e-6)
-    distinct = np.random.default_rng(2).permutation(128).reshape(1, 128).astype("f4")
-    for n in (1, 2, 8, 127):
-        np.testing.assert_allclose(bon.best_of_n_win_rate(distinct, n), n / (n + 1), rtol=1e-6)
-
-
 def test_empirical_best_of_n_by_hand():
     # rewards 0, 1, 1, 2 with N = 2: groups of mass 1/16, 8/16, 7/16
     ours = bon.empirical_best_of_n(jnp.array([[1.0, 0.0, 2.0, 1.0]]), 2)
@@ -422,8 +389,6 @@ def test_integer_rewards_are_refused():
     integers = jnp.array([[1, 2, 3]])
     for function in (
         bon.select_best_worst,
-        lambda r: bon.expected_best(r, 2),
-        lambda r: bon.best_of_n_win_rate(r, 2),
         lambda r: bon.empirical_best_of_n(r, 2),
     ):
         with pytest.raises(TypeError, match="rewards_b"):
@@ -446,8 +411,6 @@ def test_n_below_one_is_refused(n):
         lambda: bon.win_rate(n),
         lambda: bon.kl(n),
         lambda: bon.order_statistic_weights(3, n),
-        lambda: bon.expected_best(matrix, n),
-        lambda: bon.best_of_n_win_rate(matrix, n),
         lambda: bon.empirical_best_of_n(matrix, n),
     ):
         with pytest.raises(ValueError, match="n must be"):
@@ -462,11 +425,5 @@ def test_other_bad_arguments_are_refused_by_name():
         bon.vbon_reward(zeros, n=2, bound="l2")
     with pytest.raises(ValueError, match=r"log_cdf \(3,\)"):
         bon.log_ratio(zeros, jnp.zeros(4), 2)
-    with pytest.raises(ValueError, match=r"1\.\.3"):
-        bon.expected_best(jnp.zeros((1, 3)), 4)
-    with pytest.raises(ValueError, match=r"1\.\.3"):
-        bon.expected_best(jnp.zeros((1, 3)), 1.5)
-    with pytest.raises(ValueError, match=r"1\.\.2"):
-        bon.best_of_n_win_rate(jnp.zeros((1, 3)), 3)
     with pytest.raises(TypeError, match="n must be"):
         bon.log_ratio(zeros, zeros, True)

@@ -8,6 +8,7 @@ import pytest
 from vbon_jax.evaluation import bon_curve, measures, sampled_policy
 from vbon_jax.evaluation.bootstrap import Estimate
 from vbon_jax.report import texts
+from vbon_jax.types import Responses
 from vbon_jax.workdir import results
 
 ISSUE = """
@@ -75,16 +76,17 @@ def test_results_round_trip_and_empty_cells(tmp_path):
 def test_summary_of_an_evaluation_fills_a_row():
     random = np.random.default_rng(0)
     reference_bm = random.normal(size=(10, 8)).astype(np.float32)
-    responses = sampled_policy.MeasuredResponses(
-        rewards_bk=random.normal(size=(10, 3)).astype(np.float32),
-        kl_bk=random.random((10, 3), np.float32),
-        log_probs_bk=np.full((10, 3), -3.0),
-        reference_log_probs_bk=np.full((10, 3), -4.0),
-        lengths_bk=np.full((10, 3), 2),
-        finished_bk=np.ones((10, 3), bool),
-        tokens=[[(1, 2)] * 3] * 10,
+    responses = Responses(
+        tokens_bng=np.tile(np.int32([1, 2]), (10, 3, 1)),
+        lengths_bn=np.full((10, 3), 2),
+        finished_bn=np.ones((10, 3), bool),
+        log_probs_bng=np.full((10, 3, 2), -1.5),
+        rewards_bn=random.normal(size=(10, 3)).astype(np.float32),
     )
-    summary = measures.summarise(responses, reference_bm, seed=0, resamples=50)
+    measured = sampled_policy.MeasuredResponses(
+        responses, random.random((10, 3), np.float32), np.full((10, 3), -4.0)
+    )
+    summary = measures.summarise(measured, reference_bm, seed=0, resamples=50)
     row = results.make_row("kl_rl", summary, n=2)
     asked = set(ISSUE) - {"bound", "seed", "temperature", *results.BUDGET}
     assert all(row[name] is not None for name in asked)

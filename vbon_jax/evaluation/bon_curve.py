@@ -11,18 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vbon_jax.evaluation.bootstrap import (
-    RESAMPLES,
-    Estimate,
-    estimate,
-)
+from vbon_jax.evaluation import best_of_n
+from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate
 from vbon_jax.functional import bon
 from vbon_jax.types import Array
 
 CURVE_POINTS = 96
-CURVE_END = (
-    64  # the curve goes up to N = CURVE_END * M, where Best-of-N has all but reached the top
-)
+CURVE_END = 64  # the curve ends at N = CURVE_END * M, where Best-of-N has all but reached the top
 
 
 class Curve(NamedTuple):
@@ -34,27 +29,35 @@ class Curve(NamedTuple):
     kl_bg: np.ndarray  # nats
 
 
-def curve(reference_bm: np.ndarray, n_g: Sequence[float] | None = None) -> Curve:
+def curve(
+    reference_bm: np.ndarray,
+    n_g: Sequence[float] | None = None,
+    judge_bm: np.ndarray | None = None,
+) -> Curve:
     """The exact Best-of-N law of each prompt's empirical reference law, for every N of a grid.
 
-    reference_bm [B, M] floating: the cached rewards. The default grid is geometric, from N = 1 to
-    64 * M, where Best-of-N has all but become the best cached response: ties are in, and no
-    continuous formula is.
+    reference_bm [B, M] floating: the cached rewards. Reward and win rate are those of another
+    reward `judge_bm` [B, M] of the same responses where it is given. The default grid is geometric,
+    from N = 1 to 64 * M, where Best-of-N has all but become the best cached response: ties are in,
+    and no continuous formula is.
     """
     if n_g is None:
         n_g = np.geomspace(1, CURVE_END * reference_bm.shape[1], CURVE_POINTS)
-    best = _empirical(jnp.asarray(reference_bm), jnp.asarray(n_g, jnp.float32))
-    return Curve(np.asarray(n_g, np.float64), *(np.asarray(of, np.float64).T for of in best))
+    judge_bm = None if judge_bm is None else jnp.asarray(judge_bm)
+    best = _empirical(jnp.asarray(reference_bm), jnp.asarray(n_g, jnp.float32), judge_bm)
+    return Curve(
+        np.asarray(n_g, np.float64), *(np.asarray(values_gb, np.float64).T for values_gb in best)
+    )
 
 
 @jax.jit
-def _empirical(reference_bm, n_g):
-    return jax.lax.map(lambda n: bon.empirical_best_of_n(reference_bm, n), n_g)
+def _empirical(reference_bm, n_g, judge_bm):
+    return jax.lax.map(lambda n: bon.empirical_best_of_n(reference_bm, n, judge_bm), n_g)
 
 
 def mean_curve(best: Curve) -> Curve:
-    """The mean over prompts, [G] each: what is drawn, and what a policy is held against."""
-    return Curve(best.n_g, *(of_bg.mean(axis=0) for of_bg in best[1:]))
+    """The mean over prompts, [G] each: the curve that policies are compared with."""
+    return Curve(best.n_g, *(values_bg.mean(axis=0) for values_bg in best[1:]))
 
 
 def win_rate_at(kl: Array, kl_g: np.ndarray, win_rate_g: np.ndarray) -> np.ndarray:
@@ -99,9 +102,9 @@ def ruler(
     for n in n_values:
         reward_b, win_rate_b, kl_b = bon.empirical_best_of_n(reference_bm, n)
         if n == int(n) and n <= most:
-            reward_b = bon.expected_best(reference_bm, int(n))
+            reward_b = best_of_n.expected_best(reference_bm, reference_bm, int(n))
         if n == int(n) and n <= most - 1:
-            win_rate_b = bon.best_of_n_win_rate(reference_bm, int(n))
+            win_rate_b = best_of_n.best_of_n_win_rate(reference_bm, reference_bm, int(n))
         measure = functools.partial(estimate, seed=seed, resamples=resamples)
         rows.append(RulerRow(n, measure(reward_b), measure(win_rate_b), measure(kl_b)))
     return rows
@@ -115,7 +118,7 @@ def soft_ruler(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> list[RulerRow]:
-    """What soft Best-of-N does for every whole N, from the cache [B, M] alone.
+    """Soft Best-of-N's reward, win rate and KL for every whole N, from the cache [B, M] alone.
 
     `temperature`, in the reward's unit, is that of its softmax. Raises ValueError as
     `bon.empirical_soft_best_of_n` and `resampled_means` do.

@@ -1,170 +1,137 @@
-"""Judges: other rewards that score the responses which evaluation has stored, without resampling.
+"""Judges: other rewards that score stored responses, without sampling again.
 
-What a judge makes of a policy stands in `evaluation/judges/NAME` of its run (`reference/judges` for
-the reference's): its rewards and a row for each temperature. Its rewards of the cached reference
-responses, which every policy is held against, stand in `references/eval/judges/NAME`.
+A judge's numbers about a policy are in `judges/NAME` of the policy's evaluation: its rewards and a
+row for each temperature. Its rewards of the cached reference responses, which every policy is
+compared with, are in `references/eval/judges/NAME`.
 """
 
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tqdm
-from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.evaluation import agreement, measures, stored_responses
 from vbon_jax.evaluation.bootstrap import estimate
 from vbon_jax.evaluation.length_control import length_controlled_win_rate
+from vbon_jax.evaluation.sampled_policy import token_lists
 from vbon_jax.evaluation.stored_responses import columns
-from vbon_jax.sampling import reference_cache, rewards
-from vbon_jax.study import pipeline, plan
-from vbon_jax.types import InputError
+from vbon_jax.sampling import reference_cache
+
+REWARDS_FILE = "rewards.parquet"  # of the cached reference responses
 
 
 class Judge(NamedTuple):
-    """A reward that looks at responses, and what it says of the cached reference responses."""
+    """A reward, by its scores of the held-out prompts' responses."""
 
     name: str
-    reward: rewards.Reward
-    cached_pm: np.ndarray  # [prompts, M] float32
+    fingerprint: str  # changes whenever the scores may
+    score: Callable[[Sequence[int], list[list[int]]], np.ndarray]  # (prompts' places, ids) -> [S]
+    cached_pm: np.ndarray  # [prompts, M] float32, of the cached reference responses
 
 
 # ------------------------------------------------------------------------------- scoring
 
 
-def panel(
-    config: ConfigDict,
-    materials: pipeline.Materials,
-    workdir: pathlib.Path,
-    cache: reference_cache.References,
-) -> list[Judge]:
-    """The judges of the configuration; the cached responses are scored where they are not yet.
+def make_judge(
+    name: str, fingerprint: str, score: Callable, cache: reference_cache.References,
+    folder: pathlib.Path, *, batch_prompts: int,
+) -> Judge:  # fmt: skip
+    """A judge with its rewards of all cached responses, scored unless `folder` has them.
 
-    Raises InputError where the cache has rewards and no responses: no other reward can score those.
+    `folder` is the cache's. Raises InputError where it has those of another judge or cache.
     """
-    asked, folder = plan.judges(config), workdir / "references" / "eval"
-    if asked and not cache.has_responses:
-        raise InputError(
-            f"{folder}: its rewards were imported without responses, which config.judges "
-            f"({', '.join(asked)}) would score; import responses, or take the judges out"
-        )
-    return [
-        _judge(config, name, settings, materials, folder, cache) for name, settings in asked.items()
-    ]
-
-
-def _judge(config, name, settings, materials, folder: pathlib.Path, cache) -> Judge:
-    """One judge, with its rewards of all cached responses in `folder/judges/NAME`."""
-    reward = rewards.load(settings, materials.judge_paths[name])
     stage = folder / stored_responses.JUDGES / name
-    inputs = {"judge": reward.fingerprint}
-    held = {f"references {k}": v for k, v in cache.provenance._asdict().items()}
-    if files.begin(stage, inputs | held):
-        everyone = range(len(cache.rewards_pm))
-        tokens = reference_cache.read(cache, everyone, column="response_tokens")
-        cached_pm = _scored(config, f"{name} references", reward, materials, tokens)
-        _write(stage / "rewards.parquet", cached_pm)
-        files.finish(stage)
-    return Judge(name, reward, _read(stage / "rewards.parquet"))
-
-
-def _scored(config, title: str, reward: rewards.Reward, materials, responses: list) -> np.ndarray:
-    """Rewards [B, K] float32 of K responses (token ids) to each held-out prompt, in portions."""
-    parts = []
-    size = config.evaluation.batch_prompts
-    with tqdm.tqdm(total=len(responses), desc=f"judge {title}", unit="prompt") as bar:
-        for first in range(0, len(responses), size):
-            some = responses[first : first + size]
-            scored_s = rewards.score_responses(
-                reward,
-                materials.tokenizer,
-                materials.eval_prompts,
-                [at for at, of in enumerate(some, first) for _ in of],
-                [list(one) for of in some for one in of],
-            )
-            parts.append(scored_s.reshape(len(some), -1))
-            bar.update(len(some))
-    return np.concatenate(parts)
+    inputs = {"judge": fingerprint} | cache.provenance.inputs()
+    artifact = files.Artifact(stage, inputs)
+    if artifact.begin():
+        prompts = range(len(cache.rewards_pm))
+        ids = reference_cache.read(cache, prompts, column="response_tokens")
+        rewards_pm = _score(score, ids, f"judge {name} references", batch_prompts)
+        _write_rewards(stage / REWARDS_FILE, rewards_pm)
+        artifact.finish()
+    return Judge(name, fingerprint, score, _read_rewards(stage / REWARDS_FILE))
 
 
 def judge_policy(
-    config: ConfigDict,
-    judges: list[Judge],
-    materials: pipeline.Materials,
-    cache: reference_cache.References,
-    folder: pathlib.Path,
-) -> None:
-    """What each judge says of the policy whose evaluation stands in `folder`, where it is missing.
+    judge: Judge, folder: pathlib.Path, cache: reference_cache.References,
+    *, batch_prompts: int, seed: int, resamples: int,
+) -> None:  # fmt: skip
+    """A judge's rewards and rows of the policy that is evaluated in `folder`, unless it has them.
 
-    Raises InputError where it stands and was made with another judge or from other responses.
+    Raises InputError where it has those of another judge or of other responses.
     """
-    options = {"seed": config.evaluation.seed, "resamples": config.evaluation.resamples}
-    for judge in judges:
-
-        def work_out(responses: stored_responses.Stored, stage, judge=judge) -> dict[str, Any]:
-            of = folder.parent if folder.name == "evaluation" else folder
-            title = f"{judge.name} {of.name}"
-            rewards_bk = _judged(config, title, judge, materials, responses)
-            _write(stage / f"rewards-t{responses.temperature:g}.parquet", rewards_bk)
-            return measured(judge, cache, responses, rewards_bk, **options)
-
-        inputs = {"judge": judge.reward.fingerprint} | options
-        stored_responses.derive(
-            folder, f"{stored_responses.JUDGES}/{judge.name}", cache, inputs, work_out
-        )
-
-
-def _judged(
-    config, title: str, judge: Judge, materials, responses: stored_responses.Stored
-) -> np.ndarray:
-    """The judge's rewards [B, K] of stored responses, of the bytes that training's reward reads."""
-    if responses.tokens is not None:
-        return _scored(config, title, judge.reward, materials, responses.tokens)
-    pairs = [(p, r) for p, of in zip(responses.prompts, responses.texts, strict=True) for r in of]
-    scored_s = judge.reward.score(*zip(*pairs, strict=True))
-    return scored_s.reshape(responses.rewards_bk.shape)
-
-
-def measured(
-    judge: Judge,
-    cache: reference_cache.References,
-    responses: stored_responses.Stored,
-    rewards_bk: np.ndarray,
-    *,
-    seed: int,
-    resamples: int,
-) -> dict[str, Any]:
-    """A judge's row about one policy: its numbers with their intervals, by column."""
     options = {"seed": seed, "resamples": resamples}
-    win_bk = measures.win_rates(rewards_bk, judge.cached_pm)
-    row = columns("reward", estimate(rewards_bk, **options))
-    row |= columns("win_rate", estimate(win_bk, **options))
-    if responses.lengths_bk is not None:
-        row |= columns(
-            "lc_win_rate",
-            length_controlled_win_rate(
-                rewards_bk, responses.lengths_bk, judge.cached_pm, cache.lengths_pm, **options
-            ),
-        )
-    prompts, samples = rewards_bk.shape
-    row |= _agreement(responses.rewards_bk, rewards_bk, **options)
-    return row | {"prompts": prompts, "samples_per_prompt": samples}
+    policy = folder.parent.name if folder.name == "evaluation" else folder.name
+
+    def compute(stored: stored_responses.Stored, stage: pathlib.Path) -> dict[str, Any]:
+        ids = token_lists(stored.responses)
+        rewards_bk = _score(judge.score, ids, f"judge {judge.name} {policy}", batch_prompts)
+        _write_rewards(stage / f"rewards-t{stored.temperature:g}.parquet", rewards_bk)
+        return policy_row(judge, cache, stored, rewards_bk, **options)
+
+    inputs = {"judge": judge.fingerprint} | options
+    stored_responses.derive(
+        folder, f"{stored_responses.JUDGES}/{judge.name}", cache, inputs, compute
+    )
 
 
-def _agreement(rewards_bk: np.ndarray, judge_bk: np.ndarray, **options) -> dict[str, Any]:
-    """The agreement of a judge with the training reward; nothing for one response a prompt."""
-    if rewards_bk.shape[1] < 2:
-        return {}
-    found = agreement.agreement(rewards_bk, judge_bk, **options)._asdict()
-    return {key: value for name in found for key, value in columns(name, found[name]).items()}
+def _score(score: Callable, responses: list, title: str, batch_prompts: int) -> np.ndarray:
+    """Rewards [B, K] float32 of K responses (token ids) to each prompt, a few prompts at a time."""
+    parts = []
+    with tqdm.tqdm(total=len(responses), desc=title, unit="prompt") as bar:
+        for first in range(0, len(responses), batch_prompts):
+            batch = responses[first : first + batch_prompts]
+            places = [first + b for b, of_prompt in enumerate(batch) for _ in of_prompt]
+            rewards_s = score(places, [list(ids) for of_prompt in batch for ids in of_prompt])
+            parts.append(np.asarray(rewards_s, np.float32).reshape(len(batch), -1))
+            bar.update(len(batch))
+    return np.concatenate(parts)
 
 
-def _write(path: pathlib.Path, rewards_bk: np.ndarray) -> None:
+def _write_rewards(path: pathlib.Path, rewards_bk: np.ndarray) -> None:
     pq.write_table(pa.table({"rewards": list(rewards_bk)}), path)
 
 
-def _read(path: pathlib.Path) -> np.ndarray:
-    return np.asarray(pq.read_table(path)["rewards"].to_pylist(), np.float32)
+def _read_rewards(path: pathlib.Path) -> np.ndarray:
+    """Rewards [B, K] float32 that a judge has stored. Raises Damaged."""
+    return np.asarray(files.read_parquet(path, ["rewards"])["rewards"].to_pylist(), np.float32)
+
+
+# ------------------------------------------------------------------------------- rows
+
+
+def policy_row(
+    judge: Judge, cache: reference_cache.References, stored: stored_responses.Stored,
+    rewards_bk: np.ndarray, *, seed: int, resamples: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The numbers of a judge about one policy, by column; `rewards_bk` are the judge's."""
+    options = {"seed": seed, "resamples": resamples}
+    controlled = length_controlled_win_rate(
+        rewards_bk, stored.responses.lengths_bn, judge.cached_pm, cache.lengths_pm, **options
+    )
+    prompts, samples = rewards_bk.shape
+    return (
+        {"prompts": prompts, "samples_per_prompt": samples}
+        | columns("reward", estimate(rewards_bk, **options))
+        | columns("win_rate", estimate(measures.win_rates(rewards_bk, judge.cached_pm), **options))
+        | columns("lc_win_rate", controlled)
+        | agreement_columns(stored.responses.rewards_bn, rewards_bk, **options)
+    )
+
+
+def agreement_columns(
+    rewards_bk: np.ndarray, judge_bk: np.ndarray, *, seed: int, resamples: int
+) -> dict[str, Any]:
+    """A judge's agreement with the training reward; nothing for one response to each prompt."""
+    if rewards_bk.shape[1] < 2:
+        return {}
+    row: dict[str, Any] = {}
+    estimates = agreement.agreement(rewards_bk, judge_bk, seed=seed, resamples=resamples)
+    for name, value in estimates._asdict().items():
+        row |= columns(name, value)
+    return row

@@ -12,6 +12,7 @@ regression of the win on the difference of lengths, read off where that differen
 import numpy as np
 from scipy.special import expit, logit
 
+from vbon_jax.evaluation.best_of_n import wins
 from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, of_resamples, resampled_means
 
 RIDGE = (1e-9, 1e-4)  # half of it times intercept^2 and slope^2 is added to the mean log-loss
@@ -74,7 +75,7 @@ def pairs_by_difference(
     count_bd, wins_bd = np.zeros((2, len(rewards_bk), width))
     for at, rewards_k in enumerate(rewards_bk):
         place = lengths_bk[at][:, None].astype(np.int64) - reference_lengths_bm[at] - lowest
-        win_km = (np.sign(rewards_k[:, None] - reference_bm[at]) + 1) / 2
+        win_km = wins(rewards_k[:, None], reference_bm[at])
         count_bd[at] = np.bincount(place.ravel(), minlength=width) / pairs
         wins_bd[at] = np.bincount(place.ravel(), win_km.ravel(), minlength=width) / pairs
     there = count_bd.any(axis=0)

@@ -1,4 +1,4 @@
-"""What a policy is worth, and how far it is from Best-of-N: the same numbers for every method.
+"""The numbers of a policy and its distance to Best-of-N: the same for every method.
 
 Every number is a function of means over prompts, and prompts are what its interval is over: the
 K samples of a prompt are one cluster, never K independent observations.
@@ -21,7 +21,7 @@ from vbon_jax.evaluation.bootstrap import (
     of_resamples,
     resampled_means,
 )
-from vbon_jax.evaluation.sampled_policy import MeasuredResponses
+from vbon_jax.evaluation.sampled_policy import MeasuredResponses, token_lists
 
 
 def win_rates(rewards_bk: np.ndarray, reference_bm: np.ndarray) -> np.ndarray:
@@ -33,25 +33,30 @@ def win_rates(rewards_bk: np.ndarray, reference_bm: np.ndarray) -> np.ndarray:
     if len(rewards_bk) != len(reference_bm):
         raise ValueError(f"{len(rewards_bk)} prompts, and cached rewards of {len(reference_bm)}")
     sorted_bm = np.sort(reference_bm, axis=1)
-    wins = [
-        np.searchsorted(of_cache, rewards, "left") + np.searchsorted(of_cache, rewards, "right")
-        for of_cache, rewards in zip(sorted_bm, rewards_bk, strict=True)
+    twice_bk = [
+        np.searchsorted(sorted_m, rewards_k, "left") + np.searchsorted(sorted_m, rewards_k, "right")
+        for sorted_m, rewards_k in zip(sorted_bm, rewards_bk, strict=True)
     ]
-    return np.stack(wins) / (2.0 * reference_bm.shape[1])
+    return np.stack(twice_bk) / (2.0 * reference_bm.shape[1])
 
 
 def distinct_2(responses: Sequence[Sequence[int]]) -> float:
     """Distinct bigrams of one prompt's K responses over all their bigrams (Li et al. 2016).
 
     `responses` are lists of token ids; no bigram reaches across two of them. 0 where there is no
-    bigram at all: one-token responses are no variety.
+    bigram at all: one-token responses have no variety.
     """
     bigrams = [pair for ids in responses for pair in itertools.pairwise(ids)]
     return len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
 
+def perplexity(means_r2: np.ndarray) -> np.ndarray:
+    """exp(nats per token) of means (log-likelihood, tokens), [R, 2] -> [R]."""
+    return np.exp(-means_r2[:, 0] / means_r2[:, 1])
+
+
 def summarise(
-    responses: MeasuredResponses,
+    measured: MeasuredResponses,
     reference_bm: np.ndarray,
     best: Curve | None = None,
     *,
@@ -69,24 +74,25 @@ def summarise(
     Raises ValueError as `resampled_means` does.
     """
     best = curve(reference_bm) if best is None else best
-    kl_bk = np.asarray(responses.kl_bk, np.float64)
-    win_bk = win_rates(responses.rewards_bk, reference_bm)
+    responses = measured.responses
+    kl_bk = np.asarray(measured.kl_bn, np.float64)
+    win_bk = win_rates(responses.rewards_bn, reference_bm)
     values = {
-        "reward": responses.rewards_bk,
+        "reward": responses.rewards_bn,
         "win_rate": win_bk,
         "kl": kl_bk,
-        "length": responses.lengths_bk,
-        "eos_rate": responses.finished_bk,
-        "distinct2": [distinct_2(of_prompt) for of_prompt in responses.tokens],
+        "length": responses.lengths_bn,
+        "eos_rate": responses.finished_bn,
+        "distinct2": [distinct_2(of_prompt) for of_prompt in token_lists(responses)],
     }
     measure = functools.partial(estimate, seed=seed, resamples=resamples)
     summary = {name: measure(value) for name, value in values.items()}
 
     joint = functools.partial(estimate_of_means, seed=seed, resamples=resamples)
-    ratio = [-responses.reference_log_probs_bk.sum(axis=1), responses.lengths_bk.sum(axis=1)]
-    summary["perplexity"] = joint(np.stack(ratio, axis=1), _perplexity)
-    own = np.stack([kl_bk.mean(axis=1), win_bk.mean(axis=1)], axis=1)
-    columns_bc = np.concatenate([own, best.kl_bg, best.win_rate_bg], axis=1)
+    sums = [measured.reference_log_probs_bn.sum(axis=1), responses.lengths_bn.sum(axis=1)]
+    summary["perplexity"] = joint(np.stack(sums, axis=1), perplexity)
+    means_b2 = np.stack([kl_bk.mean(axis=1), win_bk.mean(axis=1)], axis=1)
+    columns_bc = np.concatenate([means_b2, best.kl_bg, best.win_rate_bg], axis=1)
     summary["bon_win_rate_at_kl"] = joint(columns_bc, _best_win_rate)
     summary["deficit"] = joint(columns_bc, lambda rc: _best_win_rate(rc) - rc[:, 1])
     return summary
@@ -105,7 +111,7 @@ def group_means(
     """KL, win rate, reward, deficit and efficiency of groups of policies (a method over its seeds).
 
     kl_bp, win_rate_bp, reward_bp [B, P]: the means of each prompt for each of P policies, `groups`
-    which group each is of, `best` the curve of the same B prompts. All are means over the group; a
+    which group each is in, `best` the curve of the same B prompts. All are means over the group; a
     deficit is a policy's own, at its own KL. The efficiency is the KL that Best-of-N needs for the
     policies' win rates over the KL that they have: 1 on the curve, 0 where nothing is won. Near the
     reference a step twice as long wins twice as much for four times the KL, which leaves it as it
@@ -119,32 +125,33 @@ def group_means(
     )
     ends = np.cumsum([policies, policies, policies, points])
 
-    def measured(means_rc):
+    def statistics(means_rc: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Each group's numbers, [R] each."""
         kl_rp, win_rp, reward_rp, kl_rg, win_rg = np.split(means_rc, ends, axis=1)
-        best_rp = [win_rate_at(*of) for of in zip(kl_rp, kl_rg, win_rg, strict=True)]
-        needed_rp = [kl_at(*of) for of in zip(win_rp, kl_rg, win_rg, strict=True)]
-        deficit_rp = np.asarray(best_rp) - win_rp
-        found = []
-        for own in owns:
-            mean = {"kl": kl_rp, "win_rate": win_rp, "reward": reward_rp, "deficit": deficit_rp}
-            mean = {name: of_rp[:, own].mean(axis=1) for name, of_rp in mean.items()}
-            needed_r = np.asarray(needed_rp)[:, own].mean(axis=1)
-            found.append(mean | {"efficiency": needed_r / mean["kl"]})
-        return found
+        best_rp = [win_rate_at(*row) for row in zip(kl_rp, kl_rg, win_rg, strict=True)]
+        needed_rp = [kl_at(*row) for row in zip(win_rp, kl_rg, win_rg, strict=True)]
+        values = {
+            "kl": kl_rp,
+            "win_rate": win_rp,
+            "reward": reward_rp,
+            "deficit": np.asarray(best_rp) - win_rp,
+            "needed": np.asarray(needed_rp),
+        }
+        of_groups = []
+        for members in members_g:
+            mean = {name: value_rp[:, members].mean(axis=1) for name, value_rp in values.items()}
+            needed_r = mean.pop("needed")
+            of_groups.append(mean | {"efficiency": needed_r / mean["kl"]})
+        return of_groups
 
     names = list(dict.fromkeys(groups))
-    owns = [[at for at, group in enumerate(groups) if group == name] for name in names]
-    observed = measured(columns_bc.mean(axis=0, keepdims=True))
-    resampled = measured(resampled_means(columns_bc, seed=seed, resamples=resamples))
+    members_g = [[p for p, group in enumerate(groups) if group == name] for name in names]
+    observed = statistics(columns_bc.mean(axis=0, keepdims=True))
+    resampled = statistics(resampled_means(columns_bc, seed=seed, resamples=resamples))
     return {
-        name: {key: of_resamples(of_one[key][0], of_r) for key, of_r in of_many.items()}
-        for name, of_one, of_many in zip(names, observed, resampled, strict=True)
+        name: {key: of_resamples(value[key][0], value_r[key]) for key in value}
+        for name, value, value_r in zip(names, observed, resampled, strict=True)
     }
-
-
-def _perplexity(means_rc: np.ndarray) -> np.ndarray:
-    """exp(nats per token) of means (negative log-likelihood, tokens), [R, 2] -> [R]."""
-    return np.exp(means_rc[:, 0] / means_rc[:, 1])
 
 
 def _best_win_rate(means_rc: np.ndarray) -> np.ndarray:
@@ -152,5 +159,5 @@ def _best_win_rate(means_rc: np.ndarray) -> np.ndarray:
     points = (means_rc.shape[1] - 2) // 2
     split = means_rc[:, 2 : 2 + points], means_rc[:, 2 + points :]
     return np.asarray(
-        [win_rate_at(kl, *of) for kl, *of in zip(means_rc[:, 0], *split, strict=True)]
+        [win_rate_at(kl, *points) for kl, *points in zip(means_rc[:, 0], *split, strict=True)]
     )

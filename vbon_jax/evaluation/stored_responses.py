@@ -1,23 +1,25 @@
-"""What stored responses say beyond their rewards, worked out once and kept beside them.
+"""The responses of a policy's evaluation on disk, and the numbers that are derived from them.
 
-An evaluation's folder holds `responses-t*.parquet`. Whatever is derived from them stands in a
-folder of its own beneath it, with the digests of what it was derived from: a row for each
-temperature in `rows.json`. What no longer fits the responses is not read.
+An evaluation's folder holds `responses-t*.parquet`, a file for each temperature. What is derived
+from them later is in a folder of its own beneath it, with a row for each temperature in
+`rows.json`; rows of other responses are not read.
 """
 
-import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-from ml_collections import ConfigDict
 
-from vbon_jax import files as workspace
+from vbon_jax import files
+from vbon_jax.data import batching
 from vbon_jax.evaluation.bootstrap import Estimate
 from vbon_jax.evaluation.length_control import length_controlled_win_rate
+from vbon_jax.evaluation.sampled_policy import MeasuredResponses, token_lists
 from vbon_jax.sampling import reference_cache
+from vbon_jax.types import Responses
 
 ROWS_FILE = "rows.json"
 LENGTH_CONTROL = "length_control"  # the folder of a policy's length-controlled win rate
@@ -31,24 +33,8 @@ class Stored(NamedTuple):
     temperature: float
     prompts: list[str]
     texts: list[list[str]]
-    rewards_bk: np.ndarray  # float32
-    lengths_bk: np.ndarray | None  # int32, tokens; None in a folder that has none
-    tokens: list[list[list[int]]] | None  # the EOS included; None in a folder that has none
-
-
-def read(path: pathlib.Path) -> Stored:
-    """The responses of one file; OSError, or pyarrow's errors, where they cannot be read."""
-    table = pq.read_table(path)
-    columns = {name: table[name].to_pylist() for name in table.column_names if name != "kl"}
-    lengths = columns.get("lengths")
-    return Stored(
-        temperature=float(path.stem.removeprefix("responses-t")),
-        prompts=columns["prompt"],
-        texts=columns["responses"],
-        rewards_bk=np.asarray(columns["rewards"], np.float32),
-        lengths_bk=None if lengths is None else np.asarray(lengths, np.int32),
-        tokens=columns.get("tokens"),
-    )
+    responses: Responses  # with rewards, without log-probabilities
+    kl_bn: np.ndarray  # float32, nats
 
 
 def path(folder: pathlib.Path, temperature: float) -> pathlib.Path:
@@ -56,14 +42,65 @@ def path(folder: pathlib.Path, temperature: float) -> pathlib.Path:
     return folder / f"responses-t{temperature:g}.parquet"
 
 
-def files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of responses of an evaluation, a temperature each."""
+def paths(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of an evaluation's responses."""
     return sorted(folder.glob("responses-t*.parquet"))
 
 
-def digests(folder: pathlib.Path) -> dict[str, str]:
-    """What a stage that is derived from an evaluation's responses depends on."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files(folder)}
+def write(
+    path: pathlib.Path,
+    measured: MeasuredResponses,
+    *,
+    prompts: Sequence[str],
+    texts: Sequence[Sequence[str]],
+) -> None:
+    """Write every response with its reward, KL and length: a row for each prompt."""
+    responses = measured.responses
+    columns = {
+        "prompt": prompts,
+        "responses": texts,
+        "rewards": list(np.asarray(responses.rewards_bn)),
+        "kl": list(np.asarray(measured.kl_bn)),
+        "lengths": list(np.asarray(responses.lengths_bn)),
+        "finished": list(np.asarray(responses.finished_bn)),
+        "tokens": pa.array(token_lists(responses), pa.list_(pa.list_(pa.int32()))),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def read(path: pathlib.Path) -> Stored:
+    """The responses of one file. Raises Damaged."""
+    names = ("prompt", "responses", "rewards", "kl", "lengths", "finished", "tokens")
+    table = files.read_parquet(path, names)
+    columns = {name: table[name].to_pylist() for name in names}
+    lengths_bn = np.asarray(columns["lengths"], np.int32)
+    ids = [ids for of_prompt in columns["tokens"] for ids in of_prompt]
+    tokens_sg = batching.pad_rows(ids, lengths_bn.reshape(-1), int(lengths_bn.max()))
+    tokens_bng = tokens_sg.reshape(*lengths_bn.shape, -1)
+    responses = Responses(
+        tokens_bng=tokens_bng,
+        lengths_bn=lengths_bn,
+        finished_bn=np.asarray(columns["finished"], bool),
+        log_probs_bng=np.zeros(tokens_bng.shape, np.float32),
+        rewards_bn=np.asarray(columns["rewards"], np.float32),
+        prompt_index_b=np.arange(len(lengths_bn)),
+    )
+    return Stored(
+        temperature=float(path.stem.removeprefix("responses-t")),
+        prompts=columns["prompt"],
+        texts=columns["responses"],
+        responses=responses,
+        kl_bn=np.asarray(columns["kl"], np.float32),
+    )
+
+
+# ------------------------------------------------------------------------------- derived rows
+
+
+def _inputs(folder: pathlib.Path, cache: reference_cache.References | None) -> dict[str, Any]:
+    """The inputs of every row that is derived from an evaluation's responses."""
+    digests = {file.name: files.digest(file.read_bytes()) for file in paths(folder)}
+    return digests | ({} if cache is None else cache.provenance.inputs())
 
 
 def derive(
@@ -71,69 +108,59 @@ def derive(
     name: str,
     cache: reference_cache.References,
     inputs: dict[str, Any],
-    work_out: Callable[[Stored, pathlib.Path], dict[str, Any]],
+    compute: Callable[[Stored, pathlib.Path], dict[str, Any]],
 ) -> None:
-    """Writes `folder/name/rows.json` where it is missing: `work_out(responses, folder/name)` each.
+    """Write `folder/name/rows.json` unless it exists: a row `compute(stored, folder/name)` each.
 
     `inputs` are what its rows depend on besides the responses and the cache. Raises InputError
-    where they stand and were made from others.
+    where it was made from others.
     """
-    stage = folder / name
-    held = {f"references {k}": v for k, v in cache.provenance._asdict().items()}
-    if not workspace.begin(stage, inputs | digests(folder) | held):
+    artifact = files.Artifact(folder / name, inputs | _inputs(folder, cache))
+    if not artifact.begin():
         return
     rows = []
-    for path in files(folder):
-        responses = read(path)
-        rows.append({"temperature": responses.temperature} | work_out(responses, stage))
-    workspace.write_json(stage / ROWS_FILE, rows)
-    workspace.finish(stage)
+    for stored in map(read, paths(folder)):
+        rows.append({"temperature": stored.temperature} | compute(stored, artifact.folder))
+    files.write_json(artifact.folder / ROWS_FILE, rows)
+    artifact.finish()
 
 
 def rows(
     folder: pathlib.Path, name: str, cache: reference_cache.References | None
 ) -> dict[float, dict[str, Any]]:
-    """The derived rows by temperature; none where they are missing or of other responses.
+    """The derived rows by temperature; none where there are none, or they are of other responses.
 
-    Raises Damaged where they cannot be read.
+    Raises Damaged.
     """
-    stage = folder / name
-    record = workspace.recorded(stage)
+    record = files.recorded(folder / name)
     if record is None or not record["finished"]:
         return {}
-    current = digests(folder)
-    if cache is not None:
-        current |= {f"references {k}": v for k, v in cache.provenance._asdict().items()}
-    if any(record["inputs"].get(key) != value for key, value in current.items()):
+    if any(record["inputs"].get(key) != value for key, value in _inputs(folder, cache).items()):
         return {}
-    return {row["temperature"]: row for row in workspace.read_json(stage / ROWS_FILE)}
+    return {row["temperature"]: row for row in files.read_json(folder / name / ROWS_FILE)}
 
 
-def columns(name: str, found: Estimate) -> dict[str, float | None]:
+def columns(name: str, estimate: Estimate) -> dict[str, float | None]:
     """A number and its interval by their columns' names; None where they are not defined."""
-    values = {f"{name}{end}": getattr(found, field) for end, field in ENDS.items()}
+    values = {f"{name}{end}": getattr(estimate, field) for end, field in ENDS.items()}
     return {key: value if np.isfinite(value) else None for key, value in values.items()}
 
 
 def length_control(
-    config: ConfigDict, folder: pathlib.Path, cache: reference_cache.References
+    folder: pathlib.Path, cache: reference_cache.References, *, seed: int, resamples: int
 ) -> None:
-    """The length-controlled win rate of a policy, in `folder/length_control`, where it is missing.
+    """The length-controlled win rate of a policy, in `folder/length_control`, unless it exists."""
+    options = {"seed": seed, "resamples": resamples}
 
-    Nothing is written for responses that were stored without their lengths.
-    """
-    options = {"seed": config.evaluation.seed, "resamples": config.evaluation.resamples}
-
-    def work_out(responses: Stored, stage: pathlib.Path) -> dict[str, Any]:
-        if responses.lengths_bk is None:
-            return {}
-        found = length_controlled_win_rate(
-            responses.rewards_bk,
-            responses.lengths_bk,
+    def compute(stored: Stored, stage: pathlib.Path) -> dict[str, Any]:
+        responses = stored.responses
+        controlled = length_controlled_win_rate(
+            responses.rewards_bn,
+            responses.lengths_bn,
             cache.rewards_pm,
             cache.lengths_pm,
             **options,
         )
-        return columns("lc_win_rate", found)
+        return columns("lc_win_rate", controlled)
 
-    derive(folder, LENGTH_CONTROL, cache, options, work_out)
+    derive(folder, LENGTH_CONTROL, cache, options, compute)

@@ -151,52 +151,6 @@ def order_statistic_weights(m: int, n: int) -> np.ndarray:
     return weights
 
 
-def expected_best(rewards_bm, n: int) -> Array:
-    """The expected best of N draws, from M rewards per prompt, without resampling.
-
-    Σ_j r_(j)·C(j−1, N−1)/C(M, N) over the sorted rewards: the U-statistic, so it is unbiased.
-
-    Args:
-        rewards_bm: [B, M] floating.
-        n: integer in 1..M, static under jit.
-
-    Returns:
-        [B], in the rewards' unit.
-    """
-    rewards_bm = checks.floats("rewards_bm", rewards_bm, rank=2)
-    weights_m = order_statistic_weights(rewards_bm.shape[1], n)
-    return jnp.sum(jnp.sort(rewards_bm, axis=1) * weights_m.astype(rewards_bm.dtype), axis=1)
-
-
-def best_of_n_win_rate(rewards_bm, n: int) -> Array:
-    """The chance that the best of N draws beats one more draw (a tie is half), from M rewards.
-
-    The U-statistic over every choice of N draws and one opponent among the M rewards, so it is
-    unbiased; with distinct rewards it is N/(N+1) whatever the rewards are. With l_i rewards below
-    reward i and e_i at or below it (itself included) it is
-    1 − ½·mean_i [C(l_i, N) + C(e_i − 1, N)] / C(M−1, N).
-
-    Args:
-        rewards_bm: [B, M] floating, M >= 2.
-        n: integer in 1..M−1, static under jit.
-
-    Returns:
-        [B] in [0, 1].
-    """
-    rewards_bm = checks.floats("rewards_bm", rewards_bm, rank=2)
-    m = rewards_bm.shape[1]
-    if m < 2:
-        raise ValueError(f"rewards_bm must have 2 rewards per prompt or more, got {m}")
-    n = checks.whole("n", n, m - 1)  # beside one opponent
-    below_bm, at_or_below_bm = _counts(rewards_bm)
-    # table[l] = C(l, N) / C(M−1, N): the chance that N of the M−1 others all lie in a set of l
-    rank = np.arange(m - 1, 0, -1, dtype=np.float64)
-    table = np.concatenate([[1.0], np.cumprod(np.maximum(rank - n, 0) / rank)])[::-1]
-    table = jnp.asarray(table, rewards_bm.dtype)
-    losses_bm = table[below_bm] + table[at_or_below_bm - 1]
-    return 1.0 - 0.5 * jnp.mean(losses_bm, axis=1)
-
-
 class EmpiricalBest(NamedTuple):
     """Best-of-N on a prompt whose reference law is the sample itself."""
 
@@ -205,16 +159,18 @@ class EmpiricalBest(NamedTuple):
     kl_b: Array  # [B] KL(BoN ‖ reference) in nats
 
 
-def empirical_best_of_n(rewards_bm, n) -> EmpiricalBest:
+def empirical_best_of_n(rewards_bm, n, judge_bm=None) -> EmpiricalBest:
     """The exact Best-of-N law of the empirical reference law: M equally likely responses.
 
     Equal rewards form one group of mass q = F⁺ − F, which Best-of-N gives the mass F⁺^N − F^N,
     uniformly inside the group. Unlike the curves `win_rate` and `kl` it knows about ties, and real
-    N is as good as whole N. (N draws *with* replacement: `expected_best` is the unbiased one.)
+    N is as good as whole N. (N draws *with* replacement: `evaluation.best_of_n` is unbiased.)
 
     Args:
         rewards_bm: [B, M] floating.
         n: real N >= 1, a Python number or a traced scalar.
+        judge_bm: another reward [B, M] of the same responses, whose reward and win rate of the best
+            by `rewards_bm` are returned; None is `rewards_bm` itself.
 
     Returns:
         EmpiricalBest of three [B] arrays in the rewards' dtype.
@@ -227,9 +183,14 @@ def empirical_best_of_n(rewards_bm, n) -> EmpiricalBest:
     log_table = jnp.asarray(_log_fractions(m), rewards_bm.dtype)  # log(k / M), k = 0..M
     log_ratio_bm = log_ratio(log_table[below_bm], log_table[at_or_below_bm], n)
     mass_bm = jnp.exp(log_ratio_bm) / m
+    if judge_bm is None:
+        judge_bm = rewards_bm
+    else:
+        judge_bm = checks.floats("judge_bm", judge_bm, rewards_bm.shape)
+        below_bm, at_or_below_bm = _counts(judge_bm)
     middle_bm = (below_bm + at_or_below_bm).astype(rewards_bm.dtype) / (2 * m)
     return EmpiricalBest(
-        reward_b=jnp.sum(mass_bm * rewards_bm, axis=1),
+        reward_b=jnp.sum(mass_bm * judge_bm, axis=1),
         win_rate_b=jnp.sum(mass_bm * middle_bm, axis=1),
         kl_b=jnp.sum(mass_bm * log_ratio_bm, axis=1),
     )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vbon_jax import files
-from vbon_jax.evaluation import agreement, bon_curve, judged, stored_responses
+from vbon_jax.evaluation import best_of_n, bon_curve, judges, stored_responses
 from vbon_jax.evaluation.bootstrap import estimate
 from vbon_jax.evaluation.stored_responses import columns
 from vbon_jax.files import Damaged
@@ -61,7 +61,7 @@ def read(work: layout.Work, ruler: list[dict[str, Any]]) -> Judged:
 def _cached_rewards(folder: pathlib.Path, cache: reference_cache.References) -> np.ndarray | None:
     """A judge's rewards of the cached responses; None where unfinished, or of another cache."""
     stage = files.recorded(folder)
-    inputs = {f"references {key}": value for key, value in cache.provenance._asdict().items()}
+    inputs = cache.provenance.inputs()
     if stage is None or not stage["finished"] or not inputs.items() <= stage["inputs"].items():
         return None
     path = folder / "rewards.parquet"
@@ -106,25 +106,19 @@ def _cache_rows(
     }
     own = {"label": CACHE, "method": CACHE, "run": CACHE, "n": 1.0}
     own |= columns("reward", estimate(cached_pm, **options))
-    if most > 1:
-        for measure, value in (
-            agreement.agreement(rewards_pm, cached_pm, **options)._asdict().items()
-        ):
-            own |= columns(measure, value)
+    own |= judges.agreement_columns(rewards_pm, cached_pm, **options)
     rows = [common | own]
     for row in ruler:
         if row["method"] != results.BEST_OF_N or row["n"] != int(row["n"]) or row["n"] > most - 1:
             continue
-        best = judged.best_of_n(rewards_pm, cached_pm, int(row["n"]))
+        both = rewards_pm, cached_pm, int(row["n"])
         own = {key: row[key] for key in ("label", "method", "n", "run", "kl", "kl_lo", "kl_hi")}
-        own |= columns("reward", estimate(best.reward_b, **options))
-        own |= columns("win_rate", estimate(best.win_rate_b, **options))
+        own |= columns("reward", estimate(best_of_n.expected_best(*both), **options))
+        own |= columns("win_rate", estimate(best_of_n.best_of_n_win_rate(*both), **options))
         rows.append(common | own | {"training_win_rate": row["win_rate"]})
     return rows
 
 
 def _curve(rewards_pm: np.ndarray, cached_pm: np.ndarray) -> bon_curve.Curve:
     """Best-of-N by the training reward as a judge sees it, for a grid of N: means over prompts."""
-    best = bon_curve.curve(rewards_pm)
-    reward_bg, win_rate_bg = judged.empirical_curve(rewards_pm, cached_pm, best.n_g)
-    return bon_curve.mean_curve(best._replace(reward_bg=reward_bg, win_rate_bg=win_rate_bg))
+    return bon_curve.mean_curve(bon_curve.curve(rewards_pm, judge_bm=cached_pm))

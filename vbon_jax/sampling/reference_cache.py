@@ -51,6 +51,10 @@ class Provenance(NamedTuple):
     version: int = VERSION
     imported: str | None = None  # fingerprint of samples that were made elsewhere; None = sampled
 
+    def inputs(self) -> dict[str, Any]:
+        """As inputs of whatever is computed from the cache."""
+        return {f"references {name}": value for name, value in self._asdict().items()}
+
 
 class References(NamedTuple):
     """A whole cache without its texts, which `read` fetches. Row `p` is prompt `p`."""

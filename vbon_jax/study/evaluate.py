@@ -6,23 +6,21 @@ over prompts; then, from the stored responses, the win rate at equal length and 
 of `config.judges`. A finished evaluation is not repeated.
 """
 
+import functools
 import json
 import pathlib
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tqdm
 from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.config import identity
 from vbon_jax.evaluation import judges, measures, sampled_policy, stored_responses
-from vbon_jax.sampling import reference_cache
+from vbon_jax.sampling import reference_cache, rewards
 from vbon_jax.study import pipeline
 from vbon_jax.study import plan as cells
 from vbon_jax.training import loop
-from vbon_jax.types import Params
+from vbon_jax.types import InputError, Params
 from vbon_jax.workdir import layout, results, run
 
 
@@ -56,21 +54,28 @@ def policy_rows(
         with tqdm.tqdm(
             total=len(cache.rewards_pm), desc=f"evaluate {cells['run']}", unit="prompt"
         ) as bar:
-            responses = pipeline.sample_policy(
+            measured = pipeline.sample_policy(
                 config,
                 materials,
                 params,
                 temperature=temperature,
                 progress=lambda done, total, bar=bar: bar.update(done - bar.n),
             )
-        write_responses(folder / f"responses-t{temperature:g}.parquet", responses, materials)
+        ids = sampled_policy.token_lists(measured.responses)
+        decode = functools.partial(materials.tokenizer.batch_decode, skip_special_tokens=True)
+        stored_responses.write(
+            stored_responses.path(folder, temperature),
+            measured,
+            prompts=materials.eval_prompts.texts,
+            texts=list(map(decode, ids)),
+        )
         summary = measures.summarise(
-            responses,
+            measured,
             cache.rewards_pm,
             seed=config.evaluation.seed,
             resamples=config.evaluation.resamples,
         )
-        prompts, samples = responses.rewards_bk.shape
+        prompts, samples = measured.kl_bn.shape
         rows.append(
             results.make_row(
                 estimates=summary,
@@ -86,43 +91,47 @@ def policy_rows(
     return rows
 
 
-def write_responses(
-    path: pathlib.Path, responses: sampled_policy.MeasuredResponses, materials
-) -> None:
-    """Every sampled response with its reward, KL and length: the evidence behind a row."""
-    decode = materials.tokenizer.batch_decode
-    columns = {
-        "prompt": materials.eval_prompts.texts,
-        "responses": [decode(ids, skip_special_tokens=True) for ids in responses.tokens],
-        "rewards": list(np.asarray(responses.rewards_bk)),
-        "kl": list(np.asarray(responses.kl_bk)),
-        "lengths": list(np.asarray(responses.lengths_bk)),
-        "finished": list(np.asarray(responses.finished_bk)),
-        "tokens": pa.array(responses.tokens, pa.list_(pa.list_(pa.int32()))),
-    }
-    pq.write_table(pa.table(columns), path)
-
-
 def panel(
     config: ConfigDict,
     materials: pipeline.Materials,
     workdir: pathlib.Path,
     cache: reference_cache.References,
 ) -> list[judges.Judge]:
-    """The judges of the configuration; cached responses that they have not scored are scored."""
-    return judges.panel(config, materials, workdir, cache)
+    """The judges of the configuration; cached responses that they have not scored are scored.
+
+    Raises InputError where the cache has rewards and no responses: no other reward can score those.
+    """
+    folder, named = workdir / "references" / "eval", cells.judges(config)
+    if named and not cache.has_responses:
+        raise InputError(
+            f"{folder}: its rewards were imported without responses, which config.judges "
+            f"({', '.join(named)}) would score; import responses, or take the judges out"
+        )
+    panel = []
+    for name, options in named.items():
+        reward = rewards.load(options, materials.judge_paths[name])
+        score = functools.partial(
+            rewards.score_responses, reward, materials.tokenizer, materials.eval_prompts
+        )
+        size = config.evaluation.batch_prompts
+        panel.append(
+            judges.make_judge(name, reward.fingerprint, score, cache, folder, batch_prompts=size)
+        )
+    return panel
 
 
 def derive(
     config: ConfigDict,
     folder: pathlib.Path,
-    materials: pipeline.Materials,
     cache: reference_cache.References,
     panel: list[judges.Judge],
 ) -> None:
     """Compute the missing derived numbers (length control, judges) of an evaluation folder."""
-    stored_responses.length_control(config, folder, cache)
-    judges.judge_policy(config, panel, materials, cache, folder)
+    options = {"seed": config.evaluation.seed, "resamples": config.evaluation.resamples}
+    stored_responses.length_control(folder, cache, **options)
+    size = config.evaluation.batch_prompts
+    for judge in panel:
+        judges.judge_policy(judge, folder, cache, batch_prompts=size, **options)
 
 
 def run_rows(
@@ -156,5 +165,5 @@ def run_rows(
         {f"run {key}": value for key, value in made.items()},
         **run.columns(run.read(folder)),
     )
-    derive(config, folder / "evaluation", materials, cache, panel)
+    derive(config, folder / "evaluation", cache, panel)
     return layout.run_rows(folder, run.read(folder), cache)

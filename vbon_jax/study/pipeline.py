@@ -305,16 +305,19 @@ def sample_policy(
     sampling = materials.sampling
     if temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=temperature)
+    options = sampled_policy.Options(
+        num_samples=config.evaluation.samples_per_prompt,
+        sampling=sampling,
+        reference_temperature=materials.sampling.temperature,
+        batch_prompts=config.evaluation.batch_prompts,
+    )
     return sampled_policy.collect(
         materials.checkpoint.config,
         params,
         materials.checkpoint.params,
         materials.eval_prompts.token_ids[:count],
+        materials.scorer(materials.eval_prompts),
+        options,
         key=jax.random.key(config.evaluation.seed),
-        num_samples=config.evaluation.samples_per_prompt,
-        sampling=sampling,
-        reference_temperature=materials.sampling.temperature,
-        score=materials.scorer(materials.eval_prompts),
-        batch_prompts=config.evaluation.batch_prompts,
         progress=progress,
     )

@@ -7,6 +7,7 @@ import numpy as np
 
 from vbon_jax.data import batching, sft_rows
 from vbon_jax.evaluation.bootstrap import Estimate, estimate, estimate_of_means
+from vbon_jax.evaluation.measures import perplexity
 from vbon_jax.models import classifier, log_probs
 from vbon_jax.training.methods import sft
 from vbon_jax.types import Params, Sequences
@@ -24,7 +25,7 @@ def measure(
         sums_rc = _in_batches(_log_likelihoods, model, params, rows, batch_size)
         return {
             "nll": estimate_of_means(sums_rc, _nll, seed=seed),
-            "perplexity": estimate_of_means(sums_rc, lambda m: np.exp(_nll(m)), seed=seed),
+            "perplexity": estimate_of_means(sums_rc, perplexity, seed=seed),
         }
     if isinstance(rows, sft_rows.PreferenceRows):
         rewards_rc = _in_batches(_rewards, model, params, rows, batch_size)
