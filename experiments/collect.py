@@ -1,4 +1,4 @@
-"""Build the reference cache: `python -m experiments.collect --config FILE --workdir DIR`.
+"""Build the reference caches: `python -m experiments.collect --config FILE --workdir DIR`.
 
 M samples and rewards of every training and held-out prompt. An interrupted build goes on where
 it stopped.
@@ -7,24 +7,29 @@ it stopped.
 import logging
 import pathlib
 
+from ml_collections import ConfigDict
+
 from vbon_jax import cli
-from vbon_jax.study import caches, pipeline
+from vbon_jax.study import caches, check, materials, plan, stages
 
 logger = logging.getLogger("vbon_jax")
 
 
-def main() -> None:
+def collect(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Both caches, training and held-out."""
-    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
-    materials = pipeline.prepare(config, workdir)
+    tables = check.check(config, plan.plan(config, workdir))
+    models = stages.make(config, workdir)  # trains those that are missing
+    shared = materials.load(config, workdir, models, tables)
     for split in ("train", "eval"):
-        cache = caches.reference_cache(config, materials, workdir, split)
+        caches.build(shared, split)
+        rewards_pm = caches.load(shared, split).rewards_pm
+        prompts, samples = rewards_pm.shape
         logger.info(
-            f"references/{split}: {cache.rewards_pm.shape[0]} prompts x "
-            f"{cache.rewards_pm.shape[1]} rewards, mean {cache.rewards_pm.mean():.4f}"
+            f"references/{split}: {prompts} prompts x {samples} rewards, "
+            f"mean {rewards_pm.mean():.4f}"
         )
 
 
 if __name__ == "__main__":
     CONFIG, WORKDIR = cli.define()
-    cli.run(main, required=("workdir",))
+    cli.run(lambda: collect(CONFIG.value, WORKDIR.value), required=("workdir",))

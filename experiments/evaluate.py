@@ -1,33 +1,37 @@
-"""Measure a run on held-out prompts: `python -m experiments.evaluate --run DIR --workdir DIR ...`.
+"""Measure runs on held-out prompts: `python -m experiments.evaluate --workdir DIR ...`.
 
 K samples a prompt: reward, win rate against all cached reference rewards, KL, length, EOS rate,
 distinct-2, perplexity, and the deficit to Best-of-N at the policy's own KL, each with its interval
-over prompts; then, from the stored responses, the win rate at equal length and the numbers of each
-of `config.judges`. A finished evaluation is not repeated.
+over prompts; then the numbers of each of `config.judges`. The run that `method`, `n` and `seed`
+name, or with `--all` every run of the comparison, is trained first where it is not. A finished
+evaluation is not repeated.
 """
 
 import json
 import pathlib
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from vbon_jax import cli
-from vbon_jax.study import caches, evaluate, pipeline, plan
+from vbon_jax.study import caches, check, evaluate, materials, plan, stages, train
 
 
-def main() -> None:
-    """Measure the run that the configuration names (method, n, seed) and print its row."""
-    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
-    materials = pipeline.prepare(config, workdir)
-    cache = caches.reference_cache(config, materials, workdir, "eval")
-    panel = evaluate.panel(config, materials, workdir, cache)
-    for cell in plan.every(config) if ALL.value else [plan.single(config)]:
-        pipeline.run_cell(config, workdir, cell, materials)
-        for row in evaluate.run_rows(config, workdir, cell, materials, cache, panel):
+def measure(config: ConfigDict, workdir: pathlib.Path, *, every: bool) -> None:
+    """Evaluate the run, or every run, and print the rows of the results."""
+    runs = plan.plan(config, workdir) if every else [plan.single(config, workdir)]
+    tables = check.check(config, runs)
+    models = stages.make(config, workdir)  # trains those that are missing
+    shared = materials.load(config, workdir, models, tables)
+    caches.build(shared, "eval", *caches.read_by(runs))  # samples and scores
+    standards = evaluate.load_standards(shared)  # scores the held-out cache by each judge
+    for run in runs:
+        train.train(run, train.policy_inputs(run, shared))
+        for row in evaluate.evaluate(run, shared, standards):
             print(json.dumps({key: value for key, value in row.items() if value is not None}))
 
 
 if __name__ == "__main__":
     CONFIG, WORKDIR = cli.define()
-    ALL = flags.DEFINE_bool("all", False, "Every cell of the configuration, not one.")
-    cli.run(main, required=("workdir",))
+    ALL = flags.DEFINE_bool("all", False, "Every run of the comparison, not one.")
+    cli.run(lambda: measure(CONFIG.value, WORKDIR.value, every=ALL.value), required=("workdir",))

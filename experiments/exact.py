@@ -41,7 +41,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.DEFAULT_CONFIG = str(ROOT / "configs" / "exact.py")
-    CONFIG, WORKDIR = cli.define()
+    CONFIG, WORKDIR = cli.define(recipe=str(ROOT / "configs" / "exact.py"))
     flags.set_default(WORKDIR, "runs/exact")
     cli.run(main)

@@ -5,58 +5,54 @@
 Low-rank adapters are merged into the weights, or with `--adapters` saved alone, for `peft`.
 """
 
-import json
 import pathlib
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from vbon_jax import cli
+from vbon_jax import cli, files
 from vbon_jax.models import lora
 from vbon_jax.models.huggingface import model_folder
+from vbon_jax.study import materials
 from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError
 
-RUN = flags.DEFINE_string("run", None, "Folder of a run, WORKDIR/runs/NAME.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
-ADAPTERS = flags.DEFINE_bool("adapters", False, "Write the adapters alone, as peft reads them.")
-CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which checkpoint.")
 
-
-def main() -> None:
-    """Restore the checkpoint and save it with the tokenizer and settings that it began with."""
-    run = pathlib.Path(RUN.value)
+def export(run: pathlib.Path, output: pathlib.Path, *, adapters: bool, checkpoint: str) -> None:
+    """Restore a checkpoint and save it with the tokenizer and settings that it began with."""
     if not (run / "config.json").is_file():
         raise InputError(f"--run={run}: there is no config.json; give the folder of a run")
-    config = ConfigDict(json.loads((run / "config.json").read_text()))
+    config = ConfigDict(files.read_json(run / "config.json"))
     kind = methods.method(config.method).network
-    if ADAPTERS.value and (kind != "decoder" or not config.policy.lora.pattern):
+    if adapters and (kind != "decoder" or not config.policy.lora.pattern):
         raise InputError(f"--adapters: {run} has no policy with policy.lora; leave the flag out")
-    source = model_folder.load(config.policy.path, kind=kind)
-    model, params = loop.with_adapters(config, source.config, source.params, config.policy.path)
+    source = config.policy.path if kind == "decoder" else config.reward.path
+    start, tokenizer = materials.load_network(config, source, kind=kind)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
-    task = methods.Task(config=config, model=model, mesh=mesh)
-    params = loop.restore(run, which=CHECKPOINT.value, task=task, network=params)
-    if ADAPTERS.value:
-        lora.save(
-            OUTPUT.value,
-            model,
-            params,
-            settings=source.settings,
-            base=config.policy.path,
-        )
+    task = methods.Task(config=config, model=start.config, mesh=mesh)
+    params = loop.restore(run, which=checkpoint, task=task, network=start.params)
+    if adapters:
+        lora.save(output, start.config, params, settings=start.settings, base=source)
         return
-    tokenizer = model_folder.load_tokenizer(config.policy.path)
-    model, params = lora.merge(model, params)
+    model, params = lora.merge(start.config, params)
     model_folder.save(
-        OUTPUT.value,
+        output,
         model,
         params,
-        settings=source.settings,
+        settings=start.settings,
         tokenizer=tokenizer,
-        eos_token_ids=source.eos_token_ids,
+        eos_token_ids=start.eos_token_ids,
     )
 
 
 if __name__ == "__main__":
-    cli.run(main, required=("run", "output"))
+    RUN = cli.define_path("run", "Folder of a run, WORKDIR/runs/NAME.")
+    OUTPUT = cli.define_path("output", "Folder to write.")
+    ADAPTERS = flags.DEFINE_bool("adapters", False, "Write the adapters alone, as peft reads them.")
+    CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which checkpoint.")
+    cli.run(
+        lambda: export(
+            RUN.value, OUTPUT.value, adapters=ADAPTERS.value, checkpoint=CHECKPOINT.value
+        ),
+        required=("run", "output"),
+    )

@@ -17,7 +17,7 @@ import pathlib
 from absl import flags
 
 from vbon_jax import cli
-from vbon_jax.study import import_samples, pipeline
+from vbon_jax.study import check, import_samples, materials, plan, stages
 from vbon_jax.types import InputError
 
 logger = logging.getLogger("vbon_jax")
@@ -34,15 +34,17 @@ def main() -> None:
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
     if bool(SAMPLES.value) == bool(PROMPTS.value):
         raise InputError("give either --samples, a file to import, or --prompts, a file to write")
-    materials = pipeline.prepare(config, workdir)
+    tables = check.check(config, [plan.single(config, workdir)])
+    models = stages.make(config, workdir)  # trains those that are missing
+    shared = materials.load(config, workdir, models, tables)
     if PROMPTS.value:
-        prompts = materials.train_prompts if SPLIT.value == "train" else materials.eval_prompts
+        prompts = shared.train_prompts if SPLIT.value == "train" else shared.eval_prompts
         import_samples.write_prompts(pathlib.Path(PROMPTS.value), prompts)
         logger.info(f"{PROMPTS.value}: {len(prompts.texts)} prompts of the split {SPLIT.value}")
         return
     cache = import_samples.import_cache(
         config,
-        materials,
+        shared,
         workdir,
         SPLIT.value,
         import_samples.Options(SAMPLES.value, RESCORE.value, CUT.value),
@@ -53,7 +55,7 @@ def main() -> None:
     )
     if cache.has_responses:
         nats = -float(cache.log_probs_pm.sum()) / cache.sampled_tokens
-        text += f", {nats:.3f} nats a token under {materials.policy_path}"
+        text += f", {nats:.3f} nats a token under {shared.models.policy}"
     logger.info(text)
 
 

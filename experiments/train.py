@@ -1,30 +1,38 @@
 """Train one method at one N: `python -m experiments.train --config FILE --workdir DIR`.
 
-Builds the reference policy, the reward and the cache first when they are missing. The same
-command goes on where an interrupted run stopped, and does nothing when it is finished.
+Makes the reference policy, the reward and the caches first where they are missing. The same command
+goes on where an interrupted run stopped, and does nothing when it is finished.
 """
 
 import logging
 import pathlib
 
+from ml_collections import ConfigDict
+
 from vbon_jax import cli
-from vbon_jax.study import pipeline, plan
-from vbon_jax.training import methods
+from vbon_jax.study import caches, check, materials, plan, stages
+from vbon_jax.study.train import policy_inputs, text_inputs, train
 
 logger = logging.getLogger("vbon_jax")
 
 
-def main() -> None:
-    """One method at one N, with the data and models that the configuration names."""
-    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
-    if not methods.method(config.method).reads_text:
-        materials = pipeline.prepare(config, workdir)
-        folder = pipeline.run_cell(config, workdir, plan.single(config), materials)
+def train_one(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Train the run that `method`, `n` and `seed` name."""
+    run = plan.single(config, workdir)
+    if run.method.reads_text:
+        tables = check.check_text(config, run)
+        models = stages.make(config, workdir)  # trains those that are missing
+        inputs = text_inputs(run, models, tables)
     else:
-        folder = pipeline.run_text_method(config, workdir)
-    logger.info(f"trained: {folder}")
+        tables = check.check(config, [run])
+        models = stages.make(config, workdir)
+        shared = materials.load(config, workdir, models, tables)
+        caches.build(shared, *caches.read_by([run]))  # samples and scores
+        inputs = policy_inputs(run, shared)
+    train(run, inputs)
+    logger.info(f"trained: {run.folder}")
 
 
 if __name__ == "__main__":
     CONFIG, WORKDIR = cli.define()
-    cli.run(main, required=("workdir",))
+    cli.run(lambda: train_one(CONFIG.value, WORKDIR.value), required=("workdir",))

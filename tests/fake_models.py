@@ -94,7 +94,7 @@ def write_run(
 ) -> pathlib.Path:
     """A run of a cell; `logged` steps of it, all unless given, evaluated if it is finished."""
     config = json.loads(json.dumps(config | {k: v for k, v in cell.items() if "." not in k}))
-    record = plan.record(ConfigDict(config), cell)
+    record = plan.record(plan.make_run(ConfigDict(config), cell, pathlib.Path()))
     run_folder = folder / "runs" / record.name
     run.write(run_folder, record)
     steps = config["train"]["steps"]
@@ -162,14 +162,14 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
             texts=[[f"{text} {kind} {p} {k}" for k in range(K)] for p in range(prompts)],
         )
     write_json(folder / "evaluation.json", made)
-    inputs = {f"references {key}": value for key, value in cache.provenance._asdict().items()}
+    inputs = cache.provenance.inputs()
     write_json(folder / "stage.json", {"inputs": inputs, "finished": True})
 
 
 def copy_run(original: pathlib.Path, cell: dict) -> pathlib.Path:
     """The same run under another cell's name: many runs in no time."""
     config = json.loads((original / "config.json").read_text()) | cell
-    record = plan.record(ConfigDict(config), cell)
+    record = plan.record(plan.make_run(ConfigDict(config), cell, pathlib.Path()))
     copy = original.parent / record.name
     shutil.copytree(original, copy)
     write_json(copy / "config.json", config)

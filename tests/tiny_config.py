@@ -1,16 +1,22 @@
 """A tiny random policy and prompts as files, for tests that run whole programs on them."""
 
+import contextlib
+import io
 import json
+import logging
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 
 import jax
 import pytest
+from absl import flags
 
-from tests import forkserver
 from vbon_jax.data import tokenizers, toy_reviews
 from vbon_jax.models import decoder
 from vbon_jax.models.huggingface import model_folder
@@ -91,12 +97,12 @@ def program(
 ) -> subprocess.CompletedProcess:
     """Run `python -m experiments.NAME` in the repository; output is captured as text.
 
-    In a process that has imported most of what it needs; with an `environment`, these variables
-    beside ours, in one that starts from nothing, as a user's does.
+    In this process, which has imported everything and keeps what it compiled; with an `environment`
+    in one of its own, with these variables beside ours, as a user's is.
     """
     module, words = f"experiments.{name}", list(map(str, arguments))
     if environment is None:
-        return forkserver.run(module, words, ROOT)
+        return _run_here(module, words)
     return subprocess.run(
         [sys.executable, "-m", module, *words],
         cwd=ROOT,
@@ -104,4 +110,31 @@ def program(
         capture_output=True,
         text=True,
         check=False,
+    )
+
+
+def _run_here(module: str, words: list[str]) -> subprocess.CompletedProcess:
+    """A program's main in this process, with its flags forgotten and its streams captured."""
+    stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+    before, argv, progress = set(flags.FLAGS), sys.argv, logging.getLogger("vbon_jax")
+    sys.argv = [module, *words]
+    with (
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+        contextlib.chdir(ROOT),
+        warnings.catch_warnings(action="default"),
+    ):
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as left:
+            status = left.code or 0
+        except Exception:  # noqa: BLE001 (a user would see it, and so does the test)
+            status = 1
+            traceback.print_exc()
+        finally:
+            sys.argv, progress.handlers, progress.propagate = argv, [], True
+            for flag in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, flag)
+    return subprocess.CompletedProcess(
+        [module, *words], status, stdout.getvalue(), stderr.getvalue()
     )

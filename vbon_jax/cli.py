@@ -1,59 +1,110 @@
-"""What every program shares: flags, the configuration, and one-line errors with status 2."""
+"""The command line of every program: flags, the configuration, help, and one-line errors.
+
+Errors of a user leave with status 2; progress goes to standard error, results to standard output.
+"""
 
 import ast
-import difflib
 import logging
 import pathlib
 import re
+import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+import absl.logging
+from absl import flags
+from ml_collections import ConfigDict
 
 from vbon_jax import files
+from vbon_jax.config import defaults, get, help_text, set_key, unknown
 from vbon_jax.types import InputError
 
-DEFAULT_CONFIG = str(pathlib.Path(__file__).with_name("config.py"))
+CONFIG_HELP = (
+    "FILE or FILE:ARG, a Python file with get_config(arg) -> ConfigDict; without it the defaults. "
+    "--config.KEY=VALUE changes a key."
+)
+OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 
-def define(*, workdir: bool = True) -> tuple:
-    """The flags `--config` and `--workdir` of a program; returns their holders."""
-    config = config_flags.DEFINE_config_file(
-        "config", None, "Python file with get_config(); --config.KEY=VALUE overrides."
-    )
+class _RecipeParser(flags.ArgumentParser):
+    """FILE or FILE:ARG -> the configuration that the file's get_config returns."""
+
+    def parse(self, argument: Any) -> ConfigDict:
+        if isinstance(argument, ConfigDict):
+            return argument
+        path, colon, arg = argument.partition(":")
+        if not pathlib.Path(path).is_file():
+            raise ValueError("there is no such file; give a Python file with get_config()")
+        recipe = runpy.run_path(path).get("get_config")
+        config = recipe(*[arg] * bool(colon)) if recipe else None
+        if not isinstance(config, ConfigDict):
+            raise ValueError("get_config() must return an ml_collections ConfigDict")
+        return config
+
+
+class _PathParser(flags.ArgumentParser):
+    """A file or a folder."""
+
+    def parse(self, argument: str | pathlib.Path) -> pathlib.Path:
+        return pathlib.Path(argument)
+
+
+def define(*, workdir: bool = True, recipe: str | None = None) -> tuple[flags.FlagHolder, ...]:
+    """Define `--config`, whose default is a recipe or else the defaults, and `--workdir`."""
+    config = flags.DEFINE(_RecipeParser(), "config", recipe, CONFIG_HELP)
     if not workdir:
         return (config,)
-    return config, flags.DEFINE_string("workdir", None, "Folder of everything that is made.")
+    return config, define_path("workdir", "Folder of everything that is written.")
 
 
-def fail(message: str) -> None:
+def define_path(name: str, description: str, default: str | None = None) -> flags.FlagHolder:
+    """Define a flag whose value is a `pathlib.Path`."""
+    return flags.DEFINE(_PathParser(), name, default, description)
+
+
+def fail(message: object) -> None:
     """Print one line to standard error and leave with status 2."""
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(2)
 
 
 def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
-    """Parse the flags, run `main`, and turn what a user did wrong into one line and status 2."""
+    """Parse the flags and run `main`; what a user did wrong becomes one line and status 2."""
+    _log_progress()
+    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+        print(program_help(sys.modules["__main__"].__doc__ or ""))
+        sys.exit(0)
+    try:
+        rest = _parse(sys.argv)
+        if rest:
+            fail(f"unexpected argument {rest[0]!r}; options are written --name=value (see --help)")
+        for name in required:
+            if not flags.FLAGS[name].value:
+                fail(f"--{name} is missing; give it a path (see --help)")
+        main()
+    except (InputError, flags.Error) as error:
+        fail(error)
 
-    def guarded(argv: list[str]) -> None:
-        _log_progress()
-        if len(argv) > 1:
-            fail(f"unexpected argument {argv[1]!r}; options are written --name=value (see --help)")
-        missing = [name for name in required if not flags.FLAGS[name].value]
-        if missing:
-            fail(f"--{missing[0]} is missing; give it a path (see --help)")
-        try:
-            main()
-        except InputError as error:
-            fail(error)
 
-    app.run(guarded, flags_parser=_parse)
+def program_help(program: str) -> str:
+    """A program's docstring, its flags, and, where it has a configuration, all keys."""
+    parts = [program.strip(), "Flags:"]
+    for module in (sys.argv[0], __name__):
+        for flag in flags.FLAGS.flags_by_module_dict().get(module, []):
+            shown = "" if flag.default in (None, "", []) else f" = {flag.default_unparsed}"
+            parts[-1] += f"\n  --{flag.name}{shown}\n      {flag.help}"
+    if "config" in flags.FLAGS:
+        parts += [f"Keys of the configuration, with their defaults:\n{help_text()}"]
+        name = pathlib.Path(sys.argv[0]).stem
+        parts += [f"Example:\n  python -m experiments.{name} --config configs/demo.py "
+                  "--workdir runs/demo --config.train.steps=20 --config.n_values=2,4"]  # fmt: skip
+    return "\n\n".join(parts)
 
 
 def _log_progress() -> None:
     """Show what the package logs as plain lines on standard error; Orbax and absl stay quiet."""
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    absl.logging.set_verbosity(absl.logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     progress = logging.getLogger("vbon_jax")
@@ -61,62 +112,69 @@ def _log_progress() -> None:
     progress.handlers, progress.propagate = [handler], False
 
 
+# ---------------------------------------------------------------------------------------- parsing
+
+
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parser, with errors as one line that names the nearest keys."""
-    file = _config_file(argv)
-    if not pathlib.Path(file).is_file():
-        fail(f"--config={file}: there is no such file; give a Python file with get_config()")
-    if file == DEFAULT_CONFIG and "config" in flags.FLAGS:
-        argv = [argv[0], f"--config={file}", *argv[1:]]
+    """Parse the flags, then change the configuration; returns arguments that are not flags."""
+    plain, changes = _split(argv)
     try:
-        rest = flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        fail(_unknown_key(argv, file, error))
-    except (flags.Error, TypeError, ValueError, SyntaxError) as error:
-        fail(error)
+        rest = flags.FLAGS(plain)[1:]
+    except (AttributeError, KeyError) as error:  # of a locked ConfigDict, in get_config
+        raise InputError(f"--config: {error}") from error
     if "config" in flags.FLAGS:
-        config = flags.FLAGS["config"].value
-        if not isinstance(config, ConfigDict):
-            fail(f"{file}: get_config() must return an ml_collections ConfigDict")
-        _split_tuples(config)
+        holder = flags.FLAGS["config"]
+        if holder.value is None:
+            holder.value = defaults()
+        for name, text in changes:
+            change(holder.value, name, text)
+    elif changes:
+        raise InputError(f"--config.{changes[0][0]}: this program has no configuration")
     return rest
 
 
-def _config_file(argv: list[str]) -> str:
-    for index, word in enumerate(argv):
-        if word in ("--config", "-config") and index + 1 < len(argv):
-            return argv[index + 1].partition(":")[0]
-        if match := re.match(r"--?config=([^:]*)", word):
-            return match[1]
-    return DEFAULT_CONFIG
+def _split(argv: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Plain arguments, and the keys that `--config.KEY=VALUE` (or `--config.KEY VALUE`) change."""
+    plain, changes = [], []
+    words = iter(argv)
+    for word in words:
+        match = OVERRIDE.fullmatch(word)
+        if not match:
+            plain.append(word)
+            continue
+        negated, name, text = match.groups()
+        changes.append((name, "false" if negated else next(words, "") if text is None else text))
+    return plain, changes
 
 
-def _unknown_key(argv: list[str], file: str, error: Exception) -> str:
-    """Which `--config.KEY` the configuration lacks, and the keys that look like it."""
-    namespace: dict = {"__name__": "config", "__file__": file}
-    exec(compile(pathlib.Path(file).read_text(), file, "exec"), namespace)
-    known = files.flat(namespace["get_config"]())
-    for word in argv:
-        match = re.match(r"--?config\.([\w.]+)", word)
-        if match and match[1] not in known:
-            near = difflib.get_close_matches(match[1], known, n=3, cutoff=0.4)
-            hint = f"nearest: {', '.join(near)}" if near else "see vbon_jax/config.py for all keys"
-            return f"{file} has no key {match[1]!r}; {hint}"
-    return f"{file}: {error}"
+def change(config: ConfigDict, name: str, text: str) -> None:
+    """Set a dotted key to what a word of the command line means for its type."""
+    known = files.flat(config)
+    if name not in known:
+        raise InputError(f"--config.{name}: {unknown(name, known)}")
+    old = get(config, name)
+    try:
+        if isinstance(old, bool):
+            value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        elif isinstance(old, tuple | list):
+            value = type(old)(_elements(text))
+        else:
+            value = text if old is None else type(old)(text)
+    except (KeyError, ValueError) as error:
+        kind = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise InputError(f"--config.{name}={text}: give {kind[type(old)]}") from error
+    set_key(config, name, value, "--config")
 
 
-def _split_tuples(config: ConfigDict) -> None:
-    """`--config.methods=vbon,kl_rl` arrives as one string in a tuple: split it at its commas."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            _split_tuples(value)
-        elif isinstance(value, tuple) and any(isinstance(item, str) for item in value):
-            words = [word.strip() for item in value for word in str(item).split(",")]
-            with config.ignore_type():
-                config[key] = tuple(_literal(word) for word in words if word)
+def _elements(text: str) -> list[Any]:
+    """The elements of a tuple: a Python literal, or words between commas."""
+    value = _literal(text)
+    if isinstance(value, tuple | list):
+        return list(value)
+    return [_literal(word.strip()) for word in text.split(",") if word.strip()]
 
 
-def _literal(word: str):
+def _literal(word: str) -> Any:
     try:
         return ast.literal_eval(word)
     except (ValueError, SyntaxError):

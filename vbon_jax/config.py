@@ -8,6 +8,7 @@ nothing else lists keys.
 import difflib
 import functools
 import math
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -302,15 +303,22 @@ KEYS: list[Key] = [
 def defaults(keys: Iterable[Key] = ()) -> ConfigDict:
     """Every key with its default, and those of `keys` besides, locked."""
     config = ConfigDict()
-    for key in (*KEYS, *keys):
-        *groups, name = key.name.split(".")
-        node = config
-        for group in groups:
-            if group not in node:
-                node[group] = ConfigDict()
-            node = node[group]
-        node[name] = ConfigDict() if key.default == {} else key.default
+    add(config, (*KEYS, *keys))
     return config.lock()
+
+
+def add(config: ConfigDict, keys: Iterable[Key]) -> None:
+    """Give a configuration the keys that it lacks, with their defaults."""
+    with config.unlocked():
+        for key in keys:
+            *groups, name = key.name.split(".")
+            node = config
+            for group in groups:
+                if group not in node:
+                    node[group] = ConfigDict()
+                node = node[group]
+            if name not in node:
+                node[name] = ConfigDict() if key.default == {} else key.default
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -355,7 +363,8 @@ def check(config: ConfigDict, keys: Iterable[Key] = KEYS) -> None:
     """Refuse a value outside of its key's bounds or choices: InputError, in one line, naming it."""
     for key in keys:
         value = get(config, key.name)
-        for element in value if isinstance(value, tuple | list) else (value,):
+        elements = value if isinstance(value, tuple | list) else (value,)
+        for element in elements:
             if wanted := _refused(key, element):
                 raise InputError(f"{key.name}={element!r}: {wanted}")
 
@@ -385,10 +394,13 @@ def is_shared(name: str) -> bool:
     return own is not None and own.shared
 
 
-def identity(config: ConfigDict, of: str = "run") -> dict[str, Any]:
-    """The keys that identify a "run" or an "evaluation", flat: equal identities, equal numbers."""
+def identity(config: ConfigDict, of: str = "run", keys: Iterable[Key] = ()) -> dict[str, Any]:
+    """The keys that identify a "run" or an "evaluation", flat: equal identities, equal numbers.
+
+    `keys` are those of a user's own method, besides `KEYS`.
+    """
     kept = {}
-    for key in KEYS:
+    for key in (*KEYS, *keys):
         if key.identifies == of:
             value = get(config, key.name)
             if isinstance(value, ConfigDict | FrozenConfigDict):
@@ -423,7 +435,9 @@ def help_text() -> str:
         if key.methods:
             notes.append("read by " + ", ".join(key.methods))
         shown = " = (the question)" if key.name == "llm_judge.template" else default
-        lines.append(f"  --config.{key.name}{shown}\n      {'; '.join(notes)}")
+        indent = " " * 6
+        notes = textwrap.fill("; ".join(notes), 96, initial_indent=indent, subsequent_indent=indent)
+        lines.append(f"  --config.{key.name}{shown}\n{notes}")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from vbon_jax.config import defaults
 from vbon_jax.data import sources, tokenizers
-from vbon_jax.study import pipeline
+from vbon_jax.study import materials
 from vbon_jax.types import InputError
 
 ROWS = [
@@ -66,9 +66,9 @@ def test_held_out_rows_have_the_filter_or_one_of_their_own(config):
 
 def given_pairs(path, **changes):
     tokenizer = tokenizers.train_tokenizer(["a small text"], vocab_size=260)
-    materials = types.SimpleNamespace(
+    shared = types.SimpleNamespace(
         tokenizer=tokenizer,
-        policy_path="policy",
+        models=types.SimpleNamespace(policy="policy"),
         sampling=types.SimpleNamespace(eos_token_ids=(tokenizer.eos_token_id,)),
         checkpoint=types.SimpleNamespace(config=types.SimpleNamespace(max_positions=120)),
     )
@@ -77,7 +77,7 @@ def given_pairs(path, **changes):
         config.pairs.path = str(path)
         for key, value in changes.items():
             config.pairs[key] = value
-    pairs = pipeline.given_pairs(config, materials)
+    pairs = materials.given_pairs(config, shared)
     return pairs, tokenizer
 
 

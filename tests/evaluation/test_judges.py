@@ -2,6 +2,8 @@
 
 import csv
 import json
+import pathlib
+import types
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -153,7 +155,7 @@ def configuration(**own):
 )
 def test_judges_without_a_meaning_are_refused(own, message):
     with pytest.raises(InputError, match=message):
-        plan.check(configuration(**own))
+        plan.plan(configuration(**own), pathlib.Path())
 
 
 def test_a_judge_has_the_keys_of_a_reward_and_its_defaults():
@@ -173,8 +175,9 @@ def test_a_cache_without_responses_cannot_be_judged(tmp_path):
     with pytest.raises(
         InputError, match=r"imported without responses, which config\.judges \(gold"
     ):
-        evaluate.panel(config, None, work, cache)
-    assert evaluate.panel(defaults(), None, work, cache) == []
+        evaluate.panel(types.SimpleNamespace(config=config, workdir=work), cache)
+    materials = types.SimpleNamespace(config=defaults(), workdir=work)
+    assert evaluate.panel(materials, cache) == []
 
 
 def token_sums(places, ids):

@@ -1,10 +1,14 @@
 """The runs of a comparison: what they are, what they are called, and which are refused."""
 
+import pathlib
+
 import pytest
 
 from vbon_jax.config import defaults
 from vbon_jax.study import plan
 from vbon_jax.types import InputError
+
+WORK = pathlib.Path("work")  # which is not made
 
 
 def configuration(*given, **changes):
@@ -16,27 +20,45 @@ def configuration(*given, **changes):
 
 def test_cells_are_derived_unless_given():
     config = configuration(methods=("vbon", "kl_rl"), n_values=(2, 4.5), seeds=(0, 1))
-    derived = plan.every(config)
+    derived = plan.plan(config, WORK)
     assert len(derived) == 8
-    assert derived[3] == {"method": "vbon", "n": 4.5, "seed": 1}
-    assert plan.run_name(derived[3]) == "vbon-n4.5-s1"
-    config = configuration({"n": 8, "bound": "exact"})
-    assert plan.every(config) == [{"method": "vbon", "n": 8.0, "seed": 0, "bound": "exact"}]
-    assert plan.config_of(config, {"train.steps": 7}).train.steps == 7
-    assert plan.config_of(config, {"train.learning_rate": 1}).train.learning_rate == 1.0
+    fourth = derived[3].config
+    assert (fourth.method, fourth.n, fourth.seed) == ("vbon", 4.5, 1)
+    assert derived[3].name == "vbon-n4.5-s1"
+    assert derived[3].folder == WORK / "runs" / "vbon-n4.5-s1"
+    (run,) = plan.plan(configuration({"n": 8, "bound": "exact"}), WORK)
+    assert (run.config.method, run.config.n, run.config.seed) == ("vbon", 8.0, 0)
+    assert (run.config.bound, run.label) == ("exact", "vbon (exact)")
+    rates = {"train.steps": 7, "train.learning_rate": 1}
+    (run,) = plan.plan(configuration(rates), WORK)
+    assert (run.config.train.steps, run.config.train.learning_rate) == (7, 1.0)
+    assert run.label == "vbon (l1, learning_rate=1, steps=7)"
+
+
+def test_a_run_s_configuration_is_its_own_and_frozen(tmp_path):
+    config = configuration({"method": "kl_rl", "gradient": "rloo"})
+    config.policy.path = "stage:sft"
+    (run,) = plan.plan(config, tmp_path)
+    assert run.config.policy.path == str(tmp_path / "stages" / "sft" / "model")
+    assert config.policy.path == "stage:sft"
+    assert run.label == "kl_rl (rloo)"
+    assert not run.config.cells
+    with pytest.raises(AttributeError):
+        run.config.seed = 3
+    assert plan.single(config, tmp_path).name == "vbon-n4-s0"
 
 
 def test_a_method_has_settings_of_its_own_which_a_cell_may_change():
     config = configuration(n_values=(2,), methods=("dpo", "vbon"))
     with config.unlocked():
         config.by_method = {"dpo": {"train": {"learning_rate": 5e-5}, "pairs": {"beta": 0.3}}}
-    dpo, vbon = (plan.config_of(config, cell) for cell in plan.every(config))
+    dpo, vbon = (run.config for run in plan.plan(config, WORK))
     assert (dpo.train.learning_rate, dpo.pairs.beta) == (5e-5, 0.3)
     assert vbon.train.learning_rate == config.train.learning_rate != 5e-5
-    given = plan.config_of(config, {"method": "dpo", "train.learning_rate": 1e-3})
+    given = plan.make_run(config, {"method": "dpo", "train.learning_rate": 1e-3}, WORK).config
     assert (given.train.learning_rate, given.pairs.beta) == (1e-3, 0.3)
     assert not dpo.by_method  # another method's settings are no part of a run
-    assert plan.run_name(plan.every(config)[0]) == "dpo-n2-s0"
+    assert plan.plan(config, WORK)[0].name == "dpo-n2-s0"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +67,7 @@ def test_a_method_has_settings_of_its_own_which_a_cell_may_change():
         ({"ppo": {"n": 2}}, r"config\.by_method: method='ppo' is not known"),
         ({"dpo": 3}, r"config\.by_method\.dpo: give a dictionary"),
         ({"dpo": {"train": {"stps": 7}}}, r"config\.by_method\.dpo: there is no key 'train\.stps'"),
-        ({"dpo": {"seed": 7}}, r"config\.by_method\.dpo: seed is a cell's"),
+        ({"dpo": {"seed": 7}}, r"config\.by_method\.dpo: set seed in config.cells"),
         ({"dpo": {"data": {"train_limit": 7}}}, r"by_method\.dpo: data\.train_limit is the same"),
         ({"dpo": {"train": {"steps": 0}}}, r"train\.steps=0: give a whole number from 1"),
     ],
@@ -55,7 +77,7 @@ def test_a_method_s_settings_without_a_meaning_are_refused(own, message):
     with config.unlocked():
         config.by_method = own
     with pytest.raises(InputError, match=message):
-        plan.check(config)
+        plan.plan(config, WORK)
 
 
 def test_a_name_is_a_folder_whatever_a_cell_sets():
@@ -76,7 +98,7 @@ def test_a_name_is_a_folder_whatever_a_cell_sets():
         ({"train.stps": 7}, r"no key 'train\.stps'"),
         ({"train.steps.more": 7}, r"no key 'train\.steps\.more'"),
         ({"train": 3}, r"train is a group of keys"),
-        ("vbon", r"'vbon' is no dictionary"),
+        ("vbon", r"'vbon' must be a dictionary"),
         ({"n": "x"}, r"n='x'.*give numbers"),
         ({"n": float("inf")}, r"n=inf"),
         ({"n": 0.5}, r"n=0\.5"),
@@ -98,23 +120,23 @@ def test_a_name_is_a_folder_whatever_a_cell_sets():
 def test_a_cell_without_a_meaning_is_refused_before_anything_is_made(cell, message):
     config = configuration(cell)
     if message is None:
-        return plan.check(config)
+        plan.plan(config, WORK)
+        return
     with pytest.raises(InputError, match=message):
-        plan.check(config)
-    return None
+        plan.plan(config, WORK)
 
 
-def test_a_cell_that_stands_twice_is_refused():
-    with pytest.raises(InputError, match=r"vbon-n4-s0 stands there twice"):
-        plan.check(configuration({"n": 4}, {"n": 4.0}))
+def test_duplicate_cells_are_refused():
+    with pytest.raises(InputError, match=r"vbon-n4-s0 is a duplicate"):
+        plan.plan(configuration({"n": 4}, {"n": 4.0}), WORK)
 
 
 def test_rows_that_do_not_divide_are_found_for_every_method():
     # 2 prompts x 4 responses are 8 rows for vbon, but raft trains on the best of each alone
     changes = {"train__batch_size": 2, "train__minibatches": 4, "train__samples_per_prompt": 4}
-    plan.check(configuration({"method": "vbon"}, **changes))
+    plan.plan(configuration({"method": "vbon"}, **changes), WORK)
     with pytest.raises(InputError, match=r"2 rows a step"):
-        plan.check(configuration({"method": "vbon"}, {"method": "raft"}, **changes))
+        plan.plan(configuration({"method": "vbon"}, {"method": "raft"}, **changes), WORK)
 
 
 @pytest.mark.parametrize(
@@ -131,10 +153,11 @@ def test_rows_that_do_not_divide_are_found_for_every_method():
     ],
 )
 def test_a_label_is_the_method_and_what_its_cell_sets(cell, label):
-    cell = {"n": 3.5, "seed": 1} | cell
-    record = plan.record(plan.config_of(configuration(), cell), cell)
-    assert record.label == label
-    assert (record.method, record.n, record.seed) == (cell["method"], 3.5, 1)
+    cell = {"n": 4.0, "seed": 1} | cell
+    run = plan.make_run(configuration(), cell, WORK)
+    record = plan.record(run)
+    assert record.label == run.label == label
+    assert (record.method, record.n, record.seed) == (cell["method"], 4.0, 1)
     assert record.bound == (cell.get("bound", "l1") if cell["method"] == "vbon" else None)
     assert (record.gradient is None) == (cell["method"] == "dpo")
     assert record.measured

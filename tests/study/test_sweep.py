@@ -1,5 +1,7 @@
 """The combinators that build `config.cells`."""
 
+import pathlib
+
 import pytest
 
 from configs import sweep
@@ -40,6 +42,6 @@ def test_what_makes_no_cells_is_refused():
 def test_cells_of_a_sweep_are_runs():
     config = defaults()
     config.cells = tuple(sweep.grid({"method": ["vbon"], "n": [4], "train.learning_rate": [1e-4]}))
-    runs = plan.every(config)
-    assert plan.run_name(runs[0]) == "vbon-n4-s0-train.learning_rate=0.0001"
-    assert plan.config_of(config, runs[0]).train.learning_rate == 1e-4
+    (run,) = plan.plan(config, pathlib.Path("work"))
+    assert run.name == "vbon-n4-s0-train.learning_rate=0.0001"
+    assert run.config.train.learning_rate == 1e-4

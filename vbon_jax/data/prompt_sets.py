@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vbon_jax.data import formats, token_ids
-from vbon_jax.data.sources import Table, read_split
+from vbon_jax.data.sources import Table
 from vbon_jax.data.token_ids import Ids
 from vbon_jax.types import InputError
 
@@ -127,11 +127,16 @@ def _nothing_left(table: Table, too_long: int, distinct: int) -> str:
     )
 
 
-def train_and_eval(config: ConfigDict, tokenizer: Any, longest: int) -> tuple[PromptSet, PromptSet]:
-    """The training prompts of a configuration, and held-out ones that are not among them."""
+def train_and_eval(
+    config: ConfigDict, tables: Mapping[str, Table], tokenizer: Any, longest: int
+) -> tuple[PromptSet, PromptSet]:
+    """The training prompts of a configuration, and held-out ones that are not among them.
+
+    `tables` are the rows of each split.
+    """
     sets: list[PromptSet] = []
     for split, limit in (("train", config.data.train_limit), ("eval", config.data.eval_limit)):
-        table = read_split(config.data, split)
+        table = tables[split]
         prompts = build_prompts(
             table, tokenizer, config.data, longest=longest, seed=config.references.seed,
             limit=limit, exclude=set(sets[0].token_ids) if sets else (),

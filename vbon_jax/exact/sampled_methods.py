@@ -31,9 +31,7 @@ def every() -> list[str]:
 def run_config(config: ConfigDict, name: str, n: float) -> FrozenConfigDict:
     """The configuration of one run. Raises InputError where its method has no meaning for it."""
     cell = {"method": name, "n": float(n)} | VARIANTS.get(name, {})
-    run = plan.config_of(config, cell)
-    plan.check_run(run)
-    return FrozenConfigDict(run)
+    return plan.make_run(config, cell, pathlib.Path()).config
 
 
 def make_task(config: FrozenConfigDict, setting: Setting, law: Law) -> methods.Task:

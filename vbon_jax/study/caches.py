@@ -1,6 +1,6 @@
 """The reference caches of a working directory: built where they are missing, and what they cost."""
 
-import json
+import logging
 import pathlib
 import time
 from collections.abc import Callable
@@ -14,12 +14,55 @@ from vbon_jax import files
 from vbon_jax.data import batching, prompt_sets
 from vbon_jax.sampling import reference_cache as references
 from vbon_jax.sampling import sampler
+from vbon_jax.study.materials import Materials
+from vbon_jax.study.plan import Run
+from vbon_jax.training import budget
 from vbon_jax.types import InputError, Responses
+
+logger = logging.getLogger(__name__)
 
 SECONDS_FILE = "seconds.json"  # beside the shards: how long they took to build
 
 
-def prompt_width(config: ConfigDict, materials, prompt_ids: list) -> int:
+def build(materials: Materials, *splits: str) -> None:
+    """Sample and score M reference responses to every prompt of some splits ("train", "eval").
+
+    A finished cache is left as it is; an interrupted one is completed.
+    """
+    for split in splits:
+        _build(materials, split)
+
+
+def read_by(runs: list[Run]) -> list[str]:
+    """The splits whose caches some runs read while they train."""
+    train = any(run.method.needs_cache(run.config) for run in runs)
+    held_out = any(run.config.train.eval_every for run in runs)
+    return ["train"] * train + ["eval"] * held_out
+
+
+def load(materials: Materials, split: str) -> references.References:
+    """The cache of a split. Raises InputError where it is not built, or is of something else."""
+    return references.load(_folder(materials, split), _provenance(materials, split))
+
+
+def check_budgets(materials: Materials, runs: list[Run]) -> None:
+    """Refuse every run whose part of the training cache cannot be used; warn of a small one."""
+    reading = [run for run in runs if run.method.needs_cache(run.config)]
+    if not reading:
+        return
+    cache = responses(load(materials, "train"))
+    for run in reading:
+        limit = run.config.budget.sampled_tokens
+        count = budget.samples_of_cache(run.config, run.method, cache)
+        spent = budget.cache_share(cache, count, seconds=0.0).sampled_tokens
+        if spent < 0.9 * limit and not run.method.samples:
+            logger.info(
+                f"{run.name} spends {spent} of budget.sampled_tokens={limit}: the cache has no "
+                "more; raise references.samples_per_prompt"
+            )
+
+
+def prompt_width(config: ConfigDict, materials: Materials, prompt_ids: list) -> int:
     """P: one padded width for a whole set of prompts, so that each program is compiled once.
 
     With the new tokens behind it, it stays within the positions of the policy.
@@ -29,7 +72,11 @@ def prompt_width(config: ConfigDict, materials, prompt_ids: list) -> int:
 
 
 def provenance_of(
-    config: ConfigDict, materials, prompts: prompt_sets.PromptSet, *, imported: str | None = None
+    config: ConfigDict,
+    materials: Materials,
+    prompts: prompt_sets.PromptSet,
+    *,
+    imported: str | None = None,
 ) -> references.Provenance:
     """What the configuration's cache of these prompts is samples of."""
     return references.Provenance(
@@ -46,46 +93,52 @@ def provenance_of(
     )
 
 
-def reference_cache(
-    config: ConfigDict, materials, workdir: pathlib.Path, split: str
-) -> references.References:
-    """The cache of M reference samples a prompt, built or completed where it is missing.
+def _folder(materials: Materials, split: str) -> pathlib.Path:
+    return materials.workdir / "references" / split
 
-    One that was imported is read as it is, if it is whole.
-    """
-    prompts = materials.train_prompts if split == "train" else materials.eval_prompts
-    folder = workdir / "references" / split
-    imported = references.imported(folder)
-    provenance = provenance_of(config, materials, prompts, imported=imported)
-    if imported and not references.complete(folder):
+
+def _prompts(materials: Materials, split: str) -> prompt_sets.PromptSet:
+    return materials.train_prompts if split == "train" else materials.eval_prompts
+
+
+def _provenance(materials: Materials, split: str) -> references.Provenance:
+    imported = references.imported(_folder(materials, split))
+    prompts = _prompts(materials, split)
+    return provenance_of(materials.config, materials, prompts, imported=imported)
+
+
+def _build(materials: Materials, split: str) -> None:
+    """Build the cache of one split, or complete it; one that was imported must be whole."""
+    config, folder = materials.config, _folder(materials, split)
+    if references.complete(folder):
+        return
+    if references.imported(folder):
         raise InputError(f"{folder}: an import did not finish; run import_samples again")
-    if not references.complete(folder):
-        key = jax.random.fold_in(jax.random.key(config.references.seed), split == "eval")
-        sample = _prompt_sampler(config, materials, prompts, key)
-        with tqdm.tqdm(
-            total=len(prompts.token_ids), desc=f"references/{split}", unit="prompt"
-        ) as bar:
-            clock = _Clock(folder)
+    prompts = _prompts(materials, split)
+    key = jax.random.fold_in(jax.random.key(config.references.seed), split == "eval")
+    total = len(prompts.token_ids)
+    with tqdm.tqdm(total=total, desc=f"references/{split}", unit="prompt") as bar:
+        clock = _Clock(folder)
 
-            def progress(done: int, total: int) -> None:
-                bar.update(done - bar.n)
-                clock.tick()
+        def progress(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+            clock.tick()
 
-            references.build(
-                folder,
-                provenance,
-                prompts,
-                sample=sample,
-                score=materials.scorer(prompts),
-                decode=lambda ids: materials.tokenizer.batch_decode(ids, skip_special_tokens=True),
-                prompts_per_shard=config.references.prompts_per_shard,
-                progress=progress,
-            )
-    return references.load(folder, provenance)
+        references.build(
+            folder,
+            _provenance(materials, split),
+            prompts,
+            sample=_prompt_sampler(materials, prompts, key),
+            score=materials.scorer(prompts),
+            decode=lambda ids: materials.tokenizer.batch_decode(ids, skip_special_tokens=True),
+            prompts_per_shard=config.references.prompts_per_shard,
+            progress=progress,
+        )
 
 
-def _prompt_sampler(config, materials, prompts: prompt_sets.PromptSet, key) -> Callable:
+def _prompt_sampler(materials: Materials, prompts: prompt_sets.PromptSet, key) -> Callable:
     """indices -> Responses [b, M, G], in batches of one shape; a prompt's samples are its own."""
+    config = materials.config
     width = prompt_width(config, materials, prompts.token_ids)
     size = config.references.batch_prompts
 
@@ -112,7 +165,7 @@ class _Clock:
 
     def __init__(self, folder: pathlib.Path):
         self.path = folder / SECONDS_FILE
-        self.before = json.loads(self.path.read_text()) if self.path.exists() else 0.0
+        self.before = files.read_json(self.path) if self.path.exists() else 0.0
         self.started = time.perf_counter()
 
     def tick(self) -> None:
@@ -120,10 +173,10 @@ class _Clock:
         files.write_json(self.path, self.before + time.perf_counter() - self.started)
 
 
-def seconds(workdir: pathlib.Path, split: str) -> float:
+def seconds(materials: Materials, split: str) -> float:
     """How long the cache of a split took to build; 0 for one that was not built here."""
-    path = workdir / "references" / split / SECONDS_FILE
-    return json.loads(path.read_text()) if path.exists() else 0.0
+    path = _folder(materials, split) / SECONDS_FILE
+    return files.read_json(path) if path.exists() else 0.0
 
 
 def responses(cache: references.References, *, tokens: bool = False) -> Responses:

@@ -1,4 +1,4 @@
-"""Measure a run on held-out prompts: `python -m experiments.evaluate --run DIR --workdir DIR ...`.
+"""Measure policies on held-out prompts: the reference, and every trained run.
 
 K samples a prompt: reward, win rate against all cached reference rewards, KL, length, EOS rate,
 distinct-2, perplexity, and the deficit to Best-of-N at the policy's own KL, each with its interval
@@ -6,10 +6,13 @@ over prompts; then, from the stored responses, the win rate at equal length and 
 of `config.judges`. A finished evaluation is not repeated.
 """
 
+import dataclasses
 import functools
-import json
 import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import tqdm
 from ml_collections import ConfigDict
 
@@ -17,58 +20,108 @@ from vbon_jax import files
 from vbon_jax.config import identity
 from vbon_jax.evaluation import judges, measures, sampled_policy, stored_responses
 from vbon_jax.sampling import reference_cache, rewards
-from vbon_jax.study import pipeline
-from vbon_jax.study import plan as cells
-from vbon_jax.training import loop
+from vbon_jax.study import caches, plan
+from vbon_jax.study.materials import Materials
+from vbon_jax.study.plan import Run
+from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError, Params
-from vbon_jax.workdir import layout, results, run
+from vbon_jax.workdir import layout, results
+from vbon_jax.workdir.run import columns
 
 
-def temperatures(config: ConfigDict) -> tuple[float, ...]:
-    """Those to evaluate at; the one that was sampled with unless others are given."""
-    return tuple(map(float, config.evaluation.temperatures)) or (config.sampling.temperature,)
+class Standards(NamedTuple):
+    """What every policy of a study is compared with."""
+
+    cache: reference_cache.References  # of held-out prompts
+    judges: list[judges.Judge]
 
 
-def policy_rows(
-    config: ConfigDict,
-    folder: pathlib.Path,
-    materials: pipeline.Materials,
-    cache: reference_cache.References,
-    load_params,
-    inputs: dict,
-    **cells,
-) -> list[dict]:
-    """The rows of the results of one policy, a temperature each; in `folder/evaluation.json`.
+def load_standards(materials: Materials) -> Standards:
+    """The held-out cache, and each judge with its scores of it; the missing ones are computed."""
+    cache = caches.load(materials, "eval")
+    return Standards(cache, panel(materials, cache))
 
-    `load_params()` gives its parameters and is called only where something is left to do;
-    `cells` are the columns that name the policy.
-    """
-    settings = identity(config, "evaluation")
-    inputs = (
-        settings | inputs | {f"references {k}": v for k, v in cache.provenance._asdict().items()}
+
+def panel(materials: Materials, cache: reference_cache.References) -> list[judges.Judge]:
+    """The judges of the configuration; cached responses that they have not scored are scored."""
+    config, folder = materials.config, materials.workdir / "references" / "eval"
+    named = plan.judges(config)
+    if named and not cache.has_responses:
+        raise InputError(
+            f"{folder}: its rewards were imported without responses, which config.judges "
+            f"({', '.join(named)}) would score; import responses, or take the judges out"
+        )
+    found = []
+    for name, options in named.items():
+        reward = rewards.load(options, materials.models.judges[name])
+        score = functools.partial(
+            rewards.score_responses, reward, materials.tokenizer, materials.eval_prompts
+        )
+        size = config.evaluation.batch_prompts
+        found.append(
+            judges.make_judge(name, reward.fingerprint, score, cache, folder, batch_prompts=size)
+        )
+    return found
+
+
+def reference(materials: Materials, standards: Standards) -> None:
+    """Evaluate the reference policy, in `reference/`."""
+    folder = materials.workdir / "reference"
+    name = results.REFERENCE
+    _measure(folder, materials, standards, lambda: materials.checkpoint.params, {},
+             {"method": name, "n": 1.0, "run": name})  # fmt: skip
+    _derive(folder, materials, standards)
+
+
+def evaluate(run: Run, materials: Materials, standards: Standards) -> list[dict[str, Any]]:
+    """Evaluate a trained run, in its folder; returns its rows of the results, with its cost."""
+
+    def load_params() -> Params:
+        return trained(run, materials.checkpoint.config, materials.checkpoint.params)
+
+    inputs = (files.recorded(run.folder) or {"inputs": {}})["inputs"]
+    made_from = {f"run {key}": value for key, value in inputs.items()}
+    record, folder = plan.record(run), run.folder / "evaluation"
+    _measure(folder, materials, standards, load_params, made_from, columns(record))
+    _derive(folder, materials, standards)
+    return layout.run_rows(run.folder, record, standards.cache)
+
+
+def trained(run: Run, model, network: Params) -> Params:
+    """The parameters of a run's `evaluation.checkpoint`; `network` is what it began with."""
+    mesh = sharding.config_mesh(run.config)
+    task = methods.Task(config=run.config, model=model, mesh=mesh)
+    return loop.restore(
+        run.folder, which=run.config.evaluation.checkpoint, task=task, network=network
     )
-    if not files.begin(folder, inputs):
-        return json.loads((folder / "evaluation.json").read_text())
+
+
+def _measure(
+    folder: pathlib.Path,
+    materials: Materials,
+    standards: Standards,
+    load_params: Callable[[], Params],
+    made_from: dict[str, Any],
+    names: dict[str, Any],
+) -> None:
+    """Sample a policy at each temperature and write its responses and rows, unless they exist."""
+    config, cache = materials.config, standards.cache
+    inputs = identity(config, "evaluation") | made_from | cache.provenance.inputs()
+    artifact = files.Artifact(folder, inputs)
+    if not artifact.begin():
+        return
     params, rows = load_params(), []
-    for temperature in temperatures(config):
+    for temperature in config.evaluation.temperatures or (config.sampling.temperature,):
         with tqdm.tqdm(
-            total=len(cache.rewards_pm), desc=f"evaluate {cells['run']}", unit="prompt"
+            total=len(cache.rewards_pm), desc=f"evaluate {names['run']}", unit="prompt"
         ) as bar:
-            measured = pipeline.sample_policy(
-                config,
+            measured = sample_policy(
                 materials,
                 params,
-                temperature=temperature,
+                temperature=float(temperature),
                 progress=lambda done, total, bar=bar: bar.update(done - bar.n),
             )
-        ids = sampled_policy.token_lists(measured.responses)
-        decode = functools.partial(materials.tokenizer.batch_decode, skip_special_tokens=True)
-        stored_responses.write(
-            stored_responses.path(folder, temperature),
-            measured,
-            prompts=materials.eval_prompts.texts,
-            texts=list(map(decode, ids)),
-        )
+        _store(folder, float(temperature), measured, materials)
         summary = measures.summarise(
             measured,
             cache.rewards_pm,
@@ -76,94 +129,101 @@ def policy_rows(
             resamples=config.evaluation.resamples,
         )
         prompts, samples = measured.kl_bn.shape
-        rows.append(
-            results.make_row(
-                estimates=summary,
-                temperature=temperature,
-                prompts=prompts,
-                samples_per_prompt=samples,
-                reference_samples=cache.rewards_pm.shape[1],
-                **cells,
-            )
-        )
+        sizes = {"prompts": prompts, "samples_per_prompt": samples}
+        sizes["reference_samples"] = cache.rewards_pm.shape[1]
+        at = {"temperature": float(temperature)}
+        rows.append(results.make_row(estimates=summary, **at, **sizes, **names))
     files.write_json(folder / "evaluation.json", rows)
-    files.finish(folder)
-    return rows
+    artifact.finish()
 
 
-def panel(
-    config: ConfigDict,
-    materials: pipeline.Materials,
-    workdir: pathlib.Path,
-    cache: reference_cache.References,
-) -> list[judges.Judge]:
-    """The judges of the configuration; cached responses that they have not scored are scored.
-
-    Raises InputError where the cache has rewards and no responses: no other reward can score those.
-    """
-    folder, named = workdir / "references" / "eval", cells.judges(config)
-    if named and not cache.has_responses:
-        raise InputError(
-            f"{folder}: its rewards were imported without responses, which config.judges "
-            f"({', '.join(named)}) would score; import responses, or take the judges out"
-        )
-    panel = []
-    for name, options in named.items():
-        reward = rewards.load(options, materials.judge_paths[name])
-        score = functools.partial(
-            rewards.score_responses, reward, materials.tokenizer, materials.eval_prompts
-        )
-        size = config.evaluation.batch_prompts
-        panel.append(
-            judges.make_judge(name, reward.fingerprint, score, cache, folder, batch_prompts=size)
-        )
-    return panel
-
-
-def derive(
-    config: ConfigDict,
+def _store(
     folder: pathlib.Path,
-    cache: reference_cache.References,
-    panel: list[judges.Judge],
+    temperature: float,
+    measured: sampled_policy.MeasuredResponses,
+    materials: Materials,
 ) -> None:
-    """Compute the missing derived numbers (length control, judges) of an evaluation folder."""
-    options = {"seed": config.evaluation.seed, "resamples": config.evaluation.resamples}
-    stored_responses.length_control(folder, cache, **options)
-    size = config.evaluation.batch_prompts
-    for judge in panel:
-        judges.judge_policy(judge, folder, cache, batch_prompts=size, **options)
-
-
-def run_rows(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    cell: dict,
-    materials: pipeline.Materials,
-    cache: reference_cache.References,
-    panel: list[judges.Judge],
-) -> list[dict]:
-    """The rows of a trained cell, with what it cost; its share of the cache is counted in."""
-    config = cells.config_of(config, cell)
-    folder = workdir / "runs" / cells.run_name(cell)
-
-    def load_params() -> Params:
-        task = pipeline.make_task(config, materials, None)
-        return loop.restore(
-            folder,
-            which=config.evaluation.checkpoint,
-            task=task,
-            network=materials.checkpoint.params,
-        )
-
-    made = json.loads((folder / files.RECORD_FILE).read_text())["inputs"]
-    policy_rows(
-        config,
-        folder / "evaluation",
-        materials,
-        cache,
-        load_params,
-        {f"run {key}": value for key, value in made.items()},
-        **run.columns(run.read(folder)),
+    """Write every sampled response with its reward, KL and length: the evidence behind a row."""
+    decode = functools.partial(materials.tokenizer.batch_decode, skip_special_tokens=True)
+    stored_responses.write(
+        stored_responses.path(folder, temperature),
+        measured,
+        prompts=materials.eval_prompts.texts,
+        texts=list(map(decode, sampled_policy.token_lists(measured.responses))),
     )
-    derive(config, folder / "evaluation", cache, panel)
-    return layout.run_rows(folder, run.read(folder), cache)
+
+
+def _derive(folder: pathlib.Path, materials: Materials, standards: Standards) -> None:
+    """Compute the missing derived numbers (length control, judges) of an evaluation folder."""
+    config, cache = materials.config.evaluation, standards.cache
+    options = {"seed": config.seed, "resamples": config.resamples}
+    stored_responses.length_control(folder, cache, **options)
+    for judge in standards.judges:
+        judges.judge_policy(judge, folder, cache, batch_prompts=config.batch_prompts, **options)
+
+
+# --------------------------------------------------------------------------------------- sampling
+
+
+def on_held_out(config: ConfigDict, materials: Materials) -> Callable[[Params], dict[str, float]]:
+    """params -> metrics on the first held-out prompts, for the curves of a run."""
+    cache = caches.load(materials, "eval")
+    count = config.train.eval_prompts
+
+    def measure(params: Params) -> dict[str, float]:
+        measured = sample_policy(materials, params["decoder"], count=count)
+        summary = measures.summarise(
+            measured, cache.rewards_pm[:count], seed=config.evaluation.seed, resamples=100
+        )
+        return {
+            f"eval/{name}{end}": getattr(summary[name], field)
+            for name in ("reward", "win_rate", "kl", "deficit")
+            for end, field in (("", "value"), ("_se", "se"))
+        }
+
+    return measure
+
+
+def sample_policy(
+    materials: Materials,
+    params: Params,
+    *,
+    count: int | None = None,
+    temperature: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> sampled_policy.MeasuredResponses:
+    """K responses of a policy to the first `count` held-out prompts, with rewards and KL."""
+    config, sampling = materials.config, materials.sampling
+    if temperature is not None:
+        sampling = dataclasses.replace(sampling, temperature=temperature)
+    options = sampled_policy.Options(
+        num_samples=config.evaluation.samples_per_prompt,
+        sampling=sampling,
+        reference_temperature=materials.sampling.temperature,
+        batch_prompts=config.evaluation.batch_prompts,
+    )
+    return sampled_policy.collect(
+        materials.checkpoint.config,
+        params,
+        materials.checkpoint.params,
+        materials.eval_prompts.token_ids[:count],
+        materials.scorer(materials.eval_prompts),
+        options,
+        key=jax.random.key(config.evaluation.seed),
+        progress=progress,
+    )
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """A row of the results in one line for a terminal."""
+    name = results.RULERS.get(row["method"], "").format(row["n"]) or row["run"]
+    text = (
+        f"{name:28s} KL {row['kl']:.3f}  win rate {row['win_rate']:.3f} "
+        f"[{row['win_rate_lo']:.3f}, {row['win_rate_hi']:.3f}]  reward {row['reward']:.3f}"
+    )
+    if row["deficit"] is None:
+        return text
+    return text + (
+        f"  deficit to Best-of-N {row['deficit']:+.3f} "
+        f"[{row['deficit_lo']:+.3f}, {row['deficit_hi']:+.3f}]"
+    )

@@ -1,84 +1,146 @@
-"""The runs of a comparison, and what can be seen to be wrong in a configuration alone."""
+"""The runs of a study, each made once: name, label, folder and frozen configuration.
+
+Nothing is computed or read here; what can be seen to be wrong in a configuration alone is refused.
+"""
 
 import hashlib
+import pathlib
 import re
+from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from vbon_jax import files
-from vbon_jax.config import KEYS, defaults, is_shared, set_key
+from vbon_jax.config import KEYS, add, defaults, is_shared, set_key
 from vbon_jax.config import check as check_keys
 from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError
-from vbon_jax.workdir import run
+from vbon_jax.workdir.run import Record
 
 NAME_LIMIT = 100  # characters of a run's name
+STAGE = "stage:"  # before the name of a stage, wherever a model's folder is named
 BOUNDED = next(key.methods for key in KEYS if key.name == "bound")
 
 
-def every(config: ConfigDict) -> list[dict]:
-    """The runs of a comparison: `config.cells`, or methods x n_values x seeds."""
-    if not config.cells:
-        derived = [
-            {"method": method, "n": n, "seed": seed}
-            for method in config.methods
-            for n in config.n_values
-            for seed in config.seeds
-        ]
-        return [_typed(cell) for cell in derived]
+class Run(NamedTuple):
+    """One run of a study."""
+
+    name: str  # of its folder
+    label: str  # in tables and figures
+    folder: pathlib.Path
+    config: FrozenConfigDict  # `by_method` and the cell's keys applied, stages replaced by folders
+    method: methods.Method
+
+
+def plan(config: ConfigDict, workdir: pathlib.Path) -> list[Run]:
+    """All runs of a comparison: `config.cells`, or methods x n_values x seeds.
+
+    Raises InputError for a key or value that cannot be used, in the configuration or in any run,
+    and for two runs of one folder.
+    """
+    check(config, workdir)
+    runs: dict[str, Run] = {}
+    for cell in _cells(config):
+        run = make_run(config, cell, workdir)
+        if run.name in runs:
+            raise InputError(f"config.cells: {run.name} is a duplicate; remove one of the two")
+        runs[run.name] = run
+    return list(runs.values())
+
+
+def single(config: ConfigDict, workdir: pathlib.Path) -> Run:
+    """The one run that `method`, `n` and `seed` name."""
+    check(config, workdir)
+    return make_run(config, {}, workdir)
+
+
+def _cells(config: ConfigDict) -> list[dict[str, Any]]:
+    """What each run of a comparison sets."""
     for cell in config.cells:
         if not hasattr(cell, "items"):
-            raise InputError(f"config.cells: {cell!r} is no dictionary of keys")
-    named = {"method": config.method, "n": config.n, "seed": config.seed}
-    return [_typed(named | dict(cell)) for cell in config.cells]
+            raise InputError(f"config.cells: {cell!r} must be a dictionary of keys")
+    return [dict(cell) for cell in config.cells] or [
+        {"method": method, "n": n, "seed": seed}
+        for method in config.methods
+        for n in config.n_values
+        for seed in config.seeds
+    ]
 
 
-def single(config: ConfigDict) -> dict:
-    """The one run that `method`, `n` and `seed` name."""
-    return _typed({"method": config.method, "n": config.n, "seed": config.seed})
+# ---------------------------------------------------------------------------------------- one run
 
 
-def _typed(cell: dict) -> dict:
-    """N as a float, the seed as an int."""
-    try:
-        return cell | {"n": float(cell["n"]), "seed": int(cell["seed"])}
-    except (TypeError, ValueError) as error:
-        raise InputError(f"n={cell['n']!r}, seed={cell['seed']!r}: give numbers") from error
+def make_run(config: ConfigDict, cell: dict[str, Any], workdir: pathlib.Path) -> Run:
+    """The run of one cell: what `by_method` sets for its method, then the cell's keys (dotted).
 
-
-def config_of(config: ConfigDict, cell: dict) -> ConfigDict:
-    """The configuration of one run: what `by_method` says of its method, then the cell's keys.
-
-    Keys may be dotted. Raises InputError for a key that does not exist or that all runs share, and
-    a value of another type than the key has.
+    Raises InputError for a key that does not exist or that all runs share, a value of another type
+    than the key has, and whatever `check_run` refuses.
     """
-    changed = config.copy_and_resolve_references()
-    method = cell.get("method", config.method)
-    own = files.flat(config.by_method.get(method, ConfigDict()))
-    with changed.unlocked():
-        changed.by_method = ConfigDict()
-    for key in own.keys() & {"method", "n", "seed"}:
-        raise InputError(f"config.by_method.{method}: {key} is a cell's; set it in config.cells")
-    for source, values in ((f"config.by_method.{method}", own), ("config.cells", cell)):
+    named = {key: cell.get(key, config[key]) for key in ("method", "n", "seed")}
+    try:
+        named |= {"n": float(named["n"]), "seed": int(named["seed"])}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"n={named['n']!r}, seed={named['seed']!r}: give numbers") from error
+    cell = named | {key: value for key, value in cell.items() if key not in named}
+    method = methods.method(cell["method"])
+    run_config = _own_copy(config, workdir)
+    add(run_config, method.keys)
+    own = _of_method(config, cell["method"])
+    for key in own.keys() & named.keys():
+        raise InputError(f"config.by_method.{cell['method']}: set {key} in config.cells")
+    for source, values in ((f"config.by_method.{cell['method']}", own), ("config.cells", cell)):
         for key, value in values.items():
-            _set(changed, key, value, source)
-    return changed
+            if is_shared(key):
+                raise InputError(f"{source}: {key} is the same for all runs; set --config.{key}")
+            set_key(run_config, key, value, source)
+    check_run(run_config)
+    name = run_name(cell)
+    return Run(
+        name=name,
+        label=_label(cell, run_config, method),
+        folder=workdir / "runs" / name,
+        config=FrozenConfigDict(run_config),
+        method=method,
+    )
 
 
-def _set(config: ConfigDict, key: str, value, source: str) -> None:
-    """Change one key of a run's configuration; `source` is where the change stands."""
-    if is_shared(key):
-        raise InputError(f"{source}: {key} is the same for all runs; set --config.{key}")
-    set_key(config, key, value, source)
+def _own_copy(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """A run's copy of the study's configuration: no other run's keys, models by their folders."""
+    copy = config.copy_and_resolve_references()
+    with copy.unlocked():
+        copy.by_method, copy.cells = ConfigDict(), ()
+    copy.policy.path = model_folder(copy.policy.path, workdir)
+    copy.reward.path = model_folder(copy.reward.path, workdir)
+    return copy
 
 
-def run_name(cell: dict) -> str:
+def model_folder(path: str, workdir: pathlib.Path) -> str:
+    """The folder that a model's path stands for, seen from anywhere; a hub name stays itself."""
+    if path.startswith(STAGE):
+        return str((workdir / "stages" / path.removeprefix(STAGE) / "model").resolve())
+    return str(pathlib.Path(path).resolve()) if path and pathlib.Path(path).exists() else path
+
+
+def _of_method(config: ConfigDict, method: str) -> dict[str, Any]:
+    """What `by_method` sets for a method, by dotted key; a user's own is also known by its name."""
+    for name in (method, short(method)):
+        if name in config.by_method:
+            return files.flat(config.by_method[name])
+    return {}
+
+
+def short(method: str) -> str:
+    """A method's name without the module that a user's own comes from."""
+    return method.rpartition(":")[2]
+
+
+def run_name(cell: dict[str, Any]) -> str:
     """The folder of a cell's run: its method, N and seed, and whatever else it sets.
 
     What no file name should hold becomes `_`; such a name, and a very long one, ends with a digest.
     """
     rest = {key: value for key, value in cell.items() if key not in ("method", "n", "seed")}
-    words = [cell["method"], f"n{cell['n']:g}", f"s{cell['seed']}"]
+    words = [short(cell["method"]), f"n{cell['n']:g}", f"s{cell['seed']}"]
     exact = "-".join(words + [f"{key}={value}" for key, value in sorted(rest.items())])
     name = re.sub(r"[^\w.=+-]+", "_", exact)
     if name != exact or len(name) > NAME_LIMIT:
@@ -86,40 +148,86 @@ def run_name(cell: dict) -> str:
     return name
 
 
-def record(config: ConfigDict, cell: dict) -> run.Record:
-    """What a cell's run is shown as; `config` is that run's own.
+def record(run: Run) -> Record:
+    """What a report shows a run as."""
+    config, names = run.config, list(methods.METHODS)
+    return Record(
+        name=run.name,
+        label=run.label,
+        method=short(config.method),
+        n=config.n,
+        bound=config.bound if config.method in BOUNDED else None,
+        seed=config.seed,
+        gradient=config.gradient if run.method.by_gradient else None,
+        order=names.index(config.method) if config.method in names else len(names),
+        measured=not run.method.reads_text,
+    )
 
-    Its label is the method with its bound, its gradient where that is not PPO, and the cell's keys
-    besides N and the seed.
-    """
-    row, names = methods.method(config.method), list(methods.METHODS)
-    bound = config.bound if config.method in BOUNDED else None
-    gradient = config.gradient if row.by_gradient else None
-    words = [bound, gradient if gradient != "ppo" else None]
+
+def _label(cell: dict[str, Any], config: ConfigDict, method: methods.Method) -> str:
+    """The method, its bound, its gradient where that is not PPO, and what else the cell sets."""
+    words = [config.bound] if config.method in BOUNDED else []
+    if method.by_gradient and config.gradient != "ppo":
+        words.append(config.gradient)
     words += [
         f"{key.rpartition('.')[2]}={value}"
         for key, value in sorted(cell.items())
         if key not in ("method", "n", "seed", "bound", "gradient")
     ]
-    details = ", ".join(word for word in words if word)
-    return run.Record(
-        name=run_name(cell),
-        label=f"{config.method} ({details})" if details else config.method,
-        method=config.method,
-        n=config.n,
-        bound=bound,
-        seed=config.seed,
-        gradient=gradient,
-        order=names.index(config.method) if config.method in names else len(names),
-        measured=not row.reads_text,
-    )
+    name = short(config.method)
+    return f"{name} ({', '.join(words)})" if words else name
+
+
+# ----------------------------------------------------------------------------------------- checks
+
+
+def check(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuse what is wrong for all runs: keys, judges, and what `by_method` sets."""
+    check_keys(config)
+    judges(config)
+    in_use = {short(cell.get("method", config.method)): cell for cell in _cells(config)}
+    for name, own in config.by_method.items():
+        method = in_use.get(name, {}).get("method", name)
+        try:
+            methods.method(method)
+        except InputError as error:
+            raise InputError(f"config.by_method: {error}") from error
+        if not isinstance(own, ConfigDict):
+            raise InputError(f"config.by_method.{name}: give a dictionary of keys")
+        make_run(config, {"method": method}, workdir)
+
+
+def check_run(config: ConfigDict) -> None:
+    """Refuse a run's configuration whose keys, alone or together, cannot be used."""
+    method = methods.method(config.method)
+    check_keys(config, (*KEYS, *method.keys))
+    methods.check(config)
+    train = config.train
+    if config.policy.lora.pattern and train.trainable:
+        raise InputError(
+            "policy.lora.pattern and train.trainable are both set; with adapters they alone are "
+            "trained, so leave train.trainable empty"
+        )
+    if train.best_metric.startswith("eval/") and (
+        not train.eval_every or train.checkpoint_every % train.eval_every
+    ):
+        raise InputError(
+            f"train.best_metric={train.best_metric!r} needs an evaluation at every checkpoint: "
+            f"train.checkpoint_every={train.checkpoint_every} must be a multiple of "
+            f"train.eval_every={train.eval_every}"
+        )
+    if config.budget.sampled_tokens and config.budget.train_flops:
+        raise InputError(
+            "budget.sampled_tokens and budget.train_flops are both set; a comparison has one budget"
+        )
+    loop.check_rows(config, sharding.config_mesh(config))
 
 
 def judges(config: ConfigDict) -> dict[str, ConfigDict]:
-    """The settings of each of `config.judges`: `config.reward`'s defaults, and its own.
+    """Each of `config.judges`, with the defaults of `config.reward` where it sets nothing.
 
-    Raises InputError for a name that no file should have, a key that a reward has not, and a judge
-    that names no reward or two.
+    Raises InputError for a name that no file should have, a key that a reward does not have, and a
+    judge that names no reward or two.
     """
     found = {}
     for name, own in config.judges.items():
@@ -144,55 +252,3 @@ def judges(config: ConfigDict) -> dict[str, ConfigDict]:
             raise InputError(f"{where}.{error}") from error
         found[name] = settings
     return found
-
-
-def check(config: ConfigDict) -> None:
-    """Refuse, before anything is computed, what can be seen to be wrong in the config alone."""
-    mesh = sharding.config_mesh(config)
-    check_run(config)
-    judges(config)
-    for name in config.by_method:
-        try:
-            methods.method(name)
-        except InputError as error:
-            raise InputError(f"config.by_method: {error}") from error
-        if not isinstance(config.by_method[name], ConfigDict):
-            raise InputError(f"config.by_method.{name}: give a dictionary of keys")
-        config_of(config, {"method": name})
-    names: dict[str, dict] = {}
-    for cell in every(config):
-        changed = config_of(config, cell)
-        check_run(changed)
-        loop.check_rows(changed, mesh)
-        if cell in names.values():
-            raise InputError(f"config.cells: {run_name(cell)} stands there twice; take one out")
-        names[run_name(cell)] = cell
-
-
-def check_run(config: ConfigDict) -> None:
-    """The part of `check` that looks at one run."""
-    check_keys(config, (*KEYS, *methods.method(config.method).keys))
-    methods.check(config)
-    if config.policy.lora.pattern and config.train.trainable:
-        raise InputError(
-            "policy.lora.pattern and train.trainable are both set; with adapters they alone are "
-            "trained, so leave train.trainable empty"
-        )
-    train_config = config.train
-    if train_config.best_metric.startswith("eval/") and (
-        not train_config.eval_every or train_config.checkpoint_every % train_config.eval_every
-    ):
-        raise InputError(
-            f"train.best_metric={train_config.best_metric!r} needs an evaluation at every "
-            f"checkpoint: train.checkpoint_every={train_config.checkpoint_every} must be a "
-            f"multiple of train.eval_every={train_config.eval_every}"
-        )
-    if config.budget.sampled_tokens and config.budget.train_flops:
-        raise InputError(
-            "budget.sampled_tokens and budget.train_flops are both set; a comparison has one budget"
-        )
-    if not config.sampling.temperature > 0:
-        raise InputError(
-            f"sampling.temperature={config.sampling.temperature}: a policy to be trained and its "
-            "references are sampled at a temperature above 0"
-        )

@@ -34,7 +34,7 @@ from vbon_jax.types import InputError, Params
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "stage:"
+PREFIX = plan.STAGE
 OWN = {"base": "", "network": {}, "vocab_size": 4096, "init_seed": None}
 METHODS = ("sft", "reward_model")
 SUPERVISED = {  # how the run of a stage differs from the defaults: one update a batch
@@ -102,7 +102,6 @@ def _check(own: ConfigDict, run: ConfigDict, where: str) -> None:
     if not run.data.train:
         raise InputError(f"{where}.data.train is empty; name the rows that the stage learns from")
     plan.check_run(run)
-    loop.check_rows(run, sharding.config_mesh(run))
 
 
 def require(config: ConfigDict, *keys: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vbon_jax import files
-from vbon_jax.config import constants, get, identity
+from vbon_jax.config import constants, identity
 from vbon_jax.models import classifier, decoder
 from vbon_jax.models import lora as adapters
 from vbon_jax.training import budget, checkpoints, logs, methods, optimizer, sharding, step
@@ -124,8 +124,7 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
     train, method = config.train, methods.method(config.method)
     check_rows(config, task.mesh)
     resumes = any((folder / "checkpoints").glob("[0-9]*"))
-    own_keys = {key.name: get(config, key.name) for key in method.keys}
-    artifact = files.Artifact(folder, identity(config) | own_keys | inputs)
+    artifact = files.Artifact(folder, identity(config, keys=method.keys) | inputs)
     if not artifact.begin(resumes=resumes):
         return None
     files.write_json(folder / "config.json", config.to_dict())

@@ -1,12 +1,13 @@
 """What is refused before anything is computed: networks without heads, labels, given pairs."""
 
 import json
+import pathlib
 
 import pytest
 
 from tests.tiny_config import check_refusal, program
 from vbon_jax.config import defaults
-from vbon_jax.study import preflight
+from vbon_jax.study import check, plan
 
 
 @pytest.fixture
@@ -18,12 +19,16 @@ def config(tiny):
     return config
 
 
+def checked(config):
+    return check.check(config, plan.plan(config, pathlib.Path("work")))
+
+
 def refused(config, *words):
-    check_refusal(lambda: preflight.check(config), *words)
+    check_refusal(lambda: checked(config), *words)
 
 
 def test_what_is_in_order_passes(config):
-    preflight.check(config)
+    checked(config)
 
 
 def test_a_reward_without_a_head(config, tiny):
@@ -55,7 +60,7 @@ def test_a_label_that_a_stage_will_not_have(config, tmp_path):
         }
     refused(config, "reward (stage:scored)", "no label 'POSITIVE'", "0 LABEL_0")
     config.reward.label = "0"
-    preflight.check(config)
+    checked(config)
 
 
 def test_given_pairs_of_any_cell(config, tmp_path):
@@ -63,7 +68,7 @@ def test_given_pairs_of_any_cell(config, tmp_path):
     rows.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "a"}) + "\n")
     config.pairs.path = str(rows)
     config.methods = ("vbon",)
-    preflight.check(config)  # no method reads them
+    checked(config)  # no method reads them
     config.methods = ("vbon", "dpo")
     refused(config, "pairs.jsonl: line 1: chosen and rejected are equal", "pairs.on_tie=drop")
 
@@ -81,6 +86,7 @@ def test_a_configuration_without_data_or_models(config):
     config.policy.path = config.data.eval = ""
     refused(config, "config.data.eval, config.policy.path: nothing is given", "configs/demo.py")
     config.method = "sft"
-    check_refusal(lambda: preflight.check_text_method(config), "config.policy.path: nothing")
+    run = plan.single(config, pathlib.Path("work"))
+    check_refusal(lambda: check.check_text(config, run), "config.policy.path: nothing")
     config.reward.path = "both"
     refused(config, "reward.path and reward.function are both given")

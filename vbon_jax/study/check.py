@@ -1,0 +1,97 @@
+"""Validate what a study reads, before any compute: rows, networks, heads, given pairs.
+
+A bad row or the wrong folder costs seconds, then. Rows are checked for what each of them is;
+whether a prompt fits the policy is known once it is tokenized.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vbon_jax.data import formats, sft_rows, sources
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.sampling import rewards
+from vbon_jax.study import plan, stages
+from vbon_jax.study.plan import Run
+from vbon_jax.types import InputError
+
+Tables = dict[str, sources.Table]  # the rows of `config.data`, by split
+
+
+def check(config: ConfigDict, runs: list[Run]) -> Tables:
+    """Check everything that the runs read; returns the rows of prompts, so they are read once.
+
+    Raises InputError, in one line, for what cannot be used.
+    """
+    if config.reward.path and config.reward.function:
+        raise InputError("reward.path and reward.function are both given; keep one of them")
+    reward = [] if config.reward.function else ["reward.path"]
+    stages.require(config, "data.train", "data.eval", "policy.path", *reward)
+    check_stages(config)
+    if not config.policy.path.startswith(plan.STAGE):
+        model_folder.read_config(config.policy.path, kind="decoder")
+    _check_reward("reward", config.reward, config)
+    for name, settings in plan.judges(config).items():
+        _check_reward(f"judges.{name}", settings, config)
+    tokenizer = _tokenizer(config, config.policy.path)
+    tables = _tables(config)
+    for table in tables.values():
+        formats.prompts(table, name=config.data.field, tokenizer=tokenizer)
+    for run_config in _with_given_pairs(runs):
+        formats.read_pairs(run_config.pairs, tokenizer)
+    return tables
+
+
+def check_text(config: ConfigDict, run: Run) -> Tables:
+    """`check` for a run of a method that learns from text alone."""
+    model = "policy" if run.method.network == "decoder" else "reward"
+    stages.require(config, "data.train", f"{model}.path")
+    check_stages(config)
+    tables = _tables(config)
+    sft_rows.texts(run.config, tables["train"], _tokenizer(config, config[model].path))
+    return tables
+
+
+def check_stages(config: ConfigDict) -> None:
+    """Check the keys and the rows of every stage."""
+    stages.check(config)
+    for name in config.stages:
+        own, run = stages.settings(config, name)
+        tokenizer = _tokenizer(config, own.base)
+        for table in _tables(run).values():
+            sft_rows.texts(run, table, tokenizer)
+
+
+def _tables(config: ConfigDict) -> Tables:
+    """The rows of each split that the configuration names."""
+    splits = [split for split in ("train", "eval") if config.data[split]]
+    return {split: sources.read_split(config.data, split) for split in splits}
+
+
+def _with_given_pairs(runs: list[Run]) -> list[ConfigDict]:
+    """The configurations of runs that read given pairs, one for each way of reading them."""
+    found = {}
+    for run in runs:
+        if run.config.pairs.path and run.method.pairs:
+            pairs = run.config.pairs.to_dict()
+            ways = {name: pairs[name] for name in pairs.keys() - {"alpha", "beta", "average"}}
+            found[repr(sorted(ways.items()))] = run.config
+    return list(found.values())
+
+
+def _tokenizer(config: ConfigDict, path: str) -> Any:
+    """That of the folder which a model begins with; None for a stage that trains its own."""
+    folder = stages.base_folder(config, path)
+    return model_folder.load_tokenizer(folder) if folder else None
+
+
+def _check_reward(where: str, reward: ConfigDict, config: ConfigDict) -> None:
+    """A reward or judge: a function that can be imported, or a classifier that has the label."""
+    if reward.function:
+        rewards.load(reward)
+    elif reward.path.startswith(plan.STAGE):
+        labels = stages.labels(config, reward.path.removeprefix(plan.STAGE))
+        rewards.label_index(f"{where} ({reward.path})", reward.label, labels)
+    elif reward.path:
+        labels = model_folder.read_config(reward.path, kind="classifier").labels
+        rewards.label_index(reward.path, reward.label, labels)

@@ -1,0 +1,142 @@
+"""What the runs of a study share, loaded: reference policy, prompts, reward, sampling.
+
+Nothing is trained or sampled here; the folders of all models exist (`stages`).
+"""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from vbon_jax.data import formats, prompt_sets, sources
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.sampling import rewards, sampler
+from vbon_jax.study.stages import ModelPaths
+from vbon_jax.training import loop
+from vbon_jax.types import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class Materials(NamedTuple):
+    """What all runs of a study share."""
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    models: ModelPaths
+    policy_fingerprint: str
+    checkpoint: model_folder.Checkpoint  # the reference policy
+    tokenizer: Any
+    reward: rewards.Reward
+    train_prompts: prompt_sets.PromptSet
+    eval_prompts: prompt_sets.PromptSet
+    sampling: sampler.Sampling
+
+    def scorer(self, prompts: prompt_sets.PromptSet) -> Callable:
+        """(places of prompts [S], response ids) -> float32 rewards [S]."""
+        return functools.partial(rewards.score_responses, self.reward, self.tokenizer, prompts)
+
+
+def load(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    models: ModelPaths,
+    tables: Mapping[str, sources.Table],
+) -> Materials:
+    """Load the reference policy and the reward, and tokenize the prompts, rows by split."""
+    checkpoint, tokenizer = load_network(config, models.policy, kind="decoder")
+    model = dataclasses.replace(checkpoint.config, dtype=config.policy.dtype)
+    checkpoint = checkpoint._replace(config=model)
+    eos_token_ids = model_folder.eos_token_ids(checkpoint, tokenizer, models.policy)
+    sampling = make_sampling(config, eos_token_ids)
+    train_prompts, eval_prompts = _prompts(config, tables, tokenizer, model)
+    reward = rewards.load(config.reward, models.reward)
+    for prompts in (train_prompts, eval_prompts):
+        _try(reward, prompts, response_alone=config.reward.text == "response")
+    return Materials(
+        config=config,
+        workdir=workdir,
+        models=models,
+        policy_fingerprint=model_folder.fingerprint(models.policy),
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        reward=reward,
+        train_prompts=train_prompts,
+        eval_prompts=eval_prompts,
+        sampling=sampling,
+    )
+
+
+def _try(reward: rewards.Reward, prompts: prompt_sets.PromptSet, *, response_alone: bool) -> None:
+    """Score the longest prompts, so that what is broken in a reward is found before sampling."""
+    longest = sorted(range(len(prompts.texts)), key=lambda place: len(prompts.texts[place]))[-2:]
+    texts = [prompts.texts[place] for place in longest]
+    # A response is empty, so that a prompt alone fits; one that is read alone is a short text.
+    responses = [min(prompts.texts, key=len) if response_alone else ""] * len(longest)
+    columns = {
+        name: [values[place] for place in longest] for name, values in prompts.columns.items()
+    }
+    reward.score(texts, responses, columns)
+
+
+def load_network(
+    config: ConfigDict, path: str, *, kind: str
+) -> tuple[model_folder.Checkpoint, Any]:
+    """A model to train from, with adapters where `policy.lora` asks for them, and its tokenizer."""
+    checkpoint, tokenizer = model_folder.load(path, kind=kind), model_folder.load_tokenizer(path)
+    model_folder.check_vocabulary(tokenizer, checkpoint.config, path)
+    model, params = loop.with_adapters(config, checkpoint.config, checkpoint.params, path)
+    return checkpoint._replace(config=model, params=params), tokenizer
+
+
+def make_sampling(config: ConfigDict, eos_token_ids: tuple[int, ...]) -> sampler.Sampling:
+    """How responses are drawn."""
+    try:
+        return sampler.Sampling(
+            max_new_tokens=config.sampling.max_new_tokens,
+            temperature=config.sampling.temperature,
+            eos_token_ids=eos_token_ids,
+        )
+    except ValueError as error:
+        raise InputError(f"config.sampling: {error}") from error
+
+
+def _prompts(
+    config, tables, tokenizer, model
+) -> tuple[prompt_sets.PromptSet, prompt_sets.PromptSet]:
+    """Training prompts, and held-out ones of which none is a training prompt."""
+    longest = model.max_positions - config.sampling.max_new_tokens
+    if longest < 1:
+        raise InputError(
+            f"sampling.max_new_tokens={config.sampling.max_new_tokens} leaves no room for a prompt "
+            f"in the policy's {model.max_positions} positions; give fewer new tokens"
+        )
+    longest = min(longest, config.data.longest_prompt or longest)
+    return prompt_sets.train_and_eval(config, tables, tokenizer, longest)
+
+
+def given_pairs(config: ConfigDict, materials: Materials) -> prompt_sets.PairSet:
+    """The preference pairs of `pairs.path`."""
+    given = formats.read_pairs(config.pairs, materials.tokenizer)
+    if not materials.sampling.eos_token_ids:
+        raise InputError(
+            f"{materials.models.policy}: no EOS token, which every given response ends with"
+        )
+    pairs = prompt_sets.build_pairs(
+        given,
+        materials.tokenizer,
+        eos_token_ids=materials.sampling.eos_token_ids,
+        new_tokens=config.sampling.max_new_tokens,
+        longest=materials.checkpoint.config.max_positions - config.sampling.max_new_tokens,
+        over_long=config.data.over_long,
+    )
+    logger.info(
+        f"{len(pairs.prompt_ids)} pairs in {given.source} ({pairs.tied} with equal responses left "
+        f"out, {given.empty} with an empty one, {pairs.truncated} truncated, {pairs.dropped} "
+        "dropped)"
+    )
+    return pairs

@@ -1,0 +1,111 @@
+"""Train the runs of a study: what each trains from, and the loop on it.
+
+A run is resumed by the same call; a finished one is left as it is.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vbon_jax.data import batching, prompt_sets, sft_rows, sources
+from vbon_jax.models.huggingface import model_folder
+from vbon_jax.study import caches, evaluate, materials, plan
+from vbon_jax.study.materials import Materials
+from vbon_jax.study.plan import Run
+from vbon_jax.study.stages import ModelPaths
+from vbon_jax.training import budget, loop, methods, sharding
+from vbon_jax.types import InputError, Params
+from vbon_jax.workdir.run import write
+
+
+class Inputs(NamedTuple):
+    """What a run trains from."""
+
+    task: methods.Task
+    network: Params
+    fingerprints: dict[str, Any]  # of all that the run reads besides its configuration
+    evaluate: Callable | None = None  # params -> metrics on held-out prompts
+    share: budget.CacheShare | None = None  # of the reference cache
+
+
+def train(run: Run, inputs: Inputs) -> None:
+    """Train a run, from wherever it stopped."""
+    write(run.folder, plan.record(run))
+    loop.run(
+        run.config,
+        run.folder,
+        inputs.task,
+        inputs.network,
+        inputs.fingerprints,
+        evaluate=inputs.evaluate,
+        share=inputs.share,
+    )
+
+
+def policy_inputs(run: Run, shared: Materials) -> Inputs:
+    """Prompts and the reward, and where the method reads them given pairs or the reference cache.
+
+    The caches are built before (`caches.build`).
+    """
+    config, method = run.config, run.method
+    fingerprints = {
+        "policy fingerprint": shared.policy_fingerprint,
+        "reward fingerprint": shared.reward.fingerprint,
+        "prompts fingerprint": prompt_sets.fingerprint(shared.train_prompts, shared.reward.columns),
+    }
+    pairs = cache = share = None
+    if config.pairs.path and method.pairs:
+        pairs = materials.given_pairs(config, shared)
+        fingerprints["pairs fingerprint"] = hashlib.sha256(repr(pairs).encode()).hexdigest()
+    elif method.needs_cache(config):
+        whole = caches.load(shared, "train")
+        fingerprints |= whole.provenance.inputs()
+        everything = caches.responses(whole, tokens=method.cache == "responses")
+        count = budget.samples_of_cache(config, method, everything)
+        cache = batching.first(everything, count)
+        share = budget.cache_share(everything, count, seconds=caches.seconds(shared, "train"))
+    mesh = sharding.config_mesh(config)
+    prompt_ids = shared.train_prompts.token_ids if pairs is None else pairs.prompt_ids
+    task = methods.Task(
+        config=config,
+        model=shared.checkpoint.config,
+        mesh=mesh,
+        prompts=shared.train_prompts,
+        prompt_width=caches.prompt_width(config, shared, prompt_ids),
+        reference_params=sharding.place(shared.checkpoint.params, mesh),
+        cache=cache,
+        pairs=pairs,
+        score=shared.scorer(shared.train_prompts),
+        sampling=shared.sampling,
+    )
+    on_held_out = evaluate.on_held_out(config, shared) if config.train.eval_every else None
+    return Inputs(task, shared.checkpoint.params, fingerprints, on_held_out, share)
+
+
+def text_inputs(run: Run, models: ModelPaths, tables: Mapping[str, sources.Table]) -> Inputs:
+    """What a method that learns from text alone (`sft`, `reward_model`) trains from.
+
+    `tables` are the rows of `config.data` by split.
+    """
+    config, kind = run.config, run.method.network
+    path = models.policy if kind == "decoder" else models.reward
+    checkpoint, tokenizer = materials.load_network(config, path, kind=kind)
+    if config.train.text_tokens > checkpoint.config.max_positions:
+        raise InputError(
+            f"train.text_tokens={config.train.text_tokens}, but {path} takes "
+            f"{checkpoint.config.max_positions} positions; give at most that"
+        )
+    eos_token_ids = model_folder.eos_token_ids(checkpoint, tokenizer, path)
+    rows = sft_rows.build(config, tables["train"], tokenizer, eos_token_ids)
+    mesh = sharding.config_mesh(config)
+    task = methods.Task(config=config, model=checkpoint.config, mesh=mesh, rows=rows)
+    digest = hashlib.sha256()
+    for array in rows:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    fingerprints = {
+        "fingerprint": model_folder.fingerprint(path),
+        "rows fingerprint": digest.hexdigest(),
+    }
+    return Inputs(task, checkpoint.params, fingerprints)
