@@ -21,7 +21,7 @@ BELOW = {
     "types": (),
     "files": ("types",),
     "config": ("types",),
-    "cli": ("files", "types"),
+    "cli": ("config", "files", "types"),
 }
 BELOW["functional"] = ("types",)
 BELOW["models"] = (*BELOW["functional"], "functional", "files")
