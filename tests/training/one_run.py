@@ -1,13 +1,11 @@
-"""A vBoN run of six steps on the tiny task: `python -m tests.training.one_run FOLDER`.
+"""Runs of six steps on the tiny task: in this process, or in one that can be killed."""
 
-In a process of its own, to be killed, and to compile everything that it runs.
-"""
-
+import multiprocessing
 import pathlib
-import sys
 
 import jax
 
+from tests import forkserver
 from tests.training.tiny_task import MODEL, make_task
 from vbon_jax.models import decoder
 from vbon_jax.training import loop, methods
@@ -28,5 +26,17 @@ def run(folder: pathlib.Path, task: methods.Task, **changes):
     return loop.run(config, folder, task._replace(config=config), network, {})
 
 
-if __name__ == "__main__":
-    run(pathlib.Path(sys.argv[1]), small_task())
+def started(folder: pathlib.Path) -> multiprocessing.Process:
+    """A vBoN run in a process of its own.
+
+    It compiles what it runs: a program that is read from the tests' cache can round otherwise, and
+    these runs are compared bit for bit.
+    """
+    process = forkserver.CONTEXT.Process(target=_compiled_run, args=(folder,))
+    process.start()
+    return process
+
+
+def _compiled_run(folder: pathlib.Path) -> None:
+    jax.config.update("jax_enable_compilation_cache", False)
+    run(folder, small_task())

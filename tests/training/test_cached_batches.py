@@ -5,16 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny_config import overrides, program
+from vbon_jax import files
 from vbon_jax.config import check, constants, defaults
 from vbon_jax.data import prompt_sets
 from vbon_jax.functional import bon, cdf
 from vbon_jax.models import decoder
 from vbon_jax.sampling import sampler
-from vbon_jax.training import loop, methods, optimizer, step
+from vbon_jax.training import budget, loop, methods, optimizer, rollouts, sharding, step
 from vbon_jax.training.methods import bonbon, distillation, preferences, regression
-from vbon_jax.types import InputError, Responses
-from vbon_jax.workdir import results
+from vbon_jax.types import InputError, Responses, Sequences
 
 OFFLINE = [
     name for name, row in methods.METHODS.items() if row.cache == "responses" and not row.samples
@@ -183,25 +182,37 @@ def test_what_the_constants_default_to():
     assert regression.beta(constants(config, regression.QRPO_CONSTANTS)) == 0.25
 
 
-@pytest.mark.parametrize("name", OFFLINE)
-def test_each_objective_falls_on_a_batch(task, name):
+MODEL = decoder.DecoderConfig(
+    vocab_size=256, width=16, num_layers=1, num_heads=2, mlp_width=32, max_positions=16
+)
+
+
+def with_model(task, name: str, **changes):
+    """The task of a method on a network that is near the uniform law, as its reference is."""
     config = task.config.copy_and_resolve_references()
     config.update(method=name)
     config.pairs.alpha, config.sampling.max_new_tokens = 0.1, G
-    config.train.learning_rate = 1e-2
-    model = decoder.DecoderConfig(
-        vocab_size=256, width=16, num_layers=1, num_heads=2, mlp_width=32, max_positions=16
-    )
-    # a uniform reference, as the network nearly is: no method starts far from it
+    config.train.learning_rate, config.train.batch_size = 1e-2, 1
+    config.train.samples_per_prompt, config.train.epochs, config.train.minibatches = 12, 1, 1
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     log_probs = np.zeros((PROMPTS, M, G), np.float32)
     log_probs[..., 0] = -np.log(256)
+    mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
     cache = task.cache._replace(log_probs_bng=log_probs)
-    task = task._replace(config=config, model=model, cache=cache)
+    return task._replace(config=config, model=MODEL, cache=cache, mesh=mesh)
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_each_objective_falls_on_a_batch(task, name):
+    task = with_model(task, name)
+    config = task.config
     learner = loop.make_learner(config, task)
-    params = decoder.init(model, jax.random.key(0))
+    params = decoder.init(MODEL, jax.random.key(0))
     state = step.init_state(learner, loop.initial_params(config, task, params))
     assert state.params.keys() == {"decoder"}
-    batch = methods.METHODS[name].batch(task, state, 0, None)[1]
+    (batch,) = loop.minibatches(
+        methods.METHODS[name].batch(task, state, 0, None)[1], config, 0, task.mesh
+    )
     losses, rates = [], optimizer.rates(config, 0.0, update=0)
     for _ in range(30):
         state, row = step.update(state, batch, rates, learner=learner)
@@ -209,15 +220,21 @@ def test_each_objective_falls_on_a_batch(task, name):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_every_offline_method_runs(tiny, tmp_path):
-    changes = {"methods": ",".join(OFFLINE), "train__steps": 3, "train__checkpoint_every": 3}
-    done = program("compare", "--workdir", tmp_path, *overrides(tiny, **changes))
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = [
-        row for row in results.read_results(tmp_path / "results.csv") if row["seed"] is not None
-    ]
-    assert [row["method"] for row in rows] == OFFLINE
-    for row in rows:
-        assert row["kl"] > 1e-5, row["method"]
-        # nothing sampled, nothing scored but the share of the cache: 3 steps x 4 of 24 prompts
-        assert row["reward_calls"] == 12 * 8
+@pytest.mark.parametrize("name", OFFLINE)
+def test_every_offline_method_runs(task, tmp_path, name):
+    task = with_model(task, name, train__steps=3, train__checkpoint_every=3)
+    config, row = task.config, methods.METHODS[name]
+    network = decoder.init(MODEL, jax.random.key(0))
+    share = budget.cache_share(task.cache, M, seconds=1.0)
+    state = loop.run(config, tmp_path, task, network, {}, share=share)
+    batch = row.batch(task, state, 0, None)[1]
+    sequences = jax.tree.leaves(batch, is_leaf=lambda leaf: isinstance(leaf, Sequences))[0]
+    before, after = (
+        rollouts.sequence_log_probs(task, params, sequences)
+        for params in (network, state.params["decoder"])
+    )
+    assert np.abs(after - before).mean() > 1e-5
+    # nothing sampled, nothing scored but the share of the cache: 3 steps x 1 of 6 prompts
+    ledger = files.read_json(tmp_path / "ledger.json")
+    assert ledger["reward_calls"] == 3 * M
+    assert len(files.read_jsonl(tmp_path / "metrics.jsonl")) == 3

@@ -1,52 +1,32 @@
 """A run: killed and resumed, on a mapped reward, on a loss that overflows, on what is refused."""
 
 import json
-import os
 import pathlib
 import random
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
-from tests.tiny_config import ROOT, overrides, program
-from tests.training.one_run import run, small_task
+from tests.tiny_config import overrides, program
+from tests.training.one_run import run, small_task, started
 from tests.training.tiny_task import K
 from vbon_jax.config import check
 from vbon_jax.training import methods
 from vbon_jax.types import InputError
-
-# Runs that are compared bit for bit compile their programs: one that is read from the tests' cache
-# can round otherwise.
-COMPILED_HERE = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 def metrics(folder: pathlib.Path, name: str = "metrics") -> list[dict]:
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
-def started(folder: pathlib.Path) -> subprocess.Popen:
-    """`one_run` in a folder, in a process of its own."""
-    command = [sys.executable, "-m", "tests.training.one_run", str(folder)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=COMPILED_HERE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-
-
-def finished(folder: pathlib.Path) -> None:
-    """`one_run` in a folder, to its end."""
-    process = started(folder)
-    errors = process.communicate()[1]
-    assert process.returncode == 0, errors.decode()[-3000:]
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> pathlib.Path:
     """The folder of an uninterrupted vBoN run."""
     folder = tmp_path_factory.mktemp("whole")
-    finished(folder)
+    process = started(folder)
+    process.join()
+    assert process.exitcode == 0
     return folder
 
 
@@ -86,14 +66,16 @@ def test_killed_three_times_it_is_the_same_run(whole, tmp_path):
     for target in sorted(generator.sample(range(1, 6), 3)):
         process = started(tmp_path)
         deadline = time.monotonic() + 240
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.is_alive() and time.monotonic() < deadline:
             if log.exists() and log.read_text().count("\n") >= target:
                 break
             time.sleep(0.005)
         time.sleep(generator.random() * 0.2)
         process.kill()
-        process.communicate()
-    finished(tmp_path)
+        process.join()
+    process = started(tmp_path)
+    process.join()
+    assert process.exitcode == 0
     assert log.read_bytes() == (whole / "metrics.jsonl").read_bytes(), f"seed {seed}"
 
 

@@ -3,24 +3,13 @@
 A draw is a function of (seed, step): a run that was interrupted draws the same again.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from vbon_jax.data import batching
 from vbon_jax.functional import bon, cdf
 from vbon_jax.training import rollouts
 from vbon_jax.training.task import Task
-from vbon_jax.types import Responses, Sequences
-
-
-class ResponseBatch(NamedTuple):
-    """Single responses, [S] each: log pi_ref, and F and log F of their rewards among the others."""
-
-    sequences: Sequences
-    reference_s: np.ndarray
-    cdf_s: np.ndarray
-    log_cdf_s: np.ndarray
+from vbon_jax.types import Responses
 
 
 def generator(task: Task, step: int, *, draw: int = 0) -> np.random.Generator:
@@ -84,19 +73,6 @@ def log_cdf(task: Task, responses: Responses) -> np.ndarray:
     return np.asarray(cdf.log_cdf_of_references(responses.rewards_bn, estimator=estimator))
 
 
-def response_batch(task: Task, responses: Responses, chosen_bs: np.ndarray) -> ResponseBatch:
-    """The chosen responses, flat, with what regressions on them need."""
-    chosen = batching.take(responses, chosen_bs)
-    cdf_bm = np.asarray(cdf.cdf_of_references(responses.rewards_bn))
-    return ResponseBatch(
-        rollouts.sequences(task, chosen),
-        chosen.log_probs_bng.sum(axis=-1).reshape(-1),
-        np.take_along_axis(cdf_bm, chosen_bs, axis=1).reshape(-1),
-        np.take_along_axis(log_cdf(task, responses), chosen_bs, axis=1).reshape(-1),
-    )
-
-
-def reward_of(responses: Responses, chosen_bs: np.ndarray) -> dict[str, float]:
-    """The mean reward of the chosen responses, as a metric."""
-    chosen = np.take_along_axis(responses.rewards_bn, chosen_bs, axis=1)
-    return {"cache/reward": float(chosen.reshape(-1).mean())}
+def metrics(chosen: Responses) -> dict[str, float]:
+    """What is logged of the chosen responses of a step."""
+    return {"cache/reward": float(chosen.rewards_bn.reshape(-1).mean())}

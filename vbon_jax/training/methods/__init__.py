@@ -23,70 +23,42 @@ __all__ = ["METHODS", "Method", "Task", "check", "method"]
 
 METHODS: dict[str, Method] = {
     # Samples of the policy, ranked among the cached rewards, or scored alone.
-    "vbon": Method(
-        vbon.batch, vbon.objective, vbon.CONSTANTS, samples=True, cache="rewards", check=vbon.check
-    ),
+    "vbon": Method(vbon.batch, vbon.objective, vbon.CONSTANTS, samples=True, cache="rewards",
+                   check=vbon.check),
     "kl_rl": Method(kl_rl.batch, vbon.objective, vbon.CONSTANTS, samples=True, check=vbon.check),
     # Samples of the policy, and the best of N of the cache or of fresh draws.
-    "bond": Method(
-        bond.batch, bond.objective, bond.CONSTANTS, samples=True, cache="responses",
-        whole_n_from=1, check=bond.check,
-    ),
-    "j_bond": Method(
-        bond.anchored_batch, bond.objective, bond.CONSTANTS, samples=True, whole_n_from=2,
-        anchor=True, check=bond.check,
-    ),
-    "raft": Method(
-        distillation.raft_batch, distillation.objective, distillation.CONSTANTS, samples=True,
-        whole_n_from=1, rows_per_prompt=1,
-    ),
-    "online_bonbon": Method(
-        bonbon.online_batch, bonbon.objective, bonbon.CONSTANTS, samples=True, whole_n_from=2,
-        rows_per_prompt=1,
-    ),
+    "bond": Method(bond.batch, bond.objective, bond.CONSTANTS, samples=True, cache="responses",
+                   whole_n_from=1, check=bond.check),
+    "j_bond": Method(bond.anchored_batch, bond.objective, bond.CONSTANTS, samples=True,
+                     whole_n_from=2, anchor=True, check=bond.check),
+    "raft": Method(distillation.raft_batch, distillation.objective, distillation.CONSTANTS,
+                   samples=True, whole_n_from=1, rows_per_prompt=1),
+    "online_bonbon": Method(bonbon.online_batch, bonbon.objective, bonbon.CONSTANTS, samples=True,
+                            whole_n_from=2, rows_per_prompt=1),
     # Cached responses, any of them or the best of N.
-    "vbon_regression": Method(
-        regression.batch, regression.vbon_objective, regression.VBON_CONSTANTS, cache="responses"
-    ),
-    "qrpo": Method(
-        regression.batch, regression.qrpo_objective, regression.QRPO_CONSTANTS, cache="responses",
-        check=regression.check_qrpo,
-    ),
-    "bon_sft": Method(
-        distillation.batch, distillation.objective, distillation.CONSTANTS, cache="responses",
-        whole_n_from=1,
-    ),
-    "bon_sft_kl": Method(
-        distillation.kl_batch, distillation.kl_objective, distillation.KL_CONSTANTS,
-        cache="responses", whole_n_from=1,
-    ),
-    # Cached best and worst of N, or given pairs.
-    "bonbon": Method(
-        bonbon.batch, bonbon.objective, bonbon.CONSTANTS, cache="responses", whole_n_from=2,
-        pairs=True,
-    ),
-    "bonbon_released": Method(
-        bonbon.batch, bonbon.released_objective, bonbon.CONSTANTS, cache="responses",
-        whole_n_from=2, pairs=True,
-    ),
-    "bonbon_calibrated": Method(
-        bonbon.batch, bonbon.calibrated_objective, bonbon.CONSTANTS, cache="responses",
-        whole_n_from=2, check=bonbon.check_calibrated,
-    ),
-    "dpo": Method(
-        bonbon.batch, preferences.dpo_objective, preferences.DPO_CONSTANTS, cache="responses",
-        whole_n_from=2, pairs=True,
-    ),
-    "ipo": Method(
-        bonbon.batch, preferences.ipo_objective, preferences.IPO_CONSTANTS, cache="responses",
-        whole_n_from=2, pairs=True, check=preferences.check_ipo,
-    ),
+    "vbon_regression": Method(regression.batch, regression.vbon_objective,
+                              regression.VBON_CONSTANTS, cache="responses"),
+    "qrpo": Method(regression.batch, regression.qrpo_objective, regression.QRPO_CONSTANTS,
+                   cache="responses", check=regression.check_qrpo),
+    "bon_sft": Method(distillation.batch, distillation.objective, distillation.CONSTANTS,
+                      cache="responses", whole_n_from=1),
+    "bon_sft_kl": Method(distillation.kl_batch, distillation.kl_objective,
+                         distillation.KL_CONSTANTS, cache="responses", whole_n_from=1),
+    # Best and worst of N cached responses; or, with pairs=True, preferences that are given.
+    "bonbon": Method(bonbon.batch, bonbon.objective, bonbon.CONSTANTS, cache="responses",
+                     whole_n_from=2, pairs=True),
+    "bonbon_released": Method(bonbon.batch, bonbon.released_objective, bonbon.CONSTANTS,
+                              cache="responses", whole_n_from=2, pairs=True),
+    "bonbon_calibrated": Method(bonbon.batch, bonbon.calibrated_objective, bonbon.CONSTANTS,
+                                cache="responses", whole_n_from=2, check=bonbon.check_calibrated),
+    "dpo": Method(bonbon.batch, preferences.dpo_objective, preferences.DPO_CONSTANTS,
+                  cache="responses", whole_n_from=2, pairs=True),
+    "ipo": Method(bonbon.batch, preferences.ipo_objective, preferences.IPO_CONSTANTS,
+                  cache="responses", whole_n_from=2, pairs=True, check=preferences.check_ipo),
     # Rows of text.
     "sft": Method(sft.batch, sft.sft_objective),
-    "reward_model": Method(
-        sft.batch, sft.reward_model_objective, ("reward_model.centring",),
-        network="classifier",
-    ),
+    "reward_model": Method(sft.batch, sft.reward_model_objective, ("reward_model.centring",),
+                           network="classifier"),
 }  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from ml_collections import FrozenConfigDict
 from vbon_jax.data import batching
 from vbon_jax.functional import objectives
 from vbon_jax.training import cached_batches, rollouts
-from vbon_jax.training.cached_batches import ResponseBatch
 from vbon_jax.training.step import TrainState
 from vbon_jax.training.task import RESPONSES, Task, joined, minimise, policy_log_probs
 from vbon_jax.types import Array, Mean, Params, Responses, Sequences
@@ -27,9 +26,17 @@ KL_CONSTANTS = (*RESPONSES, "bon_sft.kl_weight")
 
 
 class BestBatch(NamedTuple):
-    """The best of N draws of each prompt, [S] rows."""
+    """Draws from Best-of-N, [S] rows."""
 
     sequences: Sequences
+
+
+class BestAndAnyBatch(NamedTuple):
+    """Draws from Best-of-N and as many of the reference, [S] rows each."""
+
+    best: Sequences
+    others: Sequences
+    reference_s: np.ndarray  # log pi_ref of the others, nats
 
 
 # ---------------------------------------------------------------------------- batches
@@ -37,21 +44,20 @@ class BestBatch(NamedTuple):
 
 def batch(task: Task, state: TrainState, step: int, key: Array):
     """S responses to each prompt, drawn from Best-of-N of its cached ones."""
-    responses = cached_batches.cached_responses(task, step)
-    chosen_bs = _best(task, responses, step)
-    metrics = cached_batches.reward_of(responses, chosen_bs)
-    return state, cached_batches.response_batch(task, responses, chosen_bs), metrics
+    best = _best(task, cached_batches.cached_responses(task, step), step)
+    return state, BestBatch(rollouts.sequences(task, best)), cached_batches.metrics(best)
 
 
 def kl_batch(task: Task, state: TrainState, step: int, key: Array):
-    """S responses drawn from Best-of-N, and S of the reference, to each prompt: two batches."""
+    """S responses drawn from Best-of-N, and S of the reference, to each prompt."""
     responses = cached_batches.cached_responses(task, step)
-    chosen_bs = _best(task, responses, step)
-    any_bs = cached_batches.any_of(task, responses, step, draw=1)
-    batches = tuple(
-        cached_batches.response_batch(task, responses, places) for places in (chosen_bs, any_bs)
+    best = _best(task, responses, step)
+    others = batching.take(responses, cached_batches.any_of(task, responses, step, draw=1))
+    two = BestAndAnyBatch(
+        *(rollouts.sequences(task, side) for side in (best, others)),
+        others.log_probs_bng.sum(axis=-1).reshape(-1),
     )
-    return state, batches, cached_batches.reward_of(responses, chosen_bs)
+    return state, two, cached_batches.metrics(best)
 
 
 def raft_batch(task: Task, state: TrainState, step: int, key: Array):
@@ -63,30 +69,31 @@ def raft_batch(task: Task, state: TrainState, step: int, key: Array):
     return state, BestBatch(rollouts.sequences(task, best)), metrics
 
 
-def _best(task: Task, responses: Responses, step: int) -> np.ndarray:
+def _best(task: Task, responses: Responses, step: int) -> Responses:
     """By the weights of the order statistics, or as the best of N that are drawn."""
     if task.config.bon_sft.select == "best":
-        return cached_batches.best_and_worst(task, responses, step)[0]
-    return cached_batches.best_of_n(task, responses, step)
+        places_bs = cached_batches.best_and_worst(task, responses, step)[0]
+    else:
+        places_bs = cached_batches.best_of_n(task, responses, step)
+    return batching.take(responses, places_bs)
 
 
 # ---------------------------------------------------------------------------- objectives
 
 
-def objective(model, constants: FrozenConfigDict, params: Params, batch: ResponseBatch | BestBatch):
+def objective(model, constants: FrozenConfigDict, params: Params, batch: BestBatch):
     """Negative log-likelihood of the responses, nats each."""
     return minimise(
         *objectives.bon_sft(policy_log_probs(model, constants, params, batch.sequences))
     )
 
 
-def kl_objective(model, constants: FrozenConfigDict, params: Params, batch):
+def kl_objective(model, constants: FrozenConfigDict, params: Params, batch: BestAndAnyBatch):
     """`objective`, and a KL to the reference, estimated from responses of the reference."""
-    best, others = batch
-    sequences = joined(best.sequences, others.sequences)
+    sequences = joined(batch.best, batch.others)
     best_s, other_s = jnp.split(policy_log_probs(model, constants, params, sequences), 2)
     nll, _ = objectives.bon_sft(best_s)
-    kl, _ = objectives.kl_to_reference(other_s, others.reference_s)
+    kl, _ = objectives.kl_to_reference(other_s, batch.reference_s)
     weight = constants.bon_sft.kl_weight
     metrics = {"objective/mean": Mean(-nll.total - weight * kl.total, nll.weight)}
     return {"nll": (1.0, nll), "kl": (weight, kl)}, metrics

@@ -7,17 +7,29 @@ The first has Best-of-N as its minimiser, since E[F^{N-1}] = 1/N where rewards a
 second is Matrenok et al., arXiv 2507.08068, whose target is pi_ref e^{F/beta} / Z.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 from ml_collections import FrozenConfigDict
 
-from vbon_jax.functional import objectives
-from vbon_jax.training import cached_batches
-from vbon_jax.training.cached_batches import ResponseBatch
+from vbon_jax.data import batching
+from vbon_jax.functional import cdf, objectives
+from vbon_jax.training import cached_batches, rollouts
 from vbon_jax.training.step import TrainState
 from vbon_jax.training.task import RESPONSES, Task, minimise, policy_log_probs
-from vbon_jax.types import Array, InputError, Params
+from vbon_jax.types import Array, InputError, Params, Sequences
 
 VBON_CONSTANTS = (*RESPONSES, "n")
 QRPO_CONSTANTS = (*RESPONSES, "n", "pairs.beta")
+
+
+class ResponseBatch(NamedTuple):
+    """Cached responses, [S] each: log pi_ref, and F and log F of their rewards among the others."""
+
+    sequences: Sequences
+    reference_s: np.ndarray
+    cdf_s: np.ndarray
+    log_cdf_s: np.ndarray
 
 
 def check_qrpo(config) -> None:
@@ -29,9 +41,16 @@ def check_qrpo(config) -> None:
 def batch(task: Task, state: TrainState, step: int, key: Array):
     """S responses to each prompt of a step, any of its cached ones with equal chances."""
     responses = cached_batches.cached_responses(task, step)
-    chosen_bs = cached_batches.any_of(task, responses, step)
-    metrics = cached_batches.reward_of(responses, chosen_bs)
-    return state, cached_batches.response_batch(task, responses, chosen_bs), metrics
+    places_bs = cached_batches.any_of(task, responses, step)
+    chosen = batching.take(responses, places_bs)
+    cdf_bm = np.asarray(cdf.cdf_of_references(responses.rewards_bn))
+    response_batch = ResponseBatch(
+        rollouts.sequences(task, chosen),
+        chosen.log_probs_bng.sum(axis=-1).reshape(-1),
+        np.take_along_axis(cdf_bm, places_bs, axis=1).reshape(-1),
+        np.take_along_axis(cached_batches.log_cdf(task, responses), places_bs, axis=1).reshape(-1),
+    )
+    return state, response_batch, cached_batches.metrics(chosen)
 
 
 def vbon_objective(model, constants: FrozenConfigDict, params: Params, batch: ResponseBatch):
