@@ -88,13 +88,8 @@ def objective_weights(n: float) -> tuple[float, float]:
 def batch(task: Task, state: TrainState, step: int, key: Array, *, transform=transform):
     """Sample, score, transform the reward, and weigh it against the KL: a batch for PPO."""
     config, index_b = task.config, rollouts.prompts_of(task, step)
-    responses = rollouts.rollout(
-        task,
-        state.params["decoder"],
-        index_b,
-        key,
-        num_samples=config.train.samples_per_prompt,
-    )
+    count = config.train.samples_per_prompt
+    responses = rollouts.rollout(task, state.params["decoder"], index_b, key, num_samples=count)
     reference_bm = None if task.cache is None else task.cache.rewards_bn[index_b]
     transformed = np.asarray(transform(responses.rewards_bn, reference_bm, config))
     score = transformed - config.ppo.missing_eos_penalty * ~responses.finished_bn
