@@ -16,10 +16,12 @@ def _write(file: pathlib.Path, rows: list[dict]) -> None:
 
 
 def _opinions(count: int, seed: int) -> tuple[list[str], list[str]]:
-    """Good and bad things to say, `count` of each: short reviews of about twenty words."""
-    made = sorted(toy_reviews.generate(8 * count, seed=seed), key=lambda review: len(review.text))
+    """Good and bad opinions, `count` of each: short reviews of about twenty words."""
+    reviews = sorted(
+        toy_reviews.generate(8 * count, seed=seed), key=lambda review: len(review.text)
+    )
     rng = np.random.default_rng(seed)
-    good, bad = ([r.text for r in made if r.label == label][:count] for label in (1, 0))
+    good, bad = ([r.text for r in reviews if r.label == label][:count] for label in (1, 0))
     return rng.permutation(good).tolist(), rng.permutation(bad).tolist()
 
 
@@ -29,14 +31,14 @@ def make_tldr(folder: pathlib.Path, *, posts: int = 2000, seed: int = 3) -> path
     A post is a review, its summary another in short; the preferred summary is the kinder one.
     """
     rng = np.random.default_rng(seed)
-    told = [review.text for review in toy_reviews.generate(posts, seed=seed)]
+    stories = [review.text for review in toy_reviews.generate(posts, seed=seed)]
     good, bad = _opinions(posts, seed + 1)
     prompts = [
         {
             "subreddit": (subreddit := SUBREDDITS[rng.integers(len(SUBREDDITS))]),
             "prompt": f"SUBREDDIT: r/{subreddit}\nPOST: {text}\nTL;DR:",
         }
-        for text in told
+        for text in stories
     ]
     rows = [
         prompt | {"completion": " " + (good if rng.random() < 0.5 else bad)[index]}
@@ -46,45 +48,46 @@ def make_tldr(folder: pathlib.Path, *, posts: int = 2000, seed: int = 3) -> path
         {"prompt": prompt["prompt"], "chosen": " " + good[index], "rejected": " " + bad[index]}
         for index, prompt in enumerate(prompts)
     ]
-    for name, made in (("posts", rows), ("preferences", pairs)):
-        _write(folder / name / "train.jsonl", made[: posts * 3 // 4])
-        _write(folder / name / "test.jsonl", made[posts * 3 // 4 :])
+    for name, content in (("posts", rows), ("preferences", pairs)):
+        _write(folder / name / "train.jsonl", content[: posts * 3 // 4])
+        _write(folder / name / "test.jsonl", content[posts * 3 // 4 :])
     return folder
 
 
 def make_hh(folder: pathlib.Path, *, dialogues: int = 2000, seed: int = 5) -> pathlib.Path:
     """`dialogues/{train,test}.jsonl`, chosen and rejected whole, and `prompts` of the same."""
     good, bad = _opinions(dialogues, seed)
-    asked = [review.text for review in toy_reviews.generate(dialogues, seed=seed + 1)]
-    starts = [f"\n\nHuman: What of this? {text}\n\nAssistant:" for text in asked]
+    topics = [review.text for review in toy_reviews.generate(dialogues, seed=seed + 1)]
+    starts = [f"\n\nHuman: What of this? {text}\n\nAssistant:" for text in topics]
     pairs = [
         {"chosen": f"{start} {better}", "rejected": f"{start} {worse}"}
         for start, better, worse in zip(starts, good, bad, strict=True)
     ]
     prompts = [{"prompt": start} for start in starts]
-    for name, made in (("dialogues", pairs), ("prompts", prompts)):
-        _write(folder / name / "train.jsonl", made[: dialogues * 3 // 4])
-        _write(folder / name / "test.jsonl", made[dialogues * 3 // 4 :])
+    for name, content in (("dialogues", pairs), ("prompts", prompts)):
+        _write(folder / name / "train.jsonl", content[: dialogues * 3 // 4])
+        _write(folder / name / "test.jsonl", content[dialogues * 3 // 4 :])
     return folder
 
 
-def make_hh_of(prompts: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """Preferences from dialogues that were held: `dialogues/{train,test}.jsonl`.
+def make_hh_from(prompts: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Preferences from real dialogues: `dialogues/{train,test}.jsonl`.
 
-    A prompt of several turns holds answers. Each was preferred to the answer of another dialogue.
+    A prompt of several turns has answers in it, each preferred to the answer of another dialogue.
     """
     turn = "Assistant:"
-    held = []
+    answers = []
     for line in prompts.read_text().splitlines():
         *turns, _ = json.loads(line)["prompt"].split(turn)
         for number in range(1, len(turns)):
             answer = turns[number].partition("\n\nHuman:")[0]
             if answer.strip():
-                held.append((turn.join(turns[:number]) + turn, answer))
-    others = [held[(row + len(held) // 2) % len(held)][1] for row in range(len(held))]
+                answers.append((turn.join(turns[:number]) + turn, answer))
+    half = len(answers) // 2
+    others = answers[half:] + answers[:half]
     pairs = [
-        {"prompt": asked, "chosen": answer, "rejected": other}
-        for (asked, answer), other in zip(held, others, strict=True)
+        {"prompt": prompt, "chosen": answer, "rejected": other}
+        for (prompt, answer), (_, other) in zip(answers, others, strict=True)
         if answer != other
     ]
     part = len(pairs) * 9 // 10

@@ -1,4 +1,4 @@
-"""Stages: what is refused, models that are made once, and both papers' tasks end to end."""
+"""Stages: refusals, models that are trained once, and both papers' tasks end to end."""
 
 import json
 import re
@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from configs import hh, tldr
-from tests import toy_tasks as made
+from configs import demo, hh, tldr
+from tests import toy_tasks
 from tests.documents import documented
 from tests.tiny_config import check_refusal, program
 from vbon_jax.config import defaults
+from vbon_jax.data import prompt_sets
 from vbon_jax.models.huggingface import model_folder
-from vbon_jax.study import stages
+from vbon_jax.study import preflight, stages
 from vbon_jax.workdir import results
 
 SIZES = {
@@ -49,35 +50,28 @@ def arguments(config: str, workdir, folders: dict, **changes) -> list[str]:
 
 @pytest.fixture(scope="module")
 def posts(tmp_path_factory):
-    return made.make_tldr(tmp_path_factory.mktemp("tldr"), posts=160)
+    return toy_tasks.make_tldr(tmp_path_factory.mktemp("tldr"), posts=160)
 
 
 @pytest.fixture(scope="module")
 def dialogues(tmp_path_factory):
-    return made.make_hh(tmp_path_factory.mktemp("hh"), dialogues=120)
+    return toy_tasks.make_hh(tmp_path_factory.mktemp("hh"), dialogues=120)
 
 
 def models(workdir) -> dict:
-    """What the stages of a working directory made, by the names of the README."""
+    """The models that the stages of a working directory trained, by the names of the README."""
     names = {"POLICY": "sft", "REWARD": "reward_model", "JUDGE": "judge"}
     return {name: workdir / "stages" / stage / "model" for name, stage in names.items()}
 
 
-def check_comparison(workdir, family: str, methods: set[str]) -> None:
-    """Every method stands in the results, the judge has judged, and each stage was measured."""
-    rows = results.read_results(workdir / "results.csv")
-    trained = {row["method"] for row in rows} - {"reference", "best_of_n", "soft_best_of_n"}
-    assert trained == methods
-    judged = (workdir / "judges.csv").read_text()
-    assert all(method in judged for method in trained)
-    page = (workdir / "report.html").read_text()
-    assert "Models made on the way" in page
+def check_stages(workdir, family: str) -> None:
+    """Each stage was trained, measured and saved, the judge larger than the others."""
     for name in STAGES:
-        found = json.loads((workdir / "stages" / name / "evaluation.json").read_text())
+        measures = json.loads((workdir / "stages" / name / "evaluation.json").read_text())
         measure = "perplexity" if name == "sft" else "accuracy"
-        assert found[measure]["lo"] <= found[measure]["value"] <= found[measure]["hi"]
-        settings = json.loads((workdir / "stages" / name / "model" / "config.json").read_text())
-        assert settings["model_type"] == family
+        assert measures[measure]["lo"] <= measures[measure]["value"] <= measures[measure]["hi"]
+        saved = json.loads((workdir / "stages" / name / "model" / "config.json").read_text())
+        assert saved["model_type"] == family
     policy = model_folder.load(workdir / "stages" / "sft" / "model", kind="decoder")
     reward = model_folder.load(workdir / "stages" / "reward_model" / "model", kind="classifier")
     assert reward.config.width == policy.config.width
@@ -85,15 +79,28 @@ def check_comparison(workdir, family: str, methods: set[str]) -> None:
     assert judge.config.width > policy.config.width
 
 
+def check_comparison(workdir, methods: set[str]) -> None:
+    """Every method is in the results and was judged; the page shows the stages."""
+    rows = results.read_results(workdir / "results.csv")
+    trained = {row["method"] for row in rows} - {"reference", "best_of_n", "soft_best_of_n"}
+    assert trained == methods
+    judged = (workdir / "judges.csv").read_text()
+    assert all(method in judged for method in trained)
+    assert "Models made on the way" in (workdir / "report.html").read_text()
+
+
 def test_summaries_from_nothing(posts, tmp_path):
-    """From rows to the report, in and out of distribution; a second call makes nothing again."""
+    """From rows to the report, in and out of distribution; a second call trains nothing again."""
+    expected = ("vbon", "bonbon", "dpo", "kl_rl", "bon_sft")
+    assert tldr.get_config("small,ood").methods == expected == tldr.get_config().methods
     folders = {"POSTS": posts / "posts", "PREFERENCES": posts / "preferences"}
-    workdir = tmp_path / "small"
-    command = arguments("configs/tldr.py:small", workdir, folders)
+    workdir, two = tmp_path / "small", {"methods": "vbon,bonbon"}
+    command = arguments("configs/tldr.py:small", workdir, folders, **two)
     command[command.index("configs/tldr.py:small")] += ",ood"
     done = program("compare", *command)
     assert done.returncode == 0, done.stderr[-3000:]
-    check_comparison(workdir, "gpt_neox", {"vbon", "bonbon", "dpo", "kl_rl", "bon_sft"})
+    check_comparison(workdir, {"vbon", "bonbon"})
+    check_stages(workdir, "gpt_neox")
     with (posts / "posts" / "train.jsonl").open() as file:
         named = {row["prompt"] for row in map(json.loads, file) if "relation" in row["subreddit"]}
     counted = int(re.search(r"train prompts: \d+ distinct of (\d+) rows", done.stderr)[1])
@@ -105,8 +112,8 @@ def test_summaries_from_nothing(posts, tmp_path):
     assert again.stdout == done.stdout
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
 
-    few = {"methods": "vbon", "evaluation.temperatures": "0.5,1.0"}
-    command = arguments("configs/tldr.py", tmp_path / "given", folders | models(workdir), **few)
+    one = {"methods": "vbon", "evaluation.temperatures": "0.5,1.0"}
+    command = arguments("configs/tldr.py", tmp_path / "given", folders | models(workdir), **one)
     done = program("compare", *command)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = results.read_results(tmp_path / "given" / "results.csv")
@@ -115,27 +122,49 @@ def test_summaries_from_nothing(posts, tmp_path):
 
 def test_dialogue_from_nothing(dialogues, tmp_path):
     folders = {"PROMPTS": dialogues / "prompts", "DIALOGUES": dialogues / "dialogues"}
-    few = {"methods": "bonbon"}  # the test above has all
+    one = {"methods": "bonbon"}
     workdir = tmp_path / "small"
-    done = program("compare", *arguments("configs/hh.py:small", workdir, folders, **few))
+    done = program("compare", *arguments("configs/hh.py:small", workdir, folders, **one))
     assert done.returncode == 0, done.stderr[-3000:]
-    check_comparison(workdir, "llama", {"bonbon"})
-    command = arguments("configs/hh.py", tmp_path / "given", folders | models(workdir), **few)
+    check_comparison(workdir, {"bonbon"})
+    check_stages(workdir, "llama")
+    command = arguments("configs/hh.py", tmp_path / "given", folders | models(workdir), **one)
     done = program("compare", *command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "bonbon" in (tmp_path / "given" / "judges.csv").read_text()
 
 
-def test_dialogues_that_were_held(shared, tmp_path):
-    """Real dialogues: answers in their prompts become preferences, and the prompts are prompts."""
+def configured(recipe, **changes):
+    """A recipe's small configuration with few steps and these changes, `__` for a dot."""
+    config = recipe.get_config("small")
+    values = {f"stages.{name}.train.steps": steps for name, steps in STAGES.items()}
+    values |= {key.replace("__", "."): str(value) for key, value in changes.items()}
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def test_real_dialogues(shared, tmp_path):
+    """Answers in their prompts become preferences, and the prompts are prompts."""
     prompts = shared / "data" / "hh" / "prompts.jsonl"
-    made.make_hh_of(prompts, tmp_path)
-    folders = {"PROMPTS": prompts, "DIALOGUES": tmp_path / "dialogues"}
-    few = {"methods": "vbon"}
-    workdir = tmp_path / "small"
-    done = program("compare", *arguments("configs/hh.py:small", workdir, folders, **few))
-    assert done.returncode == 0, done.stderr[-3000:]
-    check_comparison(workdir, "llama", {"vbon"})
+    toy_tasks.make_hh_from(prompts, tmp_path)
+    rows = {f"stages__sft__data__{split}": tmp_path / "dialogues" for split in ("train", "eval")}
+    config = configured(hh, data__train=prompts, data__eval=prompts, **rows)
+    config.data.train_limit, config.data.eval_limit = 16, 8
+    before = config.to_dict()
+    preflight.check(config)
+    paths = stages.make(config, tmp_path)
+    assert config.to_dict() == before
+    check_stages(tmp_path, "llama")
+    folder = tmp_path / "stages"
+    assert paths == (
+        str(folder / "sft" / "model"),
+        str(folder / "reward_model" / "model"),
+        {"judge": str(folder / "judge" / "model")},
+    )
+    tokenizer = model_folder.load_tokenizer(paths.policy)
+    train, held_out = prompt_sets.train_and_eval(config, tokenizer, config.data.longest_prompt)
+    assert (len(train.texts), len(held_out.texts)) == (16, 8)
+    assert not set(train.token_ids) & set(held_out.token_ids)
 
 
 # ---------------------------------------------------------------------------------------- refusals
@@ -190,21 +219,25 @@ def test_a_stage_in_the_wrong_place():
     )  # fmt: skip
 
 
+def from_posts(posts, **changes):
+    """The configuration of a comparison from posts and preferences, models of few steps."""
+    folders = {f"data__{split}": posts / "posts" for split in ("train", "eval")}
+    for split in ("train", "eval"):
+        folders[f"stages__reward_model__data__{split}"] = posts / "preferences"
+    return configured(tldr, **folders | changes)
+
+
 def test_a_stage_of_adapters_is_merged(posts, tmp_path):
     """Only what the pattern names has moved, and the new head."""
-    config = tldr.get_config("small")
-    config.data.train = str(posts / "posts")
-    config.stages.reward_model.data.train = str(posts / "preferences")
+    config = from_posts(posts)
     with config.unlocked():
-        for name, steps in STAGES.items():
-            config.stages[name].train.steps = steps
         config.stages.reward_model.policy = {"lora": {"pattern": r"layer_1/attention/query"}}
     folder = stages.train(config, tmp_path, "reward_model")
-    made = model_folder.load(folder, kind="classifier").params
+    params = model_folder.load(folder, kind="classifier").params
     base = model_folder.load(tmp_path / "stages" / "sft" / "model", kind="decoder").params
-    assert made.pop("score")["kernel"].shape == (64, 1)
-    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), made,
-                         {name: base[name] for name in made})  # fmt: skip
+    assert params.pop("score")["kernel"].shape == (64, 1)
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), params,
+                         {name: base[name] for name in params})  # fmt: skip
     assert moved["layer_1"]["attention"]["query"].pop("kernel")
     assert not any(jax.tree.leaves(moved))
 
@@ -240,14 +273,10 @@ def test_what_a_stage_inherits_and_sets():
 
 def test_rows_longer_than_the_network(posts, tmp_path):
     """Refused by name before anything is trained."""
-    folders = {"POSTS": posts / "posts", "PREFERENCES": posts / "preferences"}
-    long = {"stages.sft.train.text_tokens": 400}
-    done = program("compare", *arguments("configs/tldr.py:small", tmp_path / "w", folders, **long))
-    assert done.returncode == 2
-    last = done.stderr.strip().splitlines()[-1]
-    assert "text_tokens=400" in last
-    assert "192 positions" in last
-    assert not (tmp_path / "w" / "stages" / "sft" / "run").exists()
+    config = from_posts(posts)
+    config.stages.sft.train.text_tokens = 400
+    check_refusal(lambda: stages.make(config, tmp_path), "text_tokens=400", "192 positions")
+    assert not (tmp_path / "stages" / "sft" / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -261,17 +290,31 @@ def test_rows_longer_than_the_network(posts, tmp_path):
         ),
         ("data.train", {"prompt": "a", "completion": " ", "subreddit": "relationships"}, ["empty"]),
         ("data.eval", {"text": "a", "subreddit": "relationships"}, ["line 1", "'completion'"]),
+        ("data.eval", {"prompt": "a", "subreddit": "relationships"}, ["line 1", "'completion'"]),
         ("data.eval", {"prompt": "a", "completion": "b"}, ["'subreddit'"]),
     ],
 )
 def test_bad_rows_of_any_stage_are_found_before_the_first(posts, tmp_path, key, row, words):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n")
-    folders = {"POSTS": posts / "posts", "PREFERENCES": posts / "preferences"}
-    command = arguments("configs/tldr.py:small", tmp_path / "work", folders, **{key: file})
-    done = program("compare", *command)
-    assert done.returncode == 2
-    last = done.stderr.strip().splitlines()[-1]
-    for word in [*words, "rows.jsonl"]:
-        assert word in last, last
-    assert not (tmp_path / "work" / "stages").exists()
+    config = from_posts(posts, **{key.replace(".", "__"): file})
+    check_refusal(lambda: preflight.check(config), "rows.jsonl", *words)
+
+
+def test_one_held_out_row_has_no_interval(posts, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    row = {"prompt": "a", "completion": "b", "subreddit": "relationships"}
+    file.write_text(json.dumps(row) + "\n")
+    config = from_posts(posts, data__eval=file)
+    check_refusal(lambda: stages.train(config, tmp_path, "sft"), "one held-out row is left")
+
+
+def test_labels_are_those_that_the_network_names(tmp_path):
+    config = demo.get_config()
+    assert stages.labels(config, "reward") == ("NEGATIVE", "POSITIVE")
+    with config.unlocked():
+        del config.stages.reward.network.id2label
+    assert stages.labels(config, "reward") == ("LABEL_0", "LABEL_1")
+    with config.unlocked():
+        config.stages.reward.network.id2label = {"0": "ONE"}
+    check_refusal(lambda: stages.labels(config, "reward"), "toy_reviews", "2 classes", "id2label 1")

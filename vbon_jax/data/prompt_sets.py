@@ -18,6 +18,7 @@ from vbon_jax.data.token_ids import Ids
 from vbon_jax.types import InputError
 
 logger = logging.getLogger(__name__)
+REMEDY = "set data.over_long to truncate or drop"
 
 
 class PromptSet(NamedTuple):
@@ -72,7 +73,7 @@ def build_prompts(
     fitted, too_long = token_ids.fit(
         rows, longest, settings.over_long, [f"{place}: the prompt" for place in table.places],
         keep="end", prefix=prefix,
-        remedy="ask for fewer new tokens, or raise data.longest_prompt where it is set",
+        remedy=f"{REMEDY}, lower sampling.max_new_tokens, or raise data.longest_prompt if it is set",
     )  # fmt: skip
     kept = [(ids, row) for row, ids in enumerate(fitted) if ids is not None]
     row_of = dict(reversed(kept))  # each distinct prompt's first row
@@ -186,7 +187,7 @@ def build_pairs(
     fitted, over = token_ids.fit(
         prompts, longest, over_long, [f"{place}: the prompt" for place in given.places],
         keep="end", prefix=token_ids.bos_prefix(tokenizer),
-        remedy="lower sampling.max_new_tokens",
+        remedy=f"{REMEDY}, or lower sampling.max_new_tokens",
     )  # fmt: skip
     columns.append(fitted)
     too_long |= over
@@ -199,7 +200,7 @@ def build_pairs(
         ]
         fitted, over = token_ids.fit(
             ended, new_tokens, over_long, places, keep="beginning",
-            remedy="raise sampling.max_new_tokens",
+            remedy=f"{REMEDY}, or raise sampling.max_new_tokens",
         )  # fmt: skip
         columns.append(fitted)
         too_long |= over

@@ -13,7 +13,7 @@ from vbon_jax.data.token_ids import Ids
 from vbon_jax.types import InputError, Sequences
 
 logger = logging.getLogger(__name__)
-REMEDY = "raise train.text_tokens"
+REMEDY = "set data.over_long to truncate or drop, or raise train.text_tokens"
 
 
 class LabelRows(NamedTuple):
@@ -69,7 +69,7 @@ def build(config: ConfigDict, table: Table, tokenizer: Any, eos_token_ids: Seque
     else:
         rows, counts = _preference_rows(config, table, tokenizer)
     if not len(rows[0]):
-        raise InputError(f"{table.source}: no row is left; {REMEDY} or give others")
+        raise InputError(f"{table.source}: no row is left; raise train.text_tokens or give others")
     changes = ", ".join(f"{count} {name}" for name, count in counts.items())
     logger.info(f"{len(rows[0])} of {len(table.rows)} rows in {table.source} ({changes})")
     return rows

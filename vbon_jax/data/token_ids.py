@@ -79,8 +79,7 @@ def fit(
         first = too_long[0]
         raise InputError(
             f"{places[first]} has {len(rows[first])} tokens where {max(rooms[first], 0)} fit, and "
-            f"{len(too_long)} of {len(rows)} rows are too long; set data.over_long to truncate or "
-            f"drop, or {remedy}"
+            f"{len(too_long)} of {len(rows)} rows are too long; {remedy}"
         )
     fitted: list[Ids | None] = list(rows)
     for row in too_long:
