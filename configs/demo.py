@@ -11,7 +11,7 @@ METHODS = (
 )
 
 # Of 1, 2 and 4e-4 the rate that took a run of N = 4, seed 9 (in no table), nearest to 0.15 nats, at
-# twice the prompts a step; 2e-4 for those that stand in neither.
+# twice the prompts a step; 2e-4 for those in neither list.
 FASTER, SLOWER = ("j_bond",), ("vbon_regression", *PAIRS)
 
 

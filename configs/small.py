@@ -1,4 +1,4 @@
-"""What configs/tldr.py:small and configs/hh.py:small share: three models that begin with text."""
+"""The three models that configs/tldr.py:small and configs/hh.py:small train from text alone."""
 
 from typing import Any
 

@@ -17,7 +17,7 @@ a reward model on preferences (`prompt`, `chosen` and `rejected`), and a larger 
         --config.stages.reward_model.data.train=PREFERENCES \
         --config.stages.reward_model.data.eval=PREFERENCES
 
-`small,ood` is both. What reviewers of both papers asked for stands beside vBoN: BoNBoN and DPO.
+`small,ood` is both. BoNBoN and DPO, which reviewers of both papers missed, are beside vBoN.
 """
 
 from ml_collections import ConfigDict

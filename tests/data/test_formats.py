@@ -22,10 +22,10 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def tokenizer():
     """One with a chat template that trims contents and marks the end of every turn."""
-    made = tokenizers.train_tokenizer(["a small text"], vocab_size=260)
-    made.chat_template = TEMPLATE
-    made.name_or_path = "folder/of/policy"
-    return made
+    trained = tokenizers.train_tokenizer(["a small text"], vocab_size=260)
+    trained.chat_template = TEMPLATE
+    trained.name_or_path = "folder/of/policy"
+    return trained
 
 
 def table(*content, textual=False) -> Table:
@@ -121,11 +121,11 @@ def test_completions(tokenizer):
         {"prompt": "hi", "completion": answer("yes")},
         {"prompt": say("hi"), "completion": "yes"},
     )
-    made = formats.completions(rows, tokenizer=tokenizer)
+    given = formats.completions(rows, tokenizer=tokenizer)
     rendered = formats.prompts(table({"prompt": say("hi")}), tokenizer=tokenizer)[0]
-    assert made.prompts == ["a", rendered, rendered, rendered]
-    assert made.completions == [" b", "yes", "yes", "yes"]
-    assert made.places == rows.places
+    assert given.prompts == ["a", rendered, rendered, rendered]
+    assert given.completions == [" b", "yes", "yes", "yes"]
+    assert given.places == rows.places
     for empty in ("", " \n", answer(" ")):
         with pytest.raises(InputError, match=r"line 1: field 'completion' is empty; give"):
             formats.completions(table({"prompt": "a", "completion": empty}), tokenizer=tokenizer)
@@ -234,8 +234,6 @@ def test_ties_and_empty_responses_are_a_choice(tokenizer):
         InputError, match=r"none of 2 pairs is left \(1 with equal responses, 1 with"
     ):
         formats.preferences(table(tie, empty), on_tie="drop", on_empty="drop")
-    with pytest.raises(InputError, match=r"on_tie is 'keep'; choose drop or error"):
-        formats.preferences(table(row), on_tie="keep")
 
 
 @pytest.mark.parametrize(

@@ -84,13 +84,13 @@ def given_pairs(path, **changes):
 def test_pairs_of_dialogues_filtered_and_renamed(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     start = "\n\nHuman: hi\n\nAssistant:"
-    made = [
+    rows = [
         {"better": f"{start} yes", "worse": f"{start} no", "kind": "good"},
         {"better": f"{start} same", "worse": f"{start} same", "kind": "good"},
         {"better": f"{start} other", "worse": f"{start} no", "kind": "bad"},
         {"better": f"{start} a", "worse": start, "kind": "good"},
     ]
-    (tmp_path / "train.json").write_text(json.dumps(made))
+    (tmp_path / "train.json").write_text(json.dumps(rows))
     changes = {"columns": {"chosen": "better", "rejected": "worse"}, "filter": {"kind": "good"}}
     with pytest.raises(InputError, match=r"train\.json: row 4: the rejected response is empty"):
         given_pairs(tmp_path, on_tie="drop", **changes)

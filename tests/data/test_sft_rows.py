@@ -132,14 +132,14 @@ def test_only_the_completion_is_learned():
         terms, _ = sft.sft_objective(SMALL, None, params, rows)
         return terms["nll"][1]
 
-    found = loss(rows)
-    assert found.weight == 3  # tokens 3, 4 and 5
+    total, weight = loss(rows)
+    assert weight == 3  # tokens 3, 4 and 5
     logits = jax.nn.log_softmax(decoder.forward(SMALL, params["decoder"], tokens))[0]
     expected = -sum(float(logits[index - 1, tokens[0, index]]) for index in (3, 4, 5))
-    assert found.total == pytest.approx(expected, abs=1e-4)
+    assert total == pytest.approx(expected, abs=1e-4)
     behind = tokens.copy()
     behind[0, 6:] += 1
-    assert loss(rows._replace(tokens_st=behind)).total == found.total
+    assert loss(rows._replace(tokens_st=behind)).total == total
 
 
 # ---------------------------------------------------------------------------------- reward model

@@ -55,11 +55,11 @@ def typed(table: sources.Table) -> list[dict]:
 
 @pytest.fixture
 def hub(monkeypatch):
-    """The hub: one dataset of two splits in one configuration, and what was asked of it."""
-    asked = []
+    """The hub: one dataset of two splits in one configuration; a list of what is loaded from it."""
+    loaded = []
 
     def load_dataset(name, config=None, *, split):
-        asked.append((name, config, split))
+        loaded.append((name, config, split))
         if name != "owner/name" or config != "small":
             raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}'\n doesn't exist")
         whole = datasets.Dataset.from_list(CONTENT)
@@ -71,7 +71,7 @@ def hub(monkeypatch):
     monkeypatch.setattr(
         datasets, "get_dataset_split_names", lambda name, config: ["train", "validation"]
     )
-    return asked
+    return loaded
 
 
 # Every form ---------------------------------------------------------------------------------------
@@ -246,8 +246,8 @@ def test_nothing_is_imported_for_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"", "there is no row in it"),
-        ("a.csv", b"text,label\n", "there is no row in it"),
+        ("a.csv", b"", "it has no rows"),
+        ("a.csv", b"text,label\n", "it has no rows"),
         (
             "a.csv",
             b"text,label\na,1\nb\n",
@@ -265,7 +265,7 @@ def test_nothing_is_imported_for_a_file(tmp_path):
         ("a.jsonl", b'{"a": 1}\n\n{"a": 2}', r"line 2 is blank; write"),
         ("a.jsonl", b"\n \n", r"the file is empty; give"),
         ("a.jsonl", b'{"a": 1}\n[2]', r"line 2 is a list, not an object"),
-        ("a.json", b"[]", "there is no row in it"),
+        ("a.json", b"[]", "it has no rows"),
         ("a.json", b"\xff", r"line 1 is not UTF-8"),
     ],
 )
@@ -290,11 +290,13 @@ def test_a_cell_may_be_long(tmp_path):
 def test_the_hub_fails_in_one_line_that_names_what_was_asked_for(hub):
     with pytest.raises(InputError) as error:
         sources.read("owner/none")
-    said = str(error.value)
-    assert "\n" not in said
-    assert re.match(r"owner/none: no such file or folder, and the Hugging Face hub did not", said)
-    assert "DatasetNotFoundError: Dataset 'owner/none' doesn't exist" in said
-    assert "correct the name" in said
+    message = str(error.value)
+    assert "\n" not in message
+    assert re.match(
+        r"owner/none: no such file or folder, and the Hugging Face hub did not", message
+    )
+    assert "DatasetNotFoundError: Dataset 'owner/none' doesn't exist" in message
+    assert "correct the name" in message
     with pytest.raises(InputError, match=r"'other' \(ValueError: Unknown split"):
         sources.read("owner/name:small", split="other")
 

@@ -51,8 +51,8 @@ def test_the_named_source():
         sources.read(f"toy_reviews:{part}?reviews=200").rows
         for part in ("train", "eval", "beginnings")
     )
-    made = [{"text": r.text, "label": r.label} for r in toy_reviews.generate(210, seed=0)]
-    assert train + held_out == made
+    reviews = [{"text": r.text, "label": r.label} for r in toy_reviews.generate(210, seed=0)]
+    assert train + held_out == reviews
     lengths = []
     for row, beginning in zip(train, beginnings, strict=True):
         assert beginning["label"] == row["label"]

@@ -71,7 +71,7 @@ def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> np.nda
 def filled_batches(size: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """0 .. size - 1 in batches of one size, the last one filled up with its last row.
 
-    Yields the rows of a batch, `[batch_size]` int64, and how many of them are its own.
+    Yields the rows of a batch, `[batch_size]` int64, and how many of them are not fillers.
     """
     for first in range(0, size, batch_size):
         rows = np.minimum(np.arange(first, first + batch_size), size - 1)

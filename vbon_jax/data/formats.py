@@ -1,4 +1,4 @@
-"""What a table's rows mean: prompts, texts with labels, completions, preference pairs.
+"""The meaning of a table's rows: prompts, texts with labels, completions, preference pairs.
 
 Each function checks every row and gives lists of one length. An error names the source, the row's
 place in it, the field and the remedy, and is raised before anything is computed.
@@ -129,8 +129,6 @@ def preferences(
     refused, or with `on_tie="drop"` left out and counted; so is one with an empty response, by
     `on_empty`. Raises InputError for any other row that is not in order, and where none is left.
     """
-    _choose("on_tie", on_tie)
-    _choose("on_empty", on_empty)
     kept, tied, empty = [], 0, 0
     for row, place in enumerate(table.places):
         prompt, better, worse = _pair(table, row, tokenizer)
@@ -168,11 +166,6 @@ def read_pairs(settings: ConfigDict, tokenizer: Any) -> Preferences:
     return preferences(
         table, tokenizer=tokenizer, on_tie=settings.on_tie, on_empty=settings.on_empty
     )
-
-
-def _choose(option: str, value: str) -> None:
-    if value not in ("drop", "error"):
-        raise InputError(f"{option} is {value!r}; choose drop or error")
 
 
 # Pairs --------------------------------------------------------------------------------------------

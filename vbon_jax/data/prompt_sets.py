@@ -73,7 +73,7 @@ def build_prompts(
     fitted, too_long = token_ids.fit(
         rows, longest, settings.over_long, [f"{place}: the prompt" for place in table.places],
         keep="end", prefix=prefix,
-        remedy=f"{REMEDY}, lower sampling.max_new_tokens, or raise data.longest_prompt if it is set",
+        remedy=f"{REMEDY}, lower sampling.max_new_tokens or raise data.longest_prompt",
     )  # fmt: skip
     kept = [(ids, row) for row, ids in enumerate(fitted) if ids is not None]
     row_of = dict(reversed(kept))  # each distinct prompt's first row

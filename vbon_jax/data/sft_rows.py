@@ -1,4 +1,4 @@
-"""Rows of token ids for the methods `sft` and `reward_model`, all made before training begins."""
+"""Rows of token ids for the methods `sft` and `reward_model`, all built before training."""
 
 import logging
 from collections.abc import Sequence
@@ -108,7 +108,7 @@ def text_rows(
 ) -> tuple[Sequences, dict[str, int]]:  # fmt: skip
     """Texts as sequences, and how many were cut: to `block` tokens, without EOS.
 
-    The first token, a BOS where the tokenizer puts one, stands for the prompt.
+    The first token, a BOS where the tokenizer puts one, is the prompt.
     """
     prefix = token_ids.bos_prefix(tokenizer)
     rows = []

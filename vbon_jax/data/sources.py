@@ -132,7 +132,7 @@ def read(
     """
     table = _whole(str(source), split)
     if not table.rows:
-        raise InputError(f"{table.source}: there is no row in it; give at least one")
+        raise InputError(f"{table.source}: it has no rows; give at least one")
     kept = [row for row in range(len(table.rows)) if _passes(table, row, keep or {})]
     if not kept:
         wanted = ", ".join(f"{column} = {_values(value)}" for column, value in keep.items())

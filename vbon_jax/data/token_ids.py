@@ -95,7 +95,7 @@ def fit(
 
 
 def left_out(over_long: str, too_long: set[int]) -> dict[str, int]:
-    """What `fit` did to the rows that were too long, by name: how many were dropped, truncated."""
+    """How many of the rows that `fit` found too long it dropped, and how many it truncated."""
     return {
         "dropped": len(too_long) if over_long == "drop" else 0,
         "truncated": len(too_long) if over_long == "truncate" else 0,

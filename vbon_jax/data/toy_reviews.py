@@ -23,7 +23,7 @@ _SLOT = re.compile(r"{([-~]?)(\w+)}")
 _ARTICLE = re.compile(r"\ba (?=[aeiou])")
 SOURCE = re.compile(r"toy_reviews:(train|eval|beginnings)(?:\?reviews=(\d+))?")
 SEED, REVIEWS = 0, 12_000  # of the named source
-EVAL_SHARE = 20  # one held-out review for so many training reviews
+EVAL_SHARE = 20  # training reviews for each held-out one
 
 
 def read_phrases(text: str) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class _Draft:
         return _SLOT.sub(fill, phrase)
 
     def _clause_grade(self, turn: str) -> float:
-        """A clause's own grade: near the review's, or near its opposite."""
+        """The grade of a clause: near the review's, or near its opposite."""
         centre = -self.grade if turn == "-" else self.grade
         grade = self.rng.normal(centre, CLAUSE_SPREAD)
         return min(max(grade, GRADES[0]), GRADES[-1])
@@ -131,14 +131,14 @@ def rows(source: str) -> list[dict[str, Any]]:
     part, count = parts[1], int(parts[2] or REVIEWS)
     reviews = _generated(count + count // EVAL_SHARE)
     chosen = reviews[count:] if part == "eval" else reviews[:count]
-    made = [{"text": review.text, "label": review.label} for review in chosen]
+    table = [{"text": review.text, "label": review.label} for review in chosen]
     if part == "beginnings":
         generator = np.random.default_rng(SEED)
-        for row in made:
+        for row in table:
             words = row["text"].split(" ")
             kept = generator.integers(min(4, len(words)), len(words) + 1)
             row["text"] = " ".join(words[:kept])
-    return made
+    return table
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""How well a supervised network does on held-out rows."""
+"""Measures of a supervised network on held-out rows."""
 
 from collections.abc import Callable
 
