@@ -134,8 +134,8 @@ def provenance(work: layout.Work) -> dict[str, Any]:
     if config:
         reward = config["reward"]
         facts = {
-            "policy": config["policy"]["path"] or "embedded",
-            "reward": reward["function"] or reward["path"] or "embedded",
+            "policy": config["policy"]["path"],
+            "reward": reward["function"] or reward["path"],
             "samples a prompt of each policy (K)": config["evaluation"]["samples_per_prompt"],
             "new tokens": config["sampling"]["max_new_tokens"],
             "temperature": config["sampling"]["temperature"],

@@ -1,6 +1,6 @@
 """The loop: batches, updates, the budget, held-out evaluation, logs and checkpoints of one run.
 
-Everything that is trained here is trained by it: policies by any method, stages, embedded models.
+Everything that is trained here is trained by it: policies by any method, and stages.
 """
 
 import itertools
