@@ -193,13 +193,9 @@ def build_pairs(
     too_long |= over
     for name, texts in (("chosen", given.chosen), ("rejected", given.rejected)):
         places = [f"{place}: field {name!r}" for place in given.places]
-        ids = token_ids.plain_ids(tokenizer, texts)
-        ended = [
-            token_ids.with_eos(row, eos_token_ids, place)
-            for row, place in zip(ids, places, strict=True)
-        ]
         fitted, over = token_ids.fit(
-            ended, new_tokens, over_long, places, keep="beginning",
+            token_ids.response_ids(tokenizer, texts, eos_token_ids, places),
+            new_tokens, over_long, places, keep="beginning",
             remedy=f"{REMEDY}, or raise sampling.max_new_tokens",
         )  # fmt: skip
         columns.append(fitted)

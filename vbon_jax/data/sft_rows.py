@@ -103,9 +103,12 @@ def _sft_rows(config: ConfigDict, table: Table, tokenizer: Any, eos_token_ids: S
 
 
 def text_rows(
-    whole: Sequence[str], places: Sequence[str], tokenizer: Any, eos_token_ids: Sequence[int],
+    whole: Sequence[str],
+    places: Sequence[str],
+    tokenizer: Any,
+    eos_token_ids: Sequence[int],
     block: int,
-) -> tuple[Sequences, dict[str, int]]:  # fmt: skip
+) -> tuple[Sequences, dict[str, int]]:
     """Texts as sequences, and how many were cut: to `block` tokens, without EOS.
 
     The first token, a BOS where the tokenizer puts one, is the prompt.
@@ -122,23 +125,21 @@ def text_rows(
 
 
 def completion_rows(
-    given: formats.Completions, tokenizer: Any, eos_token_ids: Sequence[int], block: int,
+    given: formats.Completions,
+    tokenizer: Any,
+    eos_token_ids: Sequence[int],
+    block: int,
     over_long: str,
-) -> tuple[Sequences, dict[str, int]]:  # fmt: skip
+) -> tuple[Sequences, dict[str, int]]:
     """Prompts with their completions and an EOS, tokenised apart, and what was left out.
 
     A pair of more than `block` tokens loses the beginning of its prompt and, where that is not
     enough, the end of its completion with the EOS ("truncate"), or as `over_long` says.
     """
     places = [f"{place}: the completion" for place in given.places]
-    ended = [
-        token_ids.with_eos(ids, eos_token_ids, place)
-        for ids, place in zip(
-            token_ids.plain_ids(tokenizer, given.completions), places, strict=True
-        )
-    ]
+    completions = token_ids.response_ids(tokenizer, given.completions, eos_token_ids, places)
     after, over = token_ids.fit(
-        ended, block - 1, over_long, places, keep="beginning", remedy=REMEDY
+        completions, block - 1, over_long, places, keep="beginning", remedy=REMEDY
     )
     rooms = [block - len(ids or ()) for ids in after]
     before, over_too = token_ids.fit(

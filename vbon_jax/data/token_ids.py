@@ -58,6 +58,14 @@ def with_eos(ids: Sequence[int], eos_token_ids: Sequence[int], place: str) -> Id
     return before + (eos or tuple(eos_token_ids[:1]))
 
 
+def response_ids(
+    tokenizer: Any, texts: Sequence[str], eos_token_ids: Sequence[int], places: Sequence[str]
+) -> list[Ids]:
+    """Token ids of given responses, each `with_eos`."""
+    rows = plain_ids(tokenizer, texts)
+    return [with_eos(ids, eos_token_ids, place) for ids, place in zip(rows, places, strict=True)]
+
+
 def fit(
     rows: Sequence[Ids],
     rooms: int | Sequence[int],
