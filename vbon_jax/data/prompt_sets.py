@@ -182,15 +182,13 @@ def build_pairs(
     row that is over-long, an EOS inside a response, an empty prompt without a BOS, and where no
     pair is left.
     """
-    prompts = token_ids.prompt_ids(tokenizer, given.prompts, given.places)
-    columns, too_long = [], set()
-    fitted, over = token_ids.fit(
-        prompts, longest, over_long, [f"{place}: the prompt" for place in given.places],
+    prompts, too_long = token_ids.fit(
+        token_ids.prompt_ids(tokenizer, given.prompts, given.places),
+        longest, over_long, [f"{place}: the prompt" for place in given.places],
         keep="end", prefix=token_ids.bos_prefix(tokenizer),
         remedy=f"{REMEDY}, or lower sampling.max_new_tokens",
     )  # fmt: skip
-    columns.append(fitted)
-    too_long |= over
+    sides = []
     for name, texts in (("chosen", given.chosen), ("rejected", given.rejected)):
         places = [f"{place}: field {name!r}" for place in given.places]
         fitted, over = token_ids.fit(
@@ -198,9 +196,9 @@ def build_pairs(
             new_tokens, over_long, places, keep="beginning",
             remedy=f"{REMEDY}, or raise sampling.max_new_tokens",
         )  # fmt: skip
-        columns.append(fitted)
+        sides.append(fitted)
         too_long |= over
-    rows = [row for row in zip(*columns, strict=True) if None not in row]
+    rows = [row for row in zip(prompts, *sides, strict=True) if None not in row]
     kept = [row for row in rows if row[1] != row[2]]
     tied = len(rows) - len(kept)
     if not kept:
