@@ -15,7 +15,7 @@ from tests.tiny_config import check_refusal, program
 from vbon_jax.config import defaults
 from vbon_jax.data import prompt_sets
 from vbon_jax.models.huggingface import model_folder
-from vbon_jax.study import preflight, stages
+from vbon_jax.study import check, plan, stages
 from vbon_jax.workdir import results
 
 SIZES = {
@@ -151,7 +151,7 @@ def test_real_dialogues(shared, tmp_path):
     config = configured(hh, data__train=prompts, data__eval=prompts, **rows)
     config.data.train_limit, config.data.eval_limit = 16, 8
     before = config.to_dict()
-    preflight.check(config)
+    tables = check.check(config, plan.plan(config, tmp_path))
     paths = stages.make(config, tmp_path)
     assert config.to_dict() == before
     check_stages(tmp_path, "llama")
@@ -162,7 +162,9 @@ def test_real_dialogues(shared, tmp_path):
         {"judge": str(folder / "judge" / "model")},
     )
     tokenizer = model_folder.load_tokenizer(paths.policy)
-    train, held_out = prompt_sets.train_and_eval(config, tokenizer, config.data.longest_prompt)
+    train, held_out = prompt_sets.train_and_eval(
+        config, tables, tokenizer, config.data.longest_prompt
+    )
     assert (len(train.texts), len(held_out.texts)) == (16, 8)
     assert not set(train.token_ids) & set(held_out.token_ids)
 
@@ -201,6 +203,7 @@ def test_settings_that_cannot_be():
         "reward_model.centring=-1.0",
     )
     refused(lambda c: c.stages.reward_model.update(base="stage:dpo"), "no 'dpo'", "judge")
+    refused(lambda c: c.stages.judge.update(init_seed="x"), "stages.judge.init_seed='x'", "whole")
     strings = defaults()
     with strings.unlocked():
         strings.stages.one = {"base": "x", "train": {"steps": "many"}}
@@ -256,8 +259,9 @@ def test_what_a_stage_inherits_and_sets():
         config.stages.sft.data.train = "dialogues"
         config.train.trainable = "decoder/.*"
         config.train.learning_rate = 9.0
-    own, run = stages.settings(config, "judge")
-    assert own.network.hidden_size == 96
+    stage = stages.read(config, "judge")
+    assert stage.network["hidden_size"] == 96
+    run = stage.run
     assert run.data.train == "dialogues"  # follows the policy's data
     assert run.method == "reward_model"
     assert run.train.learning_rate == 2e-3
@@ -298,7 +302,7 @@ def test_bad_rows_of_any_stage_are_found_before_the_first(posts, tmp_path, key, 
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n")
     config = from_posts(posts, **{key.replace(".", "__"): file})
-    check_refusal(lambda: preflight.check(config), "rows.jsonl", *words)
+    check_refusal(lambda: check.check(config, plan.plan(config, tmp_path)), "rows.jsonl", *words)
 
 
 def test_one_held_out_row_has_no_interval(posts, tmp_path):

@@ -56,10 +56,10 @@ def check_stages(config: ConfigDict) -> None:
     """Check the keys and the rows of every stage."""
     stages.check(config)
     for name in config.stages:
-        own, run = stages.settings(config, name)
-        tokenizer = _tokenizer(config, own.base)
-        for table in _tables(run).values():
-            sft_rows.texts(run, table, tokenizer)
+        stage = stages.read(config, name)
+        tokenizer = _tokenizer(config, stage.base)
+        for table in _tables(stage.run).values():
+            sft_rows.texts(stage.run, table, tokenizer)
 
 
 def _tables(config: ConfigDict) -> Tables:

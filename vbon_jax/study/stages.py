@@ -35,7 +35,8 @@ from vbon_jax.types import InputError, Params
 logger = logging.getLogger(__name__)
 
 PREFIX = plan.STAGE
-OWN = {"base": "", "network": {}, "vocab_size": 4096, "init_seed": None}
+OWN_KEYS = {"base": "", "network": {}, "vocab_size": 4096, "init_seed": None}
+NEEDED = {str: "a text", dict: "a dictionary", int: "a whole number"}
 METHODS = ("sft", "reward_model")
 SUPERVISED = {  # how the run of a stage differs from the defaults: one update a batch
     "method": "sft",
@@ -61,8 +62,24 @@ class Start(NamedTuple):
 # --------------------------------------------------------------------------------- configuration
 
 
-def settings(config: ConfigDict, name: str) -> tuple[ConfigDict, ConfigDict]:
-    """A stage's own keys (`OWN`), and the configuration of its run.
+class Stage(NamedTuple):
+    """The keys of a stage."""
+
+    name: str
+    base: str  # a model's folder, or "stage:NAME"; "" = a fresh network
+    network: dict[str, Any]  # of a fresh one: the fields of its config.json
+    vocab_size: int  # of its tokenizer, at most
+    init_seed: int | None  # of its parameters; None = the run's seed
+    run: ConfigDict  # the configuration of its training
+
+    @property
+    def where(self) -> str:
+        """The place of its keys, for errors."""
+        return f"config.stages.{self.name}"
+
+
+def read(config: ConfigDict, name: str) -> Stage:
+    """A stage of a configuration.
 
     Raises InputError for a key that does not exist, a value of another type or outside its bounds,
     and keys that contradict each other.
@@ -70,11 +87,10 @@ def settings(config: ConfigDict, name: str) -> tuple[ConfigDict, ConfigDict]:
     given, where = config.stages[name], f"config.stages.{name}"
     if not isinstance(given, ConfigDict):
         raise InputError(f"{where} is {given!r}; give a dictionary of keys")
-    own, run = ConfigDict(OWN), defaults()
+    run = defaults()
     run.update_from_flattened_dict(SUPERVISED)
     run.mesh.update(config.mesh)
-    own.update({key: value for key, value in given.items() if key in OWN})
-    keys = ConfigDict({key: value for key, value in given.items() if key not in OWN})
+    keys = ConfigDict({key: value for key, value in given.items() if key not in OWN_KEYS})
     for key, value in files.flat(keys).items():
         group = next((g for g in ("data.columns", "data.filter") if key.startswith(f"{g}.")), None)
         if group:
@@ -82,22 +98,33 @@ def settings(config: ConfigDict, name: str) -> tuple[ConfigDict, ConfigDict]:
                 get(run, group)[key.removeprefix(f"{group}.")] = value
         else:
             set_key(run, key, value, where)
-    steps = run.train.steps
-    if "train" not in given or "warmup_updates" not in given.train:
-        run.train.warmup_updates = max(1, steps // 20)
-    if "train" not in given or "checkpoint_every" not in given.train:
-        run.train.checkpoint_every = max(1, steps // 4)
-    _check(own, run, where)
-    return own, run
+    for key, part in (("warmup_updates", 20), ("checkpoint_every", 4)):
+        if key not in given.get("train", {}):
+            run.train[key] = max(1, run.train.steps // part)
+    stage = Stage(name, run=run, **_own_keys(given, where))
+    _check(stage)
+    return stage
 
 
-def _check(own: ConfigDict, run: ConfigDict, where: str) -> None:
-    """Refuse a stage that cannot be made, before anything is."""
+def _own_keys(given: ConfigDict, where: str) -> dict[str, Any]:
+    """The keys of a stage that are not keys of its run, with their defaults."""
+    values = {key: given.get(key, default) for key, default in OWN_KEYS.items()}
+    if isinstance(values["network"], ConfigDict):
+        values["network"] = values["network"].to_dict()
+    for key, kind in (("base", str), ("network", dict), ("vocab_size", int), ("init_seed", int)):
+        if key in given and not isinstance(values[key], kind):
+            raise InputError(f"{where}.{key}={values[key]!r}: give {NEEDED[kind]}")
+    return values
+
+
+def _check(stage: Stage) -> None:
+    """Refuse a stage that cannot be trained, before anything is."""
+    where, run = stage.where, stage.run
     if run.method not in METHODS:
         raise InputError(f"{where}.method={run.method!r}: a stage is one of {', '.join(METHODS)}")
-    if bool(own.base) == bool(own.network):
+    if bool(stage.base) == bool(stage.network):
         raise InputError(f"{where}: give base (a model's folder) or network, one of them")
-    if own.network and run.policy.lora.pattern:
+    if stage.network and run.policy.lora.pattern:
         raise InputError(f"{where}: policy.lora adapts a trained model; give base, or no lora")
     if not run.data.train:
         raise InputError(f"{where}.data.train is empty; name the rows that the stage learns from")
@@ -116,18 +143,14 @@ def require(config: ConfigDict, *keys: str) -> None:
 def check(config: ConfigDict) -> None:
     """Refuse bad keys of a stage, a stage that begins with itself, and one of the wrong method."""
     for name in config.stages:
-        settings(config, name)
         seen, at = [name], name
-        while True:
-            begins = settings(config, at)[0].base
-            if not begins.startswith(PREFIX):
-                break
-            at = _name(config, begins)
+        while (base := read(config, at).base).startswith(PREFIX):
+            at = _name(config, base)
             if at in seen:
                 raise InputError(f"config.stages.{name} begins with itself: {' -> '.join(seen)}")
             seen.append(at)
     for where, method, holder in _holders(config):
-        trained_by = settings(config, _name(config, holder.path))[1].method
+        trained_by = read(config, _name(config, holder.path)).run.method
         if trained_by != method:
             raise InputError(
                 f"{where}.path={holder.path!r} is a stage of method {trained_by}; name one of "
@@ -179,27 +202,27 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> ModelPaths:
 def base_folder(config: ConfigDict, path: str) -> str:
     """The folder that a path's model begins with by way of stages; "" for a fresh network."""
     while path.startswith(PREFIX):
-        path = settings(config, _name(config, path))[0].base
+        path = read(config, _name(config, path)).base
     return path
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
     """The folder of a stage's model, trained now unless that is done."""
-    own, run = settings(config, name)
-    folder = workdir / "stages" / name
-    if own.base.startswith(PREFIX):
-        own.base = train(config, workdir, _name(config, own.base))
+    stage = read(config, name)
+    run, folder = stage.run, workdir / "stages" / name
+    if stage.base.startswith(PREFIX):
+        stage = stage._replace(base=train(config, workdir, _name(config, stage.base)))
     table = sources.read_split(run.data, "train")
     inputs = identity(run) | {
-        "base": model_folder.fingerprint(own.base) if own.base else "",
-        "network": own.network.to_dict(),
-        "vocab_size": own.vocab_size,
-        "init_seed": own.init_seed,
+        "base": model_folder.fingerprint(stage.base) if stage.base else "",
+        "network": stage.network,
+        "vocab_size": stage.vocab_size,
+        "init_seed": stage.init_seed,
         "rows": sources.fingerprint(table),
     }
     artifact = files.Artifact(folder, inputs)
     if artifact.begin(resumes=(folder / "run").exists()):
-        start = _from_base(own, run, table) if own.base else _fresh(own, run, table, name)
+        start = _from_base(stage, table) if stage.base else _fresh(stage, table)
         mesh = sharding.config_mesh(run)
         batch = sft_rows.build(run, table, start.tokenizer, start.eos_token_ids)
         held_out = _held_out(run, start)
@@ -254,51 +277,48 @@ def _report(folder, run: ConfigDict, model, params: Params, held_out, name: str)
 
 def labels(config: ConfigDict, name: str) -> tuple[str, ...]:
     """The labels of the classifier that a stage makes."""
-    own, run = settings(config, name)
-    return _labels(own, run, sources.read_split(run.data, "train"))
+    stage = read(config, name)
+    return _labels(stage, sources.read_split(stage.run.data, "train"))
 
 
-def _labels(own: ConfigDict, run: ConfigDict, table: sources.Table) -> tuple[str, ...]:
+def _labels(stage: Stage, table: sources.Table) -> tuple[str, ...]:
     """Of a new head: one score for preferences, a logit for each class that the rows have.
 
     The network's `id2label` names them.
     """
-    count = 1
-    if run.data.label_field:
-        count += max(int(row[run.data.label_field]) for row in table.rows)
-    names = own.network.get("id2label", {})
+    field, names = stage.run.data.label_field, stage.network.get("id2label", {})
+    count = 1 + max(int(row[field]) for row in table.rows) if field else 1
     if names and len(names) < count:
         raise InputError(
-            f"{table.source} has {count} classes and the stage's network.id2label {len(names)}; "
+            f"{table.source} has {count} classes and {stage.where}.network.id2label {len(names)}; "
             "name them all"
         )
     return tuple(names.get(str(index), f"LABEL_{index}") for index in range(count))
 
 
-def _from_base(own: ConfigDict, run: ConfigDict, table: sources.Table) -> Start:
+def _from_base(stage: Stage, table: sources.Table) -> Start:
     """A trained model; a language model that is to become a classifier gets a new head."""
-    checkpoint, tokenizer = model_folder.load(own.base), model_folder.load_tokenizer(own.base)
-    model, params = checkpoint.config, checkpoint.params
-    model_folder.check_vocabulary(tokenizer, model, own.base)
+    checkpoint, tokenizer = model_folder.load(stage.base), model_folder.load_tokenizer(stage.base)
+    run, model, params = stage.run, checkpoint.config, checkpoint.params
+    model_folder.check_vocabulary(tokenizer, model, stage.base)
     if run.method == "sft" and (isinstance(model, EncoderConfig) or model.labels):
-        raise InputError(f"{own.base}: a classifier, where sft takes a language model")
+        raise InputError(f"{stage.base}: a classifier, where sft takes a language model")
     if run.method == "reward_model" and not model.labels:
         key = jax.random.key(run.seed)
-        model, params = decoder.with_score(model, params, _labels(own, run, table), key)
-    _check_positions(run, model, own.base)
-    model, params = loop.with_adapters(run, model, params, own.base)
-    eos = model_folder.eos_token_ids(checkpoint, tokenizer, own.base)
+        model, params = decoder.with_score(model, params, _labels(stage, table), key)
+    _check_positions(run, model, stage.base)
+    model, params = loop.with_adapters(run, model, params, stage.base)
+    eos = model_folder.eos_token_ids(checkpoint, tokenizer, stage.base)
     return Start(model, params, tokenizer, checkpoint.settings, eos)
 
 
-def _fresh(own: ConfigDict, run: ConfigDict, table: sources.Table, name: str) -> Start:
+def _fresh(stage: Stage, table: sources.Table) -> Start:
     """A network of random parameters, and a tokenizer trained on the rows."""
-    texts = sft_rows.texts(run, table, None)
-    network, where = own.network.to_dict(), f"config.stages.{name}"
-    if network.get("model_type") in WORD_PIECES:
-        tokenizer, eos = tokenizers.train_wordpiece(texts, vocab_size=own.vocab_size), None
+    run, texts = stage.run, sft_rows.texts(stage.run, table, None)
+    if stage.network.get("model_type") in WORD_PIECES:
+        tokenizer, eos = tokenizers.train_wordpiece(texts, vocab_size=stage.vocab_size), None
     else:
-        tokenizer = tokenizers.train_tokenizer(texts, vocab_size=own.vocab_size)
+        tokenizer = tokenizers.train_tokenizer(texts, vocab_size=stage.vocab_size)
         eos = tokenizer.eos_token_id
     ids = {
         "vocab_size": len(tokenizer),
@@ -306,11 +326,11 @@ def _fresh(own: ConfigDict, run: ConfigDict, table: sources.Table, name: str) ->
         "bos_token_id": eos,
         "eos_token_id": eos,
     }
-    names = _labels(own, run, table) if run.method == "reward_model" else ()
-    settings = network | ids
-    model = model_folder.config_of(settings, labels=names, source=f"{where}.network")
-    _check_positions(run, model, where)
-    seed = run.seed if own.init_seed is None else own.init_seed
+    names = _labels(stage, table) if run.method == "reward_model" else ()
+    settings = stage.network | ids
+    model = model_folder.config_of(settings, labels=names, source=f"{stage.where}.network")
+    _check_positions(run, model, stage.where)
+    seed = run.seed if stage.init_seed is None else stage.init_seed
     params = classifier.init(model, jax.random.key(seed))
     return Start(model, params, tokenizer, settings, () if eos is None else (eos,))
 
