@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from vbon_jax.data import token_ids
 from vbon_jax.data.batching import bucket_length
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.models import classifier as classifiers
@@ -142,7 +143,6 @@ def classifier(
     """
     checkpoint = model_folder.load(path, kind="classifier")
     tokenizer = model_folder.load_tokenizer(path)
-    tokenizer.truncation_side = "left"
     model_folder.check_vocabulary(tokenizer, checkpoint.config, path)
     positions = checkpoint.config.max_positions
     longest = positions if max_tokens is None else max_tokens
@@ -185,24 +185,20 @@ def label_index(path: str, label: str | int, labels: tuple[str, ...]) -> int:
 
 def _encode(
     tokenizer: Any, texts: list[str], *, longest: int, over_long: str, path: str
-) -> list[list[int]]:
+) -> list[tuple[int, ...]]:
     """The classifier's token ids of each text, none longer than `longest` and none empty."""
-    cut = {"truncation": True, "max_length": longest} if over_long == "truncate" else {}
-    rows = tokenizer(texts, verbose=False, return_attention_mask=False, **cut)["input_ids"]
-    for index, row in enumerate(rows):
-        if not 1 <= len(row) <= longest:
-            raise InputError(
-                f"reward {path}: text {index} has {len(row)} tokens where the reward takes 1 to "
-                f"{longest} ({_shortened(texts[index])}); set the reward's over_long to truncate, "
-                "or sample shorter texts"
-            )
+    places = [f"reward {path}: text {i} ({_shortened(text)})" for i, text in enumerate(texts)]
+    rows, _ = token_ids.classifier_ids(
+        tokenizer, texts, longest, over_long, places, keep="end",
+        remedy="set the reward's over_long to truncate, or sample shorter texts",
+    )  # fmt: skip
     return rows
 
 
 def _classify(
     config: classifiers.Config,
     params: Params,
-    rows: list[list[int]],
+    rows: list[tuple[int, ...]],
     *,
     batch_size: int,
     longest: int,
