@@ -1,8 +1,9 @@
 """The report of a working directory: `python -m experiments.report --workdir DIR`.
 
 `results.csv`, `means.csv`, `pareto.csv`, `judges.csv` where there are judges, `figures/` (every
-figure as SVG and PDF) and `report.html`, from what stands in the folder: runs that are not finished
-or not evaluated are listed with their step, and their training curves are drawn.
+figure as SVG and PDF) and `report.html`, from the files of the folder alone: runs
+that are not finished or not evaluated are listed with their step, and their training curves are
+drawn.
 """
 
 import pathlib

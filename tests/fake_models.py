@@ -1,24 +1,24 @@
-"""A working directory as the programs leave it, made from random numbers in no time."""
+"""A working directory as the programs leave it, made from random numbers without training."""
 
 import json
 import pathlib
+import re
 import shutil
 import zlib
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.config import defaults
 from vbon_jax.evaluation import measures, sampled_policy, stored_responses
 from vbon_jax.sampling import reference_cache
-from vbon_jax.study import plan
 from vbon_jax.types import Responses
 from vbon_jax.workdir import results, run
 
 M, K, STEPS = 16, 4, 20
+METHODS = ("vbon", "kl_rl", "bonbon", "dpo", "ipo")  # in the order of reports
 
 
 def write_work(
@@ -54,7 +54,7 @@ def write_work(
 
 
 def write_json(path: pathlib.Path, value) -> None:
-    """JSON in a folder that is made where it is missing."""
+    """JSON in a folder, created where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, value)
 
@@ -82,6 +82,25 @@ def write_cache(folder: pathlib.Path, *, prompts: int) -> None:
     write_json(folder / reference_cache.PROVENANCE_FILE, record)
 
 
+def make_record(cell: dict) -> run.Record:
+    """What a cell's run is shown as: `vbon` with its bound, and any key besides N and the seed."""
+    method, n, seed = cell["method"], cell["n"], cell["seed"]
+    words = [f"{key}={cell[key]}" for key in sorted(cell.keys() - {"method", "n", "seed"})]
+    bound = "l1" if method == "vbon" else None
+    details = ", ".join([bound, *words] if bound else words)
+    return run.Record(
+        name=re.sub(r"[^\w.=+-]+", "_", "-".join([method, f"n{n:g}", f"s{seed}", *words])),
+        label=f"{method} ({details})" if details else method,
+        method=method,
+        n=n,
+        bound=bound,
+        seed=seed,
+        gradient="ppo" if method in ("vbon", "kl_rl") else None,
+        order=METHODS.index(method) if method in METHODS else len(METHODS),
+        measured=method != "sft",
+    )
+
+
 def write_run(
     folder: pathlib.Path,
     cell: dict,
@@ -94,7 +113,7 @@ def write_run(
 ) -> pathlib.Path:
     """A run of a cell; `logged` steps of it, all unless given, evaluated if it is finished."""
     config = json.loads(json.dumps(config | {k: v for k, v in cell.items() if "." not in k}))
-    record = plan.record(plan.make_run(ConfigDict(config), cell, pathlib.Path()))
+    record = make_record(cell)
     run_folder = folder / "runs" / record.name
     run.write(run_folder, record)
     steps = config["train"]["steps"]
@@ -127,7 +146,7 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
     """`evaluation.json` and the responses behind it; a greater strength moves them further."""
     prompts = len(cache.rewards_pm)
     random = np.random.default_rng(round(1e6 * strength))
-    made, folder, kind = [], pathlib.Path(folder), cells["method"]
+    rows, folder, kind = [], pathlib.Path(folder), cells["method"]
     folder.mkdir(parents=True, exist_ok=True)
     for temperature in config["evaluation"]["temperatures"] or (1.0,):
         pushed = strength / max(temperature, 0.5)
@@ -145,7 +164,7 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
             reference_log_probs_bn=np.full((prompts, K), -4.0, np.float32),
         )
         summary = measures.summarise(measured, cache.rewards_pm, seed=0, resamples=40)
-        made.append(
+        rows.append(
             results.make_row(
                 estimates=summary,
                 temperature=temperature,
@@ -161,7 +180,7 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
             prompts=[f"prompt {p} & <i>more</i>" for p in range(prompts)],
             texts=[[f"{text} {kind} {p} {k}" for k in range(K)] for p in range(prompts)],
         )
-    write_json(folder / "evaluation.json", made)
+    write_json(folder / "evaluation.json", rows)
     inputs = cache.provenance.inputs()
     write_json(folder / "stage.json", {"inputs": inputs, "finished": True})
 
@@ -169,7 +188,7 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
 def copy_run(original: pathlib.Path, cell: dict) -> pathlib.Path:
     """The same run under another cell's name: many runs in no time."""
     config = json.loads((original / "config.json").read_text()) | cell
-    record = plan.record(plan.make_run(ConfigDict(config), cell, pathlib.Path()))
+    record = make_record(cell)
     copy = original.parent / record.name
     shutil.copytree(original, copy)
     write_json(copy / "config.json", config)

@@ -86,10 +86,11 @@ def read_json(path: str | pathlib.Path, *fields: str) -> Any:
     return value
 
 
-def read_jsonl(path: str | pathlib.Path) -> list[dict[str, Any]]:
+def read_jsonl(path: str | pathlib.Path, *fields: str) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines; none where it is missing.
 
-    A last line that a kill cut off is left out. Raises Damaged for a line that is not an object.
+    A last line that a kill cut off is left out. Raises Damaged for a line that is not an object, or
+    lacks one of `fields`.
     """
     path = pathlib.Path(path)
     try:
@@ -97,20 +98,17 @@ def read_jsonl(path: str | pathlib.Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise Damaged(path, error) from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise Damaged(path, "each line should be an object")
+    if not all(isinstance(row, dict) and row.keys() >= set(fields) for row in rows):
+        raise Damaged(path, " ".join(["each line should be an object with", *fields]))
     return rows
 
 
 def read_parquet(path: str | pathlib.Path, columns: Sequence[str] = ()) -> pa.Table:
     """Some columns of a Parquet file, or all. Raises Damaged, for a missing column too."""
     try:
-        table = pq.read_table(path, columns=list(columns) or None)
+        return pq.read_table(path, columns=list(columns) or None)
     except (OSError, pa.ArrowException) as error:
         raise Damaged(path, error) from error
-    if missing := sorted(set(columns) - set(table.column_names)):
-        raise Damaged(path, f"there is no column {missing[0]!r}")
-    return table
 
 
 def digest(*parts: bytes | str) -> str:

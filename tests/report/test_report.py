@@ -7,6 +7,9 @@ import html.parser
 import json
 import math
 import re
+import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -15,9 +18,8 @@ import pytest
 from tests import fake_models
 from tests.tiny_config import program
 from vbon_jax.evaluation import bon_curve
-from vbon_jax.report import figures, outputs, page, style, training_curves
-from vbon_jax.types import InputError
-from vbon_jax.workdir import layout, results, run
+from vbon_jax.report import figures, outputs, page, style, texts, training_curves
+from vbon_jax.workdir import layout, results
 
 EVIL = '<script>window.hacked=1</script><img src="https://example.com/x.png" onerror=alert(1)>"\'&'
 CELLS = [
@@ -41,6 +43,23 @@ def work(tmp_path_factory):
     (folder / "runs" / "begun").mkdir()
     outputs.write(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return fake_models.write_work(tmp_path_factory.mktemp("written"), CELLS[:2], prompts=4)
+
+
+@pytest.fixture
+def small(written, tmp_path):
+    """A copy of a comparison of two finished runs."""
+    return shutil.copytree(written, tmp_path / "small")
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Figures take most of the time of a report."""
+    monkeypatch.setattr(style, "save", lambda chart, *paths, data: None)
 
 
 class Page(html.parser.HTMLParser):
@@ -73,20 +92,48 @@ def shown(folder) -> str:
     return re.sub(r"\s+", " ", " ".join(text))
 
 
+# ------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.78123, 0.0213, "0.781"),
+        (1.234567, 0.0123, "1.235"),
+        (-0.0312, 0.0049, "−0.0312"),
+        (-0.0001, 0.02, "0.000"),
+        (1234.5, 25.0, "1234"),
+        (0.123456, None, "0.1235"),
+        (1234567, None, "1 234 567"),
+        (1.5e13, None, "15 000 000 000 000"),
+        (2.5e-7, None, "2.50e−07"),
+        (4, None, "4"),
+        (0.0, None, "0"),
+        (None, None, "–"),
+        (math.nan, None, "not finite"),
+        (math.inf, 0.1, "not finite"),
+    ],
+)
+def test_numbers(value, unit, text):
+    assert texts.number(value, unit=unit) == text
+
+
+def test_durations():
+    durations = [texts.duration(seconds) for seconds in (4.25, 75, 3725, None)]
+    assert durations == ["4.2 s", "1 min 15 s", "1 h 02 min", "–"]
+
+
 # ------------------------------------------------------------------------------- looks
 
 
-def test_no_two_methods_look_alike_and_none_changes_its_look():
-    looks = style.looks([f"method {i}" for i in range(style.LOOKS)])
+def test_no_two_methods_look_alike():
+    looks = style.looks(f"method {i}" for i in range(style.LOOKS))
     assert len(set(looks.values())) == style.LOOKS
-    alone = style.looks(["method 1"], [1])
-    assert alone == {"method 1": looks["method 1"]}
-    runs = style.looks(["vbon (l1)", "vbon (exact)", "kl_rl", "kl_rl", "own"], [0, 0, 1, 1, 99])
-    assert list(runs) == ["vbon (l1)", "vbon (exact)", "kl_rl", "own"]
-    assert runs["vbon (l1)"] == looks["method 0"]
-    assert runs["kl_rl"] == looks["method 1"]
-    assert len(set(runs.values())) == 4
-    assert len(style.looks([f"new {i}" for i in range(100)])) == 100
+    runs = style.looks(["vbon (l1)", "kl_rl", "kl_rl", "my own"])
+    assert list(runs) == ["vbon (l1)", "kl_rl", "my own"]
+    assert list(runs.values()) == list(looks.values())[:3]
+    assert runs["kl_rl"].colour == "#D55E00"
+    assert len(style.looks(f"new {i}" for i in range(100))) == 100
 
 
 @pytest.mark.parametrize(
@@ -118,10 +165,10 @@ def point(method, **cells):
 def test_the_kl_axis_ends_behind_the_policies_and_their_targets():
     ruler = [point(method="best_of_n", n=n, kl=kl) for n, kl in ((2, 0.2), (4, 0.6), (8, 9.0))]
     near = point(method="vbon", n=4.0, kl=0.1)
-    assert figures.last_kl([*ruler, near]) == pytest.approx(1.1 * 0.6 + 0.02)
+    assert figures.last_kl(figures.Policies([*ruler, near], {})) == pytest.approx(1.1 * 0.6 + 0.02)
     far = point(method="vbon", n=2.0, kl=0.7)
-    assert figures.last_kl([*ruler, far]) == pytest.approx(1.1 * 0.7 + 0.02)
-    assert figures.last_kl(ruler) == pytest.approx(1.1 * 9 + 0.02)
+    assert figures.last_kl(figures.Policies([*ruler, far], {})) == pytest.approx(1.1 * 0.7 + 0.02)
+    assert figures.last_kl(figures.Policies(ruler, {})) == pytest.approx(1.1 * 9 + 0.02)
 
 
 def test_a_number_that_is_none_makes_no_coordinate():
@@ -136,12 +183,13 @@ def test_names_from_anywhere_are_drawn(tmp_path):
     odd = point(method="_$vbon^<模>", n=1.5, kl=0.3, win_rate=0.7, deficit=0.1)
     looks = style.looks([odd["method"]])
     curve = bon_curve.Curve(*np.linspace(0.0, 1.0, 4 * 5).reshape(4, 5))
+    policies = figures.Policies([odd], looks, curve)
     for index, drawing in enumerate(
         [
-            figures.against_kl([odd], looks, curve, "win_rate"),
-            figures.against_kl([], {}, curve, "reward"),
-            figures.deficit_by_n([odd], looks),
-            figures.against_budget([odd], looks, "deficit", "sampled_tokens"),
+            figures.against_kl(policies, "win_rate"),
+            figures.against_kl(figures.Policies([], {}, curve), "reward"),
+            figures.deficit_by_n(policies),
+            figures.against_budget(policies, "deficit", "sampled_tokens"),
         ]
     ):
         path = tmp_path / f"{index}.svg"
@@ -193,19 +241,19 @@ def test_means_over_seeds_are_written(work):
         (method, n, "2") for method in ("vbon (l1)", "kl_rl") for n in ("2.0", "4.0")
     ]
     for row in rows:
-        own = [
+        of_group = [
             one for one in runs
             if one["label"] == row["method"] and one["n"] == float(row["n"])
         ]  # fmt: skip
-        assert len(own) == 2
+        assert len(of_group) == 2
         for name in ("kl", "win_rate", "reward", "deficit"):
-            mean = sum(one[name] for one in own) / 2
+            mean = sum(one[name] for one in of_group) / 2
             assert float(row[name]) == pytest.approx(mean, rel=1e-4, abs=1e-6)
             assert float(row[f"{name}_lo"]) <= mean <= float(row[f"{name}_hi"])
         low, value, high = (float(row[f"efficiency{end}"]) for end in ("_lo", "", "_hi"))
         assert 0 <= low <= value <= high
         ends = [float(row["deficit_least"]), float(row["deficit_most"])]
-        assert ends == sorted(one["deficit"] for one in own)
+        assert ends == sorted(one["deficit"] for one in of_group)
     assert "Means over seeds" in (work / "report.html").read_text()
 
 
@@ -242,18 +290,18 @@ def test_every_figure_is_valid(work, monkeypatch):
 
 def test_the_page_is_self_contained_and_escaped(work):
     text = (work / "report.html").read_text(encoding="utf-8")
-    found = Page(text)
-    assert not {tag for tag, _ in found.tags} & {"img", "link", "iframe", "object", "base", "form"}
-    for _, attributes in found.tags:
+    parsed = Page(text)
+    assert not {tag for tag, _ in parsed.tags} & {"img", "link", "iframe", "object", "base", "form"}
+    for _, attributes in parsed.tags:
         assert not any(name.startswith("on") or name in ("src", "href") for name in attributes)
     assert not re.search(r"@import|@font-face", text)
     assert EVIL not in text
     policy = next(
-        a["content"] for tag, a in found.tags if "content-security-policy" in str(a).lower()
+        a["content"] for tag, a in parsed.tags if "content-security-policy" in str(a).lower()
     )
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy
-    data, *scripts = found.scripts
+    data, *scripts = parsed.scripts
     for script in scripts:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in policy
@@ -265,7 +313,7 @@ def test_the_page_is_self_contained_and_escaped(work):
 
 
 def test_the_page_says_what_it_must(work):
-    said = shown(work)
+    text = shown(work)
     for part in (
         "The deficit of a policy",
         "A policy is on the front when",
@@ -279,23 +327,23 @@ def test_the_page_says_what_it_must(work):
         "cache temperature",
         "python -m experiments.compare",
     ):
-        assert part in said, part
-    assert "not finite" not in said.lower()
-    assert not {"None", "nan"} & set(said.split())
+        assert part in text, part
+    assert "not finite" not in text.lower()
+    assert not {"None", "nan"} & set(text.split())
 
 
 def test_json_ends_no_script():
-    made = page.embedded_json({"text": "</script><!-- & \u2028 \ud800"})
-    assert not set("<>&\u2028") & set(made)
-    assert json.loads(made) == {"text": "</script><!-- & \u2028 ?"}
+    text = page.embedded_json({"text": "</script><!-- & \u2028 \ud800"})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"text": "</script><!-- & \u2028 ?"}
 
 
 def test_samples_that_do_not_fit_are_left_out_and_said_so():
     columns = [["reference", [["<" * 5000, 0.5]]]]
     samples = [{"prompt": "a", "columns": columns}] * 20
-    kept, said = page.fitted(samples, 60_000)
+    kept, sentence = page.fitted(samples, 60_000)
     assert 0 < len(kept) < 20
-    assert said == f"{20 - len(kept)} of 20 prompts are left out to keep the page small."
+    assert sentence == f"{20 - len(kept)} of 20 prompts are left out to keep the page small."
     assert kept[0]["columns"][0][1][0][0].endswith("(4000 more characters)")
     assert page.fitted(samples[:1], 60_000)[1] == ""
 
@@ -320,22 +368,26 @@ def test_200_runs_stay_below_the_limit_in_size_and_time(tmp_path):
 # ------------------------------------------------------------------------------- any folder
 
 
-def test_a_folder_that_is_none_is_one_line(tmp_path):
-    for folder, words in ((tmp_path, "neither runs nor"), (tmp_path / "none", "no such folder")):
-        with pytest.raises(InputError, match=words):
-            outputs.write(folder)
-    done = program("report", "--workdir", tmp_path)
+def test_the_programs_last_line_is_the_page(small, tmp_path):
+    done = program("report", "--workdir", small)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == str(small / "report.html")
+    assert "Traceback" not in done.stderr
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = program("report", "--workdir", empty)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stderr.startswith("error: ")
-    assert not list(tmp_path.iterdir())
+    assert not list(empty.iterdir())
 
 
-def test_the_program_writes_the_report(work, tmp_path):
-    done = program("report", "--workdir", work)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == str(work / "report.html")
-    assert "Traceback" not in done.stderr
+def test_importing_the_report_loads_no_trainer():
+    code = "import sys, vbon_jax.report.outputs, vbon_jax.workdir.contests; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "vbon_jax.report.page" in loaded
+    assert not loaded & {"vbon_jax.training", "vbon_jax.study", "orbax", "torch"}
 
 
 def test_a_folder_whose_first_run_has_just_begun(tmp_path):
@@ -348,101 +400,65 @@ def test_a_folder_whose_first_run_has_just_begun(tmp_path):
     assert (tmp_path / "figures" / "training.svg").is_file()
 
 
-def test_a_run_of_a_budget_has_no_number_of_steps_to_come(tmp_path):
-    config = fake_models.defaults()
-    config.budget.sampled_tokens = 1000
-    cell = {"method": "vbon", "n": 4.0, "seed": 0}
-    fake_models.write_run(tmp_path, cell, config.to_dict(), logged=3)
-    outputs.write(tmp_path)
-    said = shown(tmp_path)
-    assert "vbon-n4-s0 : training; step 3" in said
-    assert "step 3 of" not in said
-
-
 def test_a_cache_alone_shows_best_of_n(tmp_path):
     fake_models.write_cache(tmp_path / "references" / "eval", prompts=4)
     rows = outputs.write(tmp_path)
     assert {row["method"] for row in rows} == {"best_of_n", "soft_best_of_n"}
-    said = shown(tmp_path)
-    assert "0 of 0 runs are evaluated" in said
-    assert "The reference policy itself has not been evaluated yet." in said
+    text = shown(tmp_path)
+    assert "0 of 0 runs are evaluated" in text
+    assert "The reference policy itself has not been evaluated yet." in text
 
 
-def small(folder):
-    return fake_models.write_work(folder, CELLS[:2], prompts=4)
+def test_a_programming_error_ends_the_report(small, no_figures, monkeypatch):
+    def broken(*_):
+        raise AttributeError("a typo")
+
+    monkeypatch.setattr(layout, "responses", broken)
+    with pytest.raises(AttributeError, match="a typo"):
+        outputs.write(small)
 
 
-def test_what_is_damaged_is_said_and_the_rest_is_shown(tmp_path):
-    small(tmp_path)
-    first, second = sorted((tmp_path / "runs").iterdir())
+def test_a_method_of_a_users_own_is_shown_like_any_other(small):
+    config = json.loads((small / "compare.json").read_text())["config"]
+    cell = {"method": "simpo", "n": 4.0, "seed": 0, "simpo.gamma": 0.5}
+    fake_models.write_run(small, cell, config)
+    rows = outputs.write(small)
+    label = "simpo (simpo.gamma=0.5)"
+    assert (rows[-1]["method"], rows[-1]["label"]) == ("simpo", label)
+    for name in ("means.csv", "pareto.csv", "report.html", "figures/deficit-by-n.svg"):
+        assert label in (small / name).read_text()
+
+
+def test_what_is_damaged_has_a_sentence_and_the_rest_is_shown(small, no_figures):
+    first, second = sorted((small / "runs").iterdir())
     (first / "config.json").write_text("{")
     (second / "evaluation" / "responses-t1.parquet").write_bytes(b"PAR1")
-    outputs.write(tmp_path)
-    said = shown(tmp_path)
-    assert f"{first.name} : cannot be read" in said
-    assert f"{second.name} is in neither the Pareto shares nor the means over seeds" in said
-    assert f"{second.name} is not among the samples" in said
-    assert "1 of 2 runs are evaluated" in said
-
-
-def test_runs_against_another_cache_are_not_mixed_in(tmp_path):
-    small(tmp_path)
-    path = tmp_path / "runs" / "kl_rl-n4-s0" / "evaluation" / "stage.json"
-    stage = json.loads(path.read_text())
-    stage["inputs"]["references seed"] = 5
-    path.write_text(json.dumps(stage))
-    rows = outputs.write(tmp_path)
-    assert [row["run"] for row in rows if row["seed"] is not None] == ["kl_rl-n4-s1"]
-    assert "evaluated against another reference cache (its seed differs)" in shown(tmp_path)
-
-
-def test_a_damaged_cache_leaves_the_training_curves(tmp_path):
-    small(tmp_path)
-    next((tmp_path / "references" / "eval").glob("*.parquet")).write_bytes(b"")
-    assert outputs.write(tmp_path) == []
-    said = shown(tmp_path)
-    assert "The reference cache is not used" in said
-    assert "Training curves" in said
-
-
-def test_models_made_on_the_way_have_a_table(tmp_path):
-    small(tmp_path)
-    for name in ("sft", "broken"):
-        (tmp_path / "stages" / name).mkdir(parents=True)
+    (small / "llm_judge.csv").write_bytes(b"method,n\nvbon,two\n")
     number = {"value": 0.75, "se": 0.02, "lo": 0.71, "hi": 0.79}
-    found = {"stage": "sft", "method": "reward_model", "rows": 41, "accuracy": number}
-    (tmp_path / "stages" / "sft" / "evaluation.json").write_text(json.dumps(found))
-    (tmp_path / "stages" / "broken" / "evaluation.json").write_text("{}")
-    outputs.write(tmp_path)
-    said = shown(tmp_path)
-    assert "Models trained first" in said
-    assert re.search(r"sft reward_model 41 – 0\.750 \[0\.710, 0\.790\] –", said)
-    assert "broken/evaluation.json cannot be read" in said
+    stage = {"stage": "sft", "method": "reward_model", "rows": 41, "accuracy": number}
+    fake_models.write_json(small / "stages" / "sft" / "evaluation.json", stage)
+    fake_models.write_json(small / "stages" / "broken" / "evaluation.json", {})
+    outputs.write(small)
+    text = shown(small)
+    assert f"{first.name} : cannot be read" in text
+    assert f"{second.name} is in neither the Pareto shares nor the means over seeds" in text
+    assert f"{second.name} is not among the samples" in text
+    assert "llm_judge.csv cannot be read" in text
+    assert "1 of 2 runs are evaluated" in text
+    assert "Models trained first" in text
+    assert re.search(r"sft reward_model 41 – 0\.750 \[0\.710, 0\.790\] –", text)
+    assert "broken/evaluation.json cannot be read" in text
 
 
-def test_a_method_of_a_users_own_is_shown_like_any_other(tmp_path):
-    config = json.loads((small(tmp_path) / "compare.json").read_text())["config"]
-    folder = fake_models.write_run(tmp_path, {"method": "dpo", "n": 4.0, "seed": 0}, config)
-    record = run.read(folder)._replace(method="simpo", label="simpo (gamma=0.5)", order=99)
-    run.write(folder, record)
-    rows = outputs.write(tmp_path)
-    assert (rows[-1]["method"], rows[-1]["label"]) == ("simpo", "simpo (gamma=0.5)")
-    for name in ("means.csv", "pareto.csv", "report.html"):
-        assert "simpo (gamma=0.5)" in (tmp_path / name).read_text()
-
-
-def test_a_number_that_is_not_finite_is_said_aloud(tmp_path):
-    small(tmp_path)
-    path = tmp_path / "runs" / "kl_rl-n4-s0" / "evaluation" / "evaluation.json"
+def test_a_damaged_cache_leaves_the_training_curves_and_a_nan_is_named(small, no_figures):
+    path = small / "runs" / "kl_rl-n4-s0" / "evaluation" / "evaluation.json"
     rows = json.loads(path.read_text())
     rows[0]["kl"] = math.nan
     path.write_text(json.dumps(rows))
-    outputs.write(tmp_path)
-    assert "Not finite, and left out of the figures: kl_rl: kl." in shown(tmp_path)
-
-
-def test_what_a_comparison_leaves_behind_names_its_settings(work):
-    found = layout.read(work)
-    assert found.settings["resamples"] == 40
-    assert found.command == "python -m experiments.compare"
-    assert found.temperature == 1.0
+    outputs.write(small)
+    assert "Not finite, and left out of the figures: kl_rl: kl." in shown(small)
+    next((small / "references" / "eval").glob("*.parquet")).write_bytes(b"")
+    assert outputs.write(small) == []
+    text = shown(small)
+    assert "The reference cache is not used" in text
+    assert "Training curves" in text

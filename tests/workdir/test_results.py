@@ -1,21 +1,21 @@
-"""Rows of the results, `results.csv`, and numbers as text."""
+"""Rows of the results and `results.csv`."""
 
 import math
 
 import numpy as np
 import pytest
 
+from vbon_jax import files
 from vbon_jax.evaluation import bon_curve, measures, sampled_policy
 from vbon_jax.evaluation.bootstrap import Estimate
-from vbon_jax.report import texts
 from vbon_jax.types import Responses
 from vbon_jax.workdir import results
 
-ISSUE = """
+INTERFACE = """
 method,n,bound,seed,temperature,reward,reward_se,win_rate,win_rate_lo,win_rate_hi,kl,kl_se,length,
 eos_rate,distinct2,bon_win_rate_at_kl,deficit,sampled_tokens,reward_calls,train_flops,seconds
 """
-ISSUE = ISSUE.replace("\n", "").split(",")
+INTERFACE = INTERFACE.replace("\n", "").split(",")
 
 
 def rows_of():
@@ -53,7 +53,7 @@ def rows_of():
 
 
 def test_columns_begin_with_the_interface():
-    assert list(results.COLUMNS[: len(ISSUE)]) == ISSUE
+    assert list(results.COLUMNS[: len(INTERFACE)]) == INTERFACE
     assert len(set(results.COLUMNS)) == len(results.COLUMNS)
 
 
@@ -62,7 +62,7 @@ def test_results_round_trip_and_empty_cells(tmp_path):
     path = tmp_path / "new" / "results.csv"
     results.write_results(rows, path)
     lines = path.read_text().splitlines()
-    assert lines[0].split(",")[: len(ISSUE)] == ISSUE
+    assert lines[0].split(",")[: len(INTERFACE)] == INTERFACE
     assert len(lines) == 1 + len(rows)
     assert lines[4].startswith(
         "vbon,4,l1,0,1.0,1.234567,0.0123,0.78,0.74,0.82,0.7,0.05,39.5,,,,0.021,"
@@ -88,8 +88,8 @@ def test_summary_of_an_evaluation_fills_a_row():
     )
     summary = measures.summarise(measured, reference_bm, seed=0, resamples=50)
     row = results.make_row("kl_rl", summary, n=2)
-    asked = set(ISSUE) - {"bound", "seed", "temperature", *results.BUDGET}
-    assert all(row[name] is not None for name in asked)
+    expected = set(INTERFACE) - {"bound", "seed", "temperature", *results.BUDGET}
+    assert all(row[name] is not None for name in expected)
     assert row["deficit"] == summary["deficit"].value
     assert (row["deficit_lo"], row["deficit_hi"]) == summary["deficit"][2:]
 
@@ -102,35 +102,14 @@ def test_unknown_column_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# ------------------------------------------------------------------------------- numbers
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
-        (0.78123, 0.0213, "0.781"),
-        (1.234567, 0.0123, "1.235"),
-        (-0.0312, 0.0049, "−0.0312"),
-        (-0.0001, 0.02, "0.000"),
-        (1234.5, 25.0, "1234"),
-        (0.123456, None, "0.1235"),
-        (1234567, None, "1 234 567"),
-        (1.5e13, None, "15 000 000 000 000"),
-        (2.5e-7, None, "2.50e−07"),
-        (4, None, "4"),
-        (0.0, None, "0"),
-        (None, None, "–"),
-        (math.nan, None, "not finite"),
-        (math.inf, 0.1, "not finite"),
-    ],
-)
-def test_numbers(value, unit, text):
-    assert texts.number(value, unit=unit) == text
-
-
-def test_durations():
-    found = [texts.duration(seconds) for seconds in (4.25, 75, 3725, None)]
-    assert found == ["4.2 s", "1 min 15 s", "1 h 02 min", "–"]
+def test_a_damaged_table_is_refused(tmp_path):
+    path = tmp_path / "table.csv"
+    for text in ("n\ntwo\n", "n\n1,2\n", None):
+        path.write_text(text) if text else path.unlink()
+        with pytest.raises(files.Damaged, match=r"table\.csv cannot be read"):
+            results.read_results(path)
+    path.write_text("n,method\n1\n")
+    assert results.read_results(path) == [{"n": 1, "method": None}]
 
 
 def test_intervals():

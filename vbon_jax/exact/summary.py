@@ -87,7 +87,7 @@ def figure(rows: list[dict]) -> alt.TopLevelMixin:
         for row in rows
         if row["method"] not in ("best_of_n", "reference")
     ]
-    looks = style.looks(list(dict.fromkeys(point["method"] for point in points)))
+    looks = style.looks(point["method"] for point in points)
     panels = []
     for gradient in dict.fromkeys(point["gradient"] for point in points):
         shown = [point for point in points if point["gradient"] == gradient]

@@ -1,8 +1,7 @@
 """The figures of a report, as Altair charts: policies compared with Best-of-N.
 
-Every chart takes points (dictionaries of `points`) and draws those that it has numbers for, each
-method with its `looks`. All charts read the parameter `chosen`: methods to stand out; where none is
-chosen, all of them do.
+Every chart draws those points of some `Policies` that have the numbers that it needs. All charts
+read the parameter `chosen`: methods to stand out; where none is chosen, all of them do.
 """
 
 import functools
@@ -35,6 +34,25 @@ TIPS = ("kl", "win_rate", "reward", "deficit", "length", "distinct2")
 ON_CACHE, IN_THEORY = "Best-of-N on the cache", "Best-of-N, continuous rewards"
 POINTS, TEMPERATURES, CURVES = "points", "temperatures", "curves"  # names of data
 LABELLED = 8  # points of a figure at most, for each to carry its N
+
+
+class Policies(NamedTuple):
+    """What figures draw."""
+
+    points: list[dict[str, Any]]  # of policies, of Best-of-N and of the reference
+    looks: Mapping[str, style.Look]  # of all methods
+    best: Curve | None = None  # the mean over prompts of Best-of-N
+    judge: str = ""  # whose win rates they are; "" = the training reward's
+    data: str = POINTS  # the points' name; figures with the same name share them
+
+    def numbers(self, name: str, kind: str = "policy") -> list[float]:
+        """The coordinates of one kind of points, where they have them."""
+        return [p[name] for p in self.points if p["kind"] == kind and p[name] is not None]
+
+    def shown(self) -> dict[str, style.Look]:
+        """The looks of the methods that are among the points."""
+        methods = {point["method"] for point in self.points if point["kind"] == "policy"}
+        return {name: look for name, look in self.looks.items() if name in methods}
 
 
 class Drawing(NamedTuple):
@@ -74,17 +92,6 @@ def _point(row: Mapping[str, Any]) -> dict[str, Any]:
         point[f"{name}_text"] = " ".join(texts.estimate(row, name)).strip()
     point["cost_text"] = texts.number(row.get("sampled_tokens"))
     return point
-
-
-def _numbers(points: Sequence[Mapping], name: str, kind: str = "policy") -> list[float]:
-    """The coordinates of one kind of points, where they have them."""
-    return [p[name] for p in points if p["kind"] == kind and p[name] is not None]
-
-
-def _shown(points: Sequence[Mapping], looks: Mapping[str, style.Look]) -> dict[str, style.Look]:
-    """The looks of the policies' methods that are among the points."""
-    methods = {point["method"] for point in points if point["kind"] == "policy"}
-    return {name: look for name, look in looks.items() if name in methods}
 
 
 # ------------------------------------------------------------------------------- parts of a chart
@@ -146,50 +153,55 @@ def _marks(base: alt.Chart, looks: Mapping[str, style.Look], **channels: Any) ->
 
 
 def _scatter(
-    points: Sequence[Mapping],
-    looks: Mapping[str, style.Look],
-    across: str,
+    policies: Policies,
     along: str,
+    across: str,
     *,
     x_options: Mapping[str, Any],
-    description: str,
     below: Callable[[Callable, Callable], list[alt.Chart]] = lambda x, y: [],
-    data: str = POINTS,
 ) -> Drawing:
-    """Policies as points with their intervals, larger for a larger N.
+    """Policies as points with their intervals, larger for a larger N; a few points carry their N.
 
-    `below(x, y)` makes what lies under them from the makers of both axes. Few points carry their N.
-    `data` names the points.
+    `below(x, y)` makes the layers under them from the makers of both axes.
     """
-    looks, base = _shown(points, looks), _base(data, across, along)
+    looks, base = policies.shown(), _base(policies.data, across, along)
     x = functools.partial(alt.X, title=TITLES[across], **x_options)
     y = functools.partial(alt.Y, title=TITLES[along], scale=alt.Scale(zero=False, nice=True))
     at = {"x": x(f"{across}:Q"), "y": y(f"{along}:Q")}
-    ends = {"x": at["x"], "y": y(f"{along}_lo:Q"), "y2": f"{along}_hi:Q"}
-    layers = [_intervals(base, looks, along, **ends)]
+    layers = [_intervals(base, looks, along, x=at["x"], **_ends(y, along))]
     if across in TIPS:
-        ends = {"x": x(f"{across}_lo:Q"), "x2": f"{across}_hi:Q", "y": at["y"]}
-        layers.append(_intervals(base, looks, across, **ends))
-    if len(_numbers(points, along)) <= LABELLED:
+        ends = {"x": x(f"{across}_lo:Q"), "x2": f"{across}_hi:Q"}
+        layers.append(_intervals(base, looks, across, **ends, y=at["y"]))
+    if len(policies.numbers(along)) <= LABELLED:
         text = base.mark_text(align="left", dx=8, dy=9, style="note", clip=True)
         layers.append(text.encode(**at, text="label:N", opacity=_faded(0.9, 0.1)))
     layers.append(_marks(base, looks, **at, size=alt.Size("size:Q", scale=None, legend=None)))
     # A legend of no methods would have no size, and with it the figure.
     layers = below(x, y) + (layers if looks else [])
-    return Drawing(_top(*layers, description=description), {data: list(points)})
+    chart = _top(*layers, description=f"{TITLES[along]} against {TITLES[across]}")
+    return Drawing(chart, {policies.data: policies.points})
+
+
+def _ends(y: Callable, along: str) -> dict[str, Any]:
+    """The channels of a vertical interval."""
+    return {"y": y(f"{along}_lo:Q"), "y2": f"{along}_hi:Q"}
 
 
 # ------------------------------------------------------------------------------- Best-of-N
 
 
-def last_kl(points: Sequence[Mapping]) -> float:
+def last_kl(policies: Policies) -> float:
     """Where a KL axis ends: behind every policy, and behind Best-of-N at every N of a policy.
 
     Best-of-N at a larger N would press the policies together at the left.
     """
-    largest = max(_numbers(points, "n"), default=math.inf)
-    near = [point for point in points if point["kind"] == BEST_OF_N and point["n"] <= largest]
-    return 1.1 * max(_numbers(points, "kl") + _numbers(near, "kl", BEST_OF_N), default=1.0) + 0.02
+    largest = max(policies.numbers("n"), default=math.inf)
+    near = [
+        point["kl"]
+        for point in policies.points
+        if point["kind"] == BEST_OF_N and point["n"] <= largest and point["kl"] is not None
+    ]
+    return 1.1 * max(policies.numbers("kl") + near, default=1.0) + 0.02
 
 
 def _curves(best: Curve, measure: str, end: float, in_theory: bool) -> list[dict[str, Any]]:
@@ -227,48 +239,88 @@ def _curve_lines(data: str, in_theory: bool, **at: Any) -> alt.Chart:
     )
 
 
-def against_kl(
-    points: Sequence[Mapping],
-    looks: Mapping[str, style.Look],
-    best: Curve,
-    measure: str,
-    *,
-    judge: str = "",
-) -> Drawing:
+def against_kl(policies: Policies, along: str, across: str = "kl") -> Drawing:
     """Win rate or reward against KL, over Best-of-N's curve and points and the reference's own.
 
-    `best` is `bon_curve.mean_curve(...)`. Points and curve may be those of another `judge`, whose
-    win rates are not N/(N+1) in theory.
+    Another judge's win rates are not N/(N+1) in theory.
     """
-    end, suffix = last_kl(points), judge and f"-{judge}"
-    data, line = f"{POINTS}{suffix}", f"best-of-n-{measure}{suffix}"
-    in_theory = measure == "win_rate" and not judge
+    end, line = last_kl(policies), f"best-of-n-{along}-{policies.judge}".rstrip("-")
+    in_theory = along == "win_rate" and not policies.judge
 
     def below(x, y) -> list[alt.Chart]:
-        at = {"x": x("kl:Q"), "y": y(f"{measure}:Q")}
+        at = {"x": x("kl:Q"), "y": y(f"{along}:Q")}
         layers = [_curve_lines(line, in_theory, **at)]
         for kind, path in ((BEST_OF_N, style.CROSS), (SOFT, "circle"), (REFERENCE, style.STAR)):
-            fixed = _base(data, measure, kind=kind).transform_filter(f"datum.kl <= {end}")
-            mark = {"shape": path, "style": "ink", "clip": True, "strokeWidth": 1.5}
-            mark["filled"] = kind == REFERENCE
-            layers.append(fixed.mark_point(size=60, **mark).encode(**at, tooltip=_tooltip()))
+            mark = {"shape": path, "style": "ink", "clip": True, "strokeWidth": 1.5, "size": 60}
+            fixed = _base(policies.data, along, kind=kind).transform_filter(f"datum.kl <= {end}")
+            fixed = fixed.mark_point(filled=kind == REFERENCE, **mark)
+            layers.append(fixed.encode(**at, tooltip=_tooltip()))
         return layers
 
-    left = min([0.0, -0.02 * end, *_numbers(points, "kl")])
-    drawing = _scatter(
-        points,
-        looks,
-        "kl",
-        measure,
-        x_options={"scale": alt.Scale(domain=[left, end], nice=False)},
-        below=below,
-        data=data,
-        description=f"{TITLES[measure]} {judge} against KL, with Best-of-N's curve",
+    left = min([0.0, -0.02 * end, *policies.numbers("kl")])
+    scale = alt.Scale(domain=[left, end], nice=False)
+    drawing = _scatter(policies, along, across, x_options={"scale": scale}, below=below)
+    curves = _curves(policies.best, along, end, in_theory)
+    return drawing._replace(data=drawing.data | {line: curves})
+
+
+# ------------------------------------------------------------------------------- other figures
+
+
+def against_budget(policies: Policies, along: str, across: str) -> Drawing:
+    """Win rate or deficit against the cost of a run; logarithmic where costs differ much."""
+    costs = policies.numbers(across)
+    wide = bool(costs) and min(costs) > 0 and max(costs) / min(costs) > 20
+    kind = {"type": "log"} if wide else {"type": "linear", "zero": False}
+    scale = alt.Scale(**kind, nice=False, padding=16)
+    options = {"scale": scale, "axis": alt.Axis(format="~s")}
+    return _scatter(policies, along, across, x_options=options)
+
+
+def drift(policies: Policies, along: str, across: str = "kl") -> Drawing:
+    """Length or diversity against KL; the dashed line is the reference's own."""
+
+    def below(x, y) -> list[alt.Chart]:
+        level = _base(policies.data, along, kind=REFERENCE)
+        level = level.mark_rule(style="ink", strokeDash=[2, 3])
+        return [level.encode(y=y(f"{along}:Q"), tooltip=_tooltip())]
+
+    options = {"scale": alt.Scale(zero=True, nice=False, padding=8)}
+    return _scatter(policies, along, across, x_options=options, below=below)
+
+
+def deficit_by_n(policies: Policies, along: str = "deficit", across: str = "n") -> Drawing:
+    """The deficit at each N: a point and its interval a run, a line through the mean of seeds."""
+    looks, base = policies.shown(), _base(policies.data, along, across)
+    y = functools.partial(alt.Y, title=TITLES[along])
+    at = {
+        "x": alt.X(f"{across}:O", title="N", axis=alt.Axis(labelAngle=0, format="~g")),
+        "xOffset": alt.XOffset("method:N", scale=alt.Scale(domain=list(looks), paddingOuter=0.2)),
+    }
+    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(style="ink", strokeDash=[2, 3])
+    chart = _top(
+        zero.encode(y=y("zero:Q")),
+        _line(base, looks, **at, y=y(f"mean({along}):Q")),
+        _intervals(base, looks, along, **at, **_ends(y, along)),
+        _marks(base, looks, **at, y=y(f"{along}:Q")),
+        description="Deficit to Best-of-N at each N",
     )
-    return drawing._replace(data=drawing.data | {line: _curves(best, measure, end, in_theory)})
+    return Drawing(chart, {policies.data: policies.points})
 
 
-# ------------------------------------------------------------------------------- the other figures
+def by_temperature(policies: Policies, along: str, across: str = "temperature") -> Drawing:
+    """A line a run over the temperatures of its evaluation."""
+    looks, base = policies.shown(), _base(policies.data, along, across)
+    scale = alt.Scale(zero=False, nice=False, padding=16)
+    x = alt.X(f"{across}:Q", title=TITLES[across], scale=scale)
+    y = functools.partial(alt.Y, title=TITLES[along], scale=alt.Scale(zero=False))
+    chart = _top(
+        _line(base, looks, x=x, y=y(f"{along}:Q"), detail="run:N"),
+        _intervals(base, looks, along, x=x, **_ends(y, along)),
+        _marks(base, looks, x=x, y=y(f"{along}:Q")),
+        description=f"{TITLES[along]} against {TITLES[across]}",
+    )
+    return Drawing(chart, {policies.data: policies.points})
 
 
 def pareto_bars(
@@ -284,101 +336,20 @@ def pareto_bars(
         for share in sorted(shares, key=lambda share: -share["share"])
         if share["quality"] == quality
     ]
-    methods = [bar["method"] for bar in bars]
-    x = functools.partial(
-        alt.X,
-        title="share of its points on the front",
-        axis=alt.Axis(format="%"),
-        scale=alt.Scale(domain=[0, 1]),
-    )
+    methods, data = [bar["method"] for bar in bars], f"pareto-{quality}"
+    title, scale = "share of its points on the front", alt.Scale(domain=[0, 1])
+    x = functools.partial(alt.X, title=title, axis=alt.Axis(format="%"), scale=scale)
     y = alt.Y("method:N", sort=methods, title=None, axis=alt.Axis(labelLimit=160, ticks=False))
     colour = style.colour({name: looks[name] for name in looks if name in methods}, legend=None)
     tooltip = _tooltip(method="method", text="on the front", ends="95 % interval")
-    base = alt.Chart(alt.NamedData(name=f"pareto-{quality}"))
+    bar = alt.Chart(alt.NamedData(name=data)).mark_bar(height={"band": 0.62})
+    rule = alt.Chart(alt.NamedData(name=data)).mark_rule(style="ink", strokeWidth=1.6)
     chart = _top(
-        base.mark_bar(height={"band": 0.62}).encode(
-            x=x("share:Q"), y=y, tooltip=tooltip, opacity=_faded(0.85, 0.15), color=colour
-        ),
-        base.mark_rule(style="ink", strokeWidth=1.6).encode(
-            x=x("share_lo:Q"), x2="share_hi:Q", y=y
-        ),
+        bar.encode(x=x("share:Q"), y=y, tooltip=tooltip, opacity=_faded(0.85, 0.15), color=colour),
+        rule.encode(x=x("share_lo:Q"), x2="share_hi:Q", y=y),
         description=f"Share of each method's points on the front of KL and {TITLES[quality]}",
     )
-    return Drawing(chart.properties(height=26 * max(len(bars), 1)), {f"pareto-{quality}": bars})
-
-
-def deficit_by_n(points: Sequence[Mapping], looks: Mapping[str, style.Look]) -> Drawing:
-    """The deficit at each N: a point and its interval a run, a line through the mean of seeds."""
-    looks, base = _shown(points, looks), _base(POINTS, "deficit", "n")
-    y = functools.partial(alt.Y, title=TITLES["deficit"])
-    at = {
-        "x": alt.X("n:O", title="N", axis=alt.Axis(labelAngle=0, format="~g")),
-        "xOffset": alt.XOffset("method:N", scale=alt.Scale(domain=list(looks), paddingOuter=0.2)),
-    }
-    ends = {"y": y("deficit_lo:Q"), "y2": "deficit_hi:Q"}
-    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(style="ink", strokeDash=[2, 3])
-    chart = _top(
-        zero.encode(y=y("zero:Q")),
-        _line(base, looks, **at, y=y("mean(deficit):Q")),
-        _intervals(base, looks, "deficit", **at, **ends),
-        _marks(base, looks, **at, y=y("deficit:Q")),
-        description="Deficit to Best-of-N at each N",
-    )
-    return Drawing(chart, {POINTS: list(points)})
-
-
-def against_budget(
-    points: Sequence[Mapping], looks: Mapping[str, style.Look], measure: str, budget: str
-) -> Drawing:
-    """Win rate or deficit against the cost of a run; logarithmic where costs differ much."""
-    costs = _numbers(points, budget)
-    wide = bool(costs) and min(costs) > 0 and max(costs) / min(costs) > 20
-    kind = {"type": "log"} if wide else {"type": "linear", "zero": False}
-    scale = alt.Scale(**kind, nice=False, padding=16)
-    return _scatter(
-        points,
-        looks,
-        budget,
-        measure,
-        x_options={"scale": scale, "axis": alt.Axis(format="~s")},
-        description=f"{TITLES[measure]} against {TITLES[budget]}",
-    )
-
-
-def by_temperature(
-    points: Sequence[Mapping], looks: Mapping[str, style.Look], measure: str
-) -> Drawing:
-    """A line a run over the temperatures of its evaluation."""
-    looks, base = _shown(points, looks), _base(TEMPERATURES, measure, "temperature")
-    scale = alt.Scale(zero=False, nice=False, padding=16)
-    x = alt.X("temperature:Q", title=TITLES["temperature"], scale=scale)
-    y = functools.partial(alt.Y, title=TITLES[measure], scale=alt.Scale(zero=False))
-    ends = {"y": y(f"{measure}_lo:Q"), "y2": f"{measure}_hi:Q"}
-    chart = _top(
-        _line(base, looks, x=x, y=y(f"{measure}:Q"), detail="run:N"),
-        _intervals(base, looks, measure, x=x, **ends),
-        _marks(base, looks, x=x, y=y(f"{measure}:Q")),
-        description=f"{TITLES[measure]} against temperature",
-    )
-    return Drawing(chart, {TEMPERATURES: list(points)})
-
-
-def drift(points: Sequence[Mapping], looks: Mapping[str, style.Look], measure: str) -> Drawing:
-    """Length or diversity against KL; the dashed line is the reference's own."""
-
-    def below(x, y) -> list[alt.Chart]:
-        own = _base(POINTS, measure, kind=REFERENCE).mark_rule(style="ink", strokeDash=[2, 3])
-        return [own.encode(y=y(f"{measure}:Q"), tooltip=_tooltip())]
-
-    return _scatter(
-        points,
-        looks,
-        "kl",
-        measure,
-        x_options={"scale": alt.Scale(zero=True, nice=False, padding=8)},
-        below=below,
-        description=f"{TITLES[measure]} against KL",
-    )
+    return Drawing(chart.properties(height=26 * max(len(bars), 1)), {data: bars})
 
 
 def training(

@@ -50,9 +50,9 @@ def read(work: layout.Work, ruler: list[dict[str, Any]]) -> Judged:
             continue
         rows += _cache_rows(work, name, cached_pm, ruler)
         curves[name] = _curve(work.cache.rewards_pm, cached_pm)
-        for place, own in policies:
+        for place, policy_rows in policies:
             try:
-                rows += _policy_rows(place, name, work.cache, own)
+                rows += _policy_rows(place, name, work.cache, policy_rows)
             except Damaged as error:
                 work.problems.append(f"The rows of {name} about {place} are not shown: {error}.")
     return Judged(rows, curves)
@@ -82,10 +82,10 @@ def _policy_rows(
     for row in rows:
         if row["temperature"] in by_temperature:
             ends = results.interval(row, "kl") or (None, None)
-            own = {key: row[key] for key in kept} | {"kl_lo": ends[0], "kl_hi": ends[1]}
-            own |= {"judge": name, "training_win_rate": row["win_rate"]}
+            named = {key: row[key] for key in kept} | {"kl_lo": ends[0], "kl_hi": ends[1]}
+            named |= {"judge": name, "training_win_rate": row["win_rate"]}
             measured = by_temperature[row["temperature"]]
-            judged_rows.append(dict.fromkeys(COLUMNS) | own | measured)
+            judged_rows.append(dict.fromkeys(COLUMNS) | named | measured)
     return judged_rows
 
 
@@ -104,18 +104,18 @@ def _cache_rows(
         "prompts": prompts,
         "samples_per_prompt": most,
     }
-    own = {"label": CACHE, "method": CACHE, "run": CACHE, "n": 1.0}
-    own |= columns("reward", estimate(cached_pm, **options))
-    own |= judges.agreement_columns(rewards_pm, cached_pm, **options)
-    rows = [common | own]
+    cells = {"label": CACHE, "method": CACHE, "run": CACHE, "n": 1.0}
+    cells |= columns("reward", estimate(cached_pm, **options))
+    cells |= judges.agreement_columns(rewards_pm, cached_pm, **options)
+    rows = [common | cells]
     for row in ruler:
         if row["method"] != results.BEST_OF_N or row["n"] != int(row["n"]) or row["n"] > most - 1:
             continue
         both = rewards_pm, cached_pm, int(row["n"])
-        own = {key: row[key] for key in ("label", "method", "n", "run", "kl", "kl_lo", "kl_hi")}
-        own |= columns("reward", estimate(best_of_n.expected_best(*both), **options))
-        own |= columns("win_rate", estimate(best_of_n.best_of_n_win_rate(*both), **options))
-        rows.append(common | own | {"training_win_rate": row["win_rate"]})
+        cells = {key: row[key] for key in ("label", "method", "n", "run", "kl", "kl_lo", "kl_hi")}
+        cells |= columns("reward", estimate(best_of_n.expected_best(*both), **options))
+        cells |= columns("win_rate", estimate(best_of_n.best_of_n_win_rate(*both), **options))
+        rows.append(common | cells | {"training_win_rate": row["win_rate"]})
     return rows
 
 

@@ -17,11 +17,12 @@ RESPONSES_SHOWN = 2  # of a policy to a prompt
 
 
 def write(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Write `results.csv`, `means.csv`, `pareto.csv`, `judges.csv` where there are judges,
-    `figures/` (SVG and PDF) and `report.html`; returns the rows of the results.
+    """Write the report of a folder; returns the rows of its results.
 
-    Runs that are unfinished or not evaluated are listed with their step, and their training curves
-    are drawn. Raises InputError for a folder that is not a working directory.
+    `results.csv`, `means.csv`, `pareto.csv`, `judges.csv` where there are judges, every figure as
+    SVG and PDF in `figures/`, and `report.html`. Runs that are unfinished or not evaluated are
+    listed with their step, and their training curves are drawn. Raises InputError for a folder that
+    is not a working directory.
     """
     work = layout.read(workdir)
     ruler = aggregates.ruler_rows(work)
@@ -29,7 +30,7 @@ def write(workdir: pathlib.Path) -> list[dict[str, Any]]:
     means = aggregates.prompt_means(work)
     shares, over_seeds = aggregates.pareto_shares(work, means), aggregates.seed_means(work, means)
     judged, curves = judge_rows.read(work, ruler), training_curves.of_runs(work.runs)
-    samples = side_by_side(work)
+    samples, closing = side_by_side(work), closing_tables(work, rows, over_seeds)
 
     results.write_results(rows, workdir / "results.csv")
     files.write_csv(workdir / "means.csv", over_seeds, aggregates.MEANS_COLUMNS)
@@ -37,8 +38,7 @@ def write(workdir: pathlib.Path) -> list[dict[str, Any]]:
     if judged.rows:
         files.write_csv(workdir / "judges.csv", judged.rows, judge_rows.COLUMNS)
 
-    records = [run.record for run in work.runs if run.record]
-    looks = style.looks([run.label for run in records], [run.order for run in records])
+    looks = style.looks(run.record.label for run in work.runs if run.record)
     parts = sections.sections(work, rows, looks, shares=shares, judged=judged, curves=curves)
     for figure in (figure for part in parts for figure in part.figures):
         paths = [workdir / "figures" / f"{figure.name}.{suffix}" for suffix in ("svg", "pdf")]
@@ -46,7 +46,7 @@ def write(workdir: pathlib.Path) -> list[dict[str, Any]]:
     page.write(
         workdir / "report.html",
         sections=parts,
-        tables=closing_tables(work, rows, over_seeds),
+        tables=closing,
         curves=curves,
         samples=samples,
         looks=looks,
@@ -73,14 +73,16 @@ def closing_tables(
             verdicts = results.read_results(path)
         except files.Damaged as error:
             work.problems.append(f"{error}.")
+    several_seeds = any(row["seeds"] > 1 for row in over_seeds)
+    costs = {
+        row["run"]: row for row in rows if any(row[name] is not None for name in results.BUDGET)
+    }
     filled = [
-        tables.fill(
-            tables.MEANS, over_seeds if any(row["seeds"] > 1 for row in over_seeds) else []
-        ),
+        tables.fill(tables.MEANS, over_seeds if several_seeds else []),
         tables.fill(tables.RESULTS, rows),
         tables.fill(tables.LANGUAGE_MODEL, verdicts),
         tables.fill(tables.STAGES, layout.stages(work)),
-        tables.fill(tables.BUDGETS, tables.budget_rows(rows)),
+        tables.fill(tables.BUDGETS, list(costs.values())),
     ]
     return [table for table in filled if table]
 

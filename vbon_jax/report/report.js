@@ -6,9 +6,9 @@ const views = new Map();
 const chosen = new Set();
 
 function element(tag, properties, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+  const created = Object.assign(document.createElement(tag), properties);
+  created.append(...children);
+  return created;
 }
 
 // ---------------------------------------------------------------- figures
@@ -39,14 +39,14 @@ function curveRows(metric) {
 async function draw(target) {
   const name = target.dataset.figure;
   views.get(name)?.finalize();
-  const made = await vegaEmbed(target, specification(name), {
+  const embedded = await vegaEmbed(target, specification(name), {
     ast: true, // expressions are interpreted: the page may not evaluate text as code
     renderer: "svg",
     actions: false,
     config: page.configs[darkMode.matches ? "dark" : "light"],
   });
-  views.set(name, made);
-  await made.view.signal("chosen", [...chosen]).runAsync();
+  views.set(name, embedded);
+  await embedded.view.signal("chosen", [...chosen]).runAsync();
   target.dataset.drawn = darkMode.matches ? "dark" : "light";
 }
 

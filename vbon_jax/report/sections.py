@@ -1,6 +1,6 @@
 """The sections of a page as data: which figures there are, with their captions and texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vbon_jax.evaluation import bon_curve
@@ -13,8 +13,7 @@ CURVE = (
     "Thin line and crosses: Best-of-N on the reference cache, its exact law and whole N; small "
     "rings: soft Best-of-N; "
 )
-SHARE = "A run's share of the reference cache is included. "
-DEFICIT = (
+CLOSENESS_TEXT = (
     "The deficit of a policy is the win rate that Best-of-N has at the policy's own KL to the "
     "reference, read off the Best-of-N curve of the reference cache, minus the policy's win rate. "
     "At 0 the policy is as good as Best-of-N for the distance that it moved from the reference; a "
@@ -23,14 +22,14 @@ DEFICIT = (
     "prompts: where it contains 0, these prompts do not tell the policy from Best-of-N. A win rate "
     "is against all cached reference responses of a prompt, ties counting one half."
 )
-PARETO = (
+PARETO_TEXT = (
     "A policy is on the front when no other policy, of any method, N or seed, has a KL as low and "
     "a quality as high, one of them strictly. A method's membership is the share of its policies "
     "on the front. For its interval prompts are resampled, the same for all policies, and each "
     "resample has a front of its own; a share can lie at the end of its interval, because noise "
     "moves policies off a front more easily than onto it."
 )
-JUDGED = (
+JUDGES_TEXT = (
     "Other rewards score the same responses. A policy that gains by its training reward and not by "
     "a judge has learnt what only the training reward likes. A judge's win rate is against all "
     "cached reference responses as that judge scores them; Best-of-N takes its best by the "
@@ -68,6 +67,65 @@ class Section(NamedTuple):
     table: tables.Table | None = None
 
 
+class Plot(NamedTuple):
+    """A figure of policies: one quantity against, or by, another, which name it."""
+
+    along: str
+    relation: str
+    across: str
+    draw: Callable[[figures.Policies, str, str], figures.Drawing]
+    caption: str
+    needs_policies: bool = True  # with numbers on both axes
+
+    def figure(self, policies: figures.Policies) -> Figure:
+        """The figure of some policies."""
+        title = f"{NAMES[self.along]} {self.relation} {NAMES[self.across]}"
+        name = f"{self.along}-{self.relation}-{self.across}".replace("_", "-")
+        drawing = self.draw(policies, self.along, self.across)
+        return Figure(name, title[0].upper() + title[1:], self.caption, drawing)
+
+
+CLOSENESS = (
+    Plot(
+        *("win_rate", "against", "kl", figures.against_kl),
+        f"{CURVE}broad line: N/(N+1), continuous rewards. Star: the reference. {BARS}",
+        needs_policies=False,
+    ),
+    Plot(
+        *("reward", "against", "kl", figures.against_kl),
+        f"{CURVE}star: the reference. {BARS}",
+        needs_policies=False,
+    ),
+    Plot(
+        *("deficit", "by", "n", figures.deficit_by_n),
+        "A point and its 95 % interval for each seed, a line through the means of seeds; 0 is "
+        "Best-of-N.",
+    ),
+)
+COSTS = tuple(
+    Plot(along, "against", across, figures.against_budget, caption)
+    for across, caption in (
+        ("sampled_tokens", f"A run's share of the reference cache is included. {BARS}"),
+        ("train_flops", BARS),
+    )
+    for along in ("win_rate", "deficit")
+)
+SIDE_EFFECTS = tuple(
+    Plot(
+        *(along, "against", "kl", figures.drift),
+        f"Side effects: drift from the reference (dashed line). {BARS}",
+    )
+    for along in ("length", "distinct2")
+)
+TEMPERATURES = tuple(
+    Plot(
+        *(along, "by", "temperature", figures.by_temperature),
+        "A line a run. The KL is to the reference at its own temperature. Bars: 95 % over prompts.",
+    )
+    for along in ("win_rate", "kl")
+)
+
+
 def sections(
     work: layout.Work,
     rows: Sequence[dict[str, Any]],
@@ -82,67 +140,47 @@ def sections(
     `rows` are all rows of the results, `shares` those of `aggregates.pareto_shares`, `curves` is
     `training_curves.of_runs`.
     """
-    points = main_points(work, rows)
+    main = _main_policies(work, rows, looks)
+    run_rows = [row for run in work.runs for row in run.rows]
+    several = len({row["temperature"] for row in run_rows}) > 1
+    every = figures.Policies(
+        figures.points(run_rows if several else []), looks, data=figures.TEMPERATURES
+    )
     fronts = [{**share, "quality": f"{NAMES[share['quality']]} and KL"} for share in shares]
+    front_table = tables.fill(tables.PARETO, fronts)
+    judge_table = tables.fill(tables.JUDGES, judged.rows)
     parts = [
-        Section("How close to Best-of-N", _closeness(work, points, looks), DEFICIT),
-        Section(
-            "Pareto membership", _pareto(shares, looks), PARETO, tables.fill(tables.PARETO, fronts)
-        ),
-        Section("Costs", _costs(points, looks)),
-        Section("Length and diversity", _drift(points, looks)),
-        Section(
-            "Other judges",
-            _judges(work, judged, looks),
-            JUDGED,
-            tables.fill(tables.JUDGES, judged.rows),
-        ),
-        Section("Temperature", _temperatures(work, looks)),
+        Section("How close to Best-of-N", _plotted(CLOSENESS, main), CLOSENESS_TEXT),
+        Section("Pareto membership", _pareto(shares, looks), PARETO_TEXT, front_table),
+        Section("Costs", _plotted(COSTS, main)),
+        Section("Length and diversity", _plotted(SIDE_EFFECTS, main)),
+        Section("Other judges", _judges(work, judged, looks), JUDGES_TEXT, judge_table),
+        Section("Temperature", _plotted(TEMPERATURES, every)),
         Section("Training", _training(curves, looks)),
     ]
     return [part for part in parts if part.figures]
 
 
-def main_points(work: layout.Work, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A point for each policy, at the sampling temperature, and those of Best-of-N."""
+def _main_policies(
+    work: layout.Work, rows: Sequence[dict[str, Any]], looks: Mapping[str, Look]
+) -> figures.Policies:
+    """Policies and the reference at the sampling temperature, and Best-of-N."""
     ruler = [row for row in rows if row["method"] in results.RULERS]
     groups = [work.reference_rows, *(run.rows for run in work.runs)]
-    own = [row for group in groups for row in layout.main_rows(group, work.temperature)]
-    return figures.points(ruler + own)
+    policies = [row for group in groups for row in layout.main_rows(group, work.temperature)]
+    best = None
+    if work.cache is not None:
+        best = bon_curve.mean_curve(bon_curve.curve(work.cache.rewards_pm))
+    return figures.Policies(figures.points(ruler + policies), looks, best)
 
 
-def _figure(one: str, relation: str, other: str, caption: str, drawing) -> Figure:
-    """A figure of one quantity against (or by) another, named and titled by them."""
-    title = f"{NAMES[one]} {relation} {NAMES[other]}"
-    name = f"{one}-{relation}-{other}".replace("_", "-")
-    return Figure(name, title[0].upper() + title[1:], caption, drawing)
-
-
-def _closeness(work: layout.Work, points, looks) -> list[Figure]:
-    """Win rate and reward against KL, and the deficit at each N."""
-    if work.cache is None:
-        return []
-    best = bon_curve.mean_curve(bon_curve.curve(work.cache.rewards_pm))
-    captions = {
-        "win_rate": f"{CURVE}broad line: N/(N+1), continuous rewards. Star: the reference. {BARS}",
-        "reward": f"{CURVE}star: the reference. {BARS}",
-    }
-    shown = [
-        _figure(measure, "against", "kl", caption, figures.against_kl(points, looks, best, measure))
-        for measure, caption in captions.items()
+def _plotted(plots: Sequence[Plot], policies: figures.Policies) -> list[Figure]:
+    """The figures that there are numbers for."""
+    return [
+        plot.figure(policies)
+        for plot in plots
+        if (policies.numbers(plot.across) if plot.needs_policies else policies.best)
     ]
-    if _has_policies(points):
-        caption = (
-            "A point and its 95 % interval for each seed, a line through the means of seeds; 0 is "
-            "Best-of-N."
-        )
-        shown.append(_figure("deficit", "by", "n", caption, figures.deficit_by_n(points, looks)))
-    return shown
-
-
-def _has_policies(points: Sequence[Mapping], name: str = "kind") -> bool:
-    """Whether a trained policy is among the points, with a value of this name."""
-    return any(point["kind"] == "policy" and point[name] is not None for point in points)
 
 
 def _pareto(shares: Sequence[Mapping[str, Any]], looks) -> list[Figure]:
@@ -158,32 +196,6 @@ def _pareto(shares: Sequence[Mapping[str, Any]], looks) -> list[Figure]:
     ]
 
 
-def _costs(points, looks) -> list[Figure]:
-    """Win rate and deficit against sampled tokens and training FLOPs, where they are known."""
-    return [
-        _figure(
-            measure,
-            "against",
-            budget,
-            caption,
-            figures.against_budget(points, looks, measure, budget),
-        )
-        for budget, caption in (("sampled_tokens", SHARE + BARS), ("train_flops", BARS))
-        for measure in ("win_rate", "deficit")
-        if _has_policies(points, budget)
-    ]
-
-
-def _drift(points, looks) -> list[Figure]:
-    """Length and diversity against KL."""
-    caption = f"Side effects: drift from the reference (dashed line). {BARS}"
-    return [
-        _figure(measure, "against", "kl", caption, figures.drift(points, looks, measure))
-        for measure in ("length", "distinct2")
-        if _has_policies(points)
-    ]
-
-
 def _judges(work: layout.Work, judged: judge_rows.Judged, looks) -> list[Figure]:
     """The win rate by each judge against KL, at the sampling temperature."""
     shown = []
@@ -193,33 +205,16 @@ def _judges(work: layout.Work, judged: judge_rows.Judged, looks) -> list[Figure]
             if row["judge"] == name and row["method"] != judge_rows.CACHE:
                 groups.setdefault((row["run"], row["n"]), []).append(row)
         rows = [row for of in groups.values() for row in layout.main_rows(of, work.temperature)]
-        points = figures.points(rows)
+        policies = figures.Policies(figures.points(rows), looks, best, name, f"points-{name}")
         shown.append(
             Figure(
                 f"win-rate-by-{name}-against-kl",
                 f"Win rate by {name} against KL",
                 f"Thin line and crosses: the best of N by the training reward. {BARS}",
-                figures.against_kl(points, looks, best, "win_rate", judge=name),
+                figures.against_kl(policies, "win_rate"),
             )
         )
     return shown
-
-
-def _temperatures(work: layout.Work, looks) -> list[Figure]:
-    """Win rate and KL over the temperatures of the evaluation, where there are several."""
-    rows = [row for run in work.runs for row in run.rows]
-    if len({row["temperature"] for row in rows}) < 2:
-        return []
-    caption = (
-        "A line a run. The KL is to the reference at its own temperature. Bars: 95 % over prompts."
-    )
-    points = figures.points(rows)
-    return [
-        _figure(
-            measure, "by", "temperature", caption, figures.by_temperature(points, looks, measure)
-        )
-        for measure in ("win_rate", "kl")
-    ]
 
 
 def _training(curves: Mapping[str, Any], looks) -> list[Figure]:

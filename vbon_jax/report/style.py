@@ -2,13 +2,13 @@
 
 One chart serves the page and the paper: what differs between them, and between a light and a dark
 page, is the configuration that it is drawn with. A method has the same colour and shape in every
-figure.
+figure of a report.
 """
 
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import altair as alt
@@ -30,6 +30,12 @@ CROSS, STAR = (
     "M-1,-1L1,1M-1,1L1,-1",
     "M0,-1L.24,-.32L.95,-.31L.38,.12L.59,.81L0,.4L-.59,.81L-.38,.12L-.95,-.31L-.24,-.32Z",
 )
+RENDERERS = {
+    ".svg": vl_convert.vegalite_to_svg,
+    ".pdf": vl_convert.vegalite_to_pdf,
+    ".png": functools.partial(vl_convert.vegalite_to_png, scale=2),
+    ".html": functools.partial(vl_convert.vegalite_to_html, bundle=True),
+}
 
 
 class Look(NamedTuple):
@@ -39,24 +45,11 @@ class Look(NamedTuple):
     shape: str
 
 
-def looks(names: Sequence[str], orders: Sequence[int] | None = None) -> dict[str, Look]:
-    """A look for each name, in order; up to `LOOKS` names, no two have the same.
-
-    `orders` are the looks that the names prefer, their positions unless given. A name whose look is
-    taken by one before it gets the next one that no name prefers.
-    """
-    orders = range(len(names)) if orders is None else orders
-    places: dict[str, int] = {}
-    for name, order in zip(names, orders, strict=True):
-        if order % LOOKS not in places.values():
-            places.setdefault(name, order % LOOKS)
-    free = iter([place for place in range(LOOKS) if place not in places.values()])
-    for name in names:
-        if name not in places:
-            places[name] = next(free, len(places) % LOOKS)
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each name, in order of first appearance; those of `LOOKS` names differ."""
     return {
-        name: Look(PALETTE[places[name] % len(PALETTE)], SHAPES[places[name] % len(SHAPES)])
-        for name in dict.fromkeys(names)
+        name: Look(PALETTE[at % len(PALETTE)], SHAPES[at % len(SHAPES)])
+        for at, name in enumerate(dict.fromkeys(names))
     }
 
 
@@ -119,20 +112,10 @@ def save(
 
     Raises ValueError for another suffix.
     """
+    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     spec = json.dumps(specification(chart, data) | {"config": config()})
     for path in map(pathlib.Path, paths):
-        rendered = _rendered(spec, path)
-        files.write_bytes(path, rendered.encode() if isinstance(rendered, str) else rendered)
-
-
-def _rendered(spec: str, path: pathlib.Path) -> str | bytes:
-    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    if path.suffix == ".svg":
-        return vl_convert.vegalite_to_svg(spec, vl_version=version)
-    if path.suffix == ".pdf":
-        return vl_convert.vegalite_to_pdf(spec, vl_version=version)
-    if path.suffix == ".png":
-        return vl_convert.vegalite_to_png(spec, vl_version=version, scale=2)
-    if path.suffix == ".html":
-        return vl_convert.vegalite_to_html(spec, vl_version=version, bundle=True)
-    raise ValueError(f"{path}: figures are saved as .svg, .pdf, .png or .html")
+        if path.suffix not in RENDERERS:
+            raise ValueError(f"{path}: figures are saved as .svg, .pdf, .png or .html")
+        content = RENDERERS[path.suffix](spec, vl_version=version)
+        files.write_bytes(path, content.encode() if isinstance(content, str) else content)

@@ -1,4 +1,4 @@
-"""The tables of a page as data: titles, legends, columns and headings; and how they are filled."""
+"""The tables of a page as data: title, legend, columns; and how they are filled."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,12 @@ WORDS = results.WORDS | {"stage", "quality"}  # columns of words; all others hav
 
 
 class Kind(NamedTuple):
-    """What a table shows: columns of its rows and their headings."""
+    """What a table shows."""
 
     title: str
     legend: str
-    columns: dict[str, str]
+    columns: tuple[str, ...]  # of its rows
+    headings: tuple[tuple[str, str], ...] = ()  # of columns, in place of those in `HEADINGS`
     optional: tuple[str, ...] = ()  # columns that are left out where no row has a value
 
 
@@ -33,31 +34,45 @@ class Table(NamedTuple):
 
     title: str
     legend: str
-    columns: list[str]
+    columns: list[str]  # their headings
     rows: list[list[Cell]]
 
 
-RUN = {"run": "run", "label": "method"}
-SETTINGS = {"n": "N", "seed": "seed", "temperature": "temperature"}
+HEADINGS = {  # of columns that are not called by their names
+    "label": "method",
+    "n": "N",
+    "lc_win_rate": "win rate at equal length",
+    "kl": "KL (nats)",
+    "bon_win_rate_at_kl": "Best-of-N at this KL",
+    "length": "tokens",
+    "eos_rate": "EOS rate",
+    "distinct2": "distinct-2",
+    "deficit_least": "least of a seed",
+    "deficit_most": "most of a seed",
+    "train_flops": "FLOPs",
+    "seconds": "time",
+    "quality": "front of",
+    "share": "on the front",
+    "tau_b": "Kendall's tau-b",
+    "ordered": "pairs ordered",
+    "training_win_rate": "win rate by the training reward",
+    "model": "judge",
+    "baseline": "against",
+    "disagreements": "orders disagree",
+    "reward_agreement": "agreement with the reward",
+    "missing": "pairs missing",
+    "unreadable": "unreadable answers",
+    "cost": "dollars",
+}
 
 RESULTS = Kind(
     "Results",
     "Means over prompts with their 95 % bootstrap interval over prompts in brackets, or ± one "
     "standard error; prompts are the clusters. A dash: does not apply.",
-    RUN
-    | SETTINGS
-    | {
-        "reward": "reward",
-        "win_rate": "win rate",
-        "lc_win_rate": "win rate at equal length",
-        "kl": "KL (nats)",
-        "bon_win_rate_at_kl": "Best-of-N at this KL",
-        "deficit": "deficit",
-        "length": "tokens",
-        "eos_rate": "EOS rate",
-        "distinct2": "distinct-2",
-        "perplexity": "perplexity",
-    },
+    (
+        *("run", "label", "n", "seed", "temperature", "reward", "win_rate", "lc_win_rate", "kl"),
+        *("bon_win_rate_at_kl", "deficit", "length", "eos_rate", "distinct2", "perplexity"),
+    ),
     optional=("lc_win_rate",),
 )
 MEANS = Kind(
@@ -67,36 +82,20 @@ MEANS = Kind(
     "the KL of these policies, 1 for Best-of-N itself; near the reference it does not depend on "
     "how far a policy has moved, whereas the deficit does. The last two columns are the least and "
     "the greatest deficit of a seed.",
-    {
-        "method": "method",
-        "n": "N",
-        "seeds": "seeds",
-        "kl": "KL (nats)",
-        "win_rate": "win rate",
-        "reward": "reward",
-        "efficiency": "efficiency",
-        "deficit": "deficit",
-        "deficit_least": "least of a seed",
-        "deficit_most": "most of a seed",
-    },
+    (
+        *("method", "n", "seeds", "kl", "win_rate", "reward", "efficiency", "deficit"),
+        *("deficit_least", "deficit_most"),
+    ),
 )
 BUDGETS = Kind(
     "Budgets",
     "The cost of each run, its share of the reference cache included.",
-    RUN
-    | {
-        "n": "N",
-        "seed": "seed",
-        "sampled_tokens": "sampled tokens",
-        "reward_calls": "reward calls",
-        "train_flops": "FLOPs",
-        "seconds": "time",
-    },
+    ("run", "label", "n", "seed", "sampled_tokens", "reward_calls", "train_flops", "seconds"),
 )
 PARETO = Kind(
     "Pareto membership",
     "The share of a method's points on the front with a 95 % bootstrap interval over prompts.",
-    {"method": "method", "quality": "front of", "points": "points", "share": "on the front"},
+    ("method", "quality", "points", "share"),
 )
 JUDGES = Kind(
     "Other judges",
@@ -104,20 +103,15 @@ JUDGES = Kind(
     "neither the judge nor the training reward calls equal (pairs ordered: their share), the share "
     "that both order the same way. The row cache is about all cached reference responses; best of "
     "N is by the training reward.",
-    {
-        "run": "run",
-        "judge": "judge",
-        "label": "method",
-        **SETTINGS,
-        "reward": "judge's reward",
-        "win_rate": "win rate by the judge",
-        "lc_win_rate": "at equal length",
-        "agreement": "agreement",
-        "tau_b": "Kendall's tau-b",
-        "ordered": "pairs ordered",
-        "training_win_rate": "win rate by the training reward",
-        "kl": "KL (nats)",
-    },
+    (
+        *("run", "judge", "label", "n", "seed", "temperature", "reward", "win_rate"),
+        *("lc_win_rate", "agreement", "tau_b", "ordered", "training_win_rate", "kl"),
+    ),
+    (
+        ("reward", "judge's reward"),
+        ("win_rate", "win rate by the judge"),
+        ("lc_win_rate", "at equal length"),
+    ),
 )
 LANGUAGE_MODEL = Kind(
     "A language model as judge",
@@ -125,36 +119,20 @@ LANGUAGE_MODEL = Kind(
     "disagree, one half. Position bias: the share of verdicts for the first place minus that for "
     "the second, 0 for a judge that place does not move. Agreement: of the pairs that both decide, "
     "the share decided as the training reward does.",
-    RUN
-    | SETTINGS
-    | {
-        "model": "judge",
-        "baseline": "against",
-        "win_rate": "win rate",
-        "ties": "ties",
-        "disagreements": "orders disagree",
-        "position_bias": "position bias",
-        "reward_agreement": "agreement with the reward",
-        "kl": "KL (nats)",
-        "prompts": "pairs",
-        "missing": "pairs missing",
-        "unreadable": "unreadable answers",
-        "cost": "dollars",
-    },
+    (
+        *("run", "label", "n", "seed", "temperature", "model", "baseline", "win_rate", "ties"),
+        *("disagreements", "position_bias", "reward_agreement", "kl", "prompts", "missing"),
+        *("unreadable", "cost"),
+    ),
+    (("prompts", "pairs"),),
 )
 STAGES = Kind(
     "Models trained first",
-    "Each stage's model on held-out rows, with 95 % bootstrap intervals over them. Perplexity over "
-    "completion tokens (prompt excluded). On preferences accuracy is the share of pairs whose "
+    "The model of each stage on held-out rows, with 95 % bootstrap intervals over them. Perplexity "
+    "over completion tokens (prompt excluded). On preferences accuracy is the share of pairs whose "
     "chosen response has the higher reward (a tie counts one half), margin the mean difference.",
-    {
-        "stage": "stage",
-        "method": "method",
-        "rows": "held-out rows",
-        "perplexity": "perplexity",
-        "accuracy": "accuracy",
-        "margin": "margin",
-    },
+    ("stage", "method", "rows", "perplexity", "accuracy", "margin"),
+    (("rows", "held-out rows"),),
 )
 
 
@@ -163,12 +141,17 @@ def fill(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> Table | None:
     if not rows:
         return None
     empty = {name for name in kind.optional if all(row.get(name) is None for row in rows)}
-    columns = {name: heading for name, heading in kind.columns.items() if name not in empty}
-    cells = [[cell(row, name) for name in columns] for row in rows]
-    return Table(kind.title, kind.legend, list(columns.values()), cells)
+    columns = [name for name in kind.columns if name not in empty]
+    headings = HEADINGS | dict(kind.headings)
+    return Table(
+        kind.title,
+        kind.legend,
+        [headings.get(name, name.replace("_", " ")) for name in columns],
+        [[_cell(row, name) for name in columns] for row in rows],
+    )
 
 
-def cell(row: Mapping[str, Any], name: str) -> Cell:
+def _cell(row: Mapping[str, Any], name: str) -> Cell:
     """A word, a duration, or a number with its interval or its standard error below it."""
     value = row.get(name)
     if name in WORDS:
@@ -178,9 +161,3 @@ def cell(row: Mapping[str, Any], name: str) -> Cell:
     known = [row.get(name + end) for end in ("", "_se", "_lo", "_hi")]
     bad = any(number is not None and not math.isfinite(number) for number in known)
     return Cell(*texts.estimate(row, name), texts.rounded(value), bad)
-
-
-def budget_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """One row for each run whose cost is known."""
-    known = (row for row in rows if any(row.get(name) is not None for name in results.BUDGET))
-    return list({row["run"]: row for row in known}.values())

@@ -124,7 +124,7 @@ def _run(folder: pathlib.Path, cache: reference_cache.References | None) -> Run:
         record = read_record(folder)
         config = files.read_json(folder / "config.json", "train", "budget")
         stage = files.recorded(folder) or {"finished": False}
-        metrics = files.read_jsonl(folder / "metrics.jsonl")
+        metrics = files.read_jsonl(folder / "metrics.jsonl", "step")
     except Damaged as error:
         state = f"cannot be read ({_why(error)})"
         return Run(folder.name, folder, state, None, {}, 0, None, [], [])
@@ -201,7 +201,7 @@ def main_rows(rows: Sequence[dict[str, Any]], temperature: float | None) -> list
 
 
 def stages(work: Work) -> list[dict[str, Any]]:
-    """How good each model is that a stage made, on held-out rows, where it was measured."""
+    """Rows about the models of stages, each measured on held-out rows."""
     rows = []
     for path in sorted(work.path.glob("stages/*/evaluation.json")):
         try:
@@ -223,7 +223,7 @@ def responses(
 
     `folder` is a run's `evaluation`, or `reference`. Raises Damaged.
     """
-    path = folder / f"responses-t{row['temperature']:g}.parquet"
+    path = stored_responses.path(folder, row["temperature"])
     return files.read_parquet(path, names).to_pylist()
 
 

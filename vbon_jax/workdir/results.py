@@ -81,10 +81,10 @@ def read_results(path: str | pathlib.Path) -> list[dict[str, Any]]:
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return [
-                {name: _cell(name, text) for name, text in row.items()}
-                for row in csv.DictReader(file, restkey="", restval="")
-            ]
+            rows = list(csv.DictReader(file, restval=""))
+        if any(None in row for row in rows):
+            raise ValueError("a row has more cells than the header")
+        return [{name: _cell(name, text) for name, text in row.items()} for row in rows]
     except (OSError, ValueError) as error:
         raise files.Damaged(path, error) from error
 

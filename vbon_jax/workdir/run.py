@@ -16,13 +16,13 @@ class Record(NamedTuple):
     """One run, as tables and figures show it."""
 
     name: str  # of its folder
-    label: str  # in legends: the method, and what else tells it from the study's other runs
+    label: str  # in legends: the method, and what else differs between the study's runs
     method: str
     n: float
     bound: str | None  # None: the method does not read it
     seed: int
     gradient: str | None  # None: the method does not read it
-    order: int  # of the method among all methods: sorts runs, and picks a colour
+    order: int  # of the method among all methods; runs are sorted by it
     measured: bool  # whether it is evaluated against Best-of-N
 
 
