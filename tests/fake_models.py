@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from vbon_jax import files
 from vbon_jax.config import defaults
-from vbon_jax.evaluation import measures, sampled_policy, stored_responses
+from vbon_jax.evaluation import measures, stored_responses
+from vbon_jax.evaluation.measured_responses import MeasuredResponses
 from vbon_jax.sampling import reference_cache
 from vbon_jax.types import Responses
 from vbon_jax.workdir import results, run
@@ -152,7 +153,7 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
         pushed = strength / max(temperature, 0.5)
         rewards = random.normal(1.5 * pushed, 1.0, (prompts, K)).astype(np.float32)
         kl = (pushed**2 * random.uniform(0.8, 1.2, (prompts, K))).astype(np.float32)
-        measured = sampled_policy.MeasuredResponses(
+        measured = MeasuredResponses(
             Responses(
                 tokens_bng=random.integers(5, size=(prompts, K, 8)).astype(np.int32),
                 lengths_bn=random.integers(4, 9, (prompts, K)).astype(np.int32),

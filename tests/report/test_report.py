@@ -387,7 +387,7 @@ def test_importing_the_report_loads_no_trainer():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "vbon_jax.report.page" in loaded
-    assert not loaded & {"vbon_jax.training", "vbon_jax.study", "orbax", "torch"}
+    assert not loaded & {"vbon_jax.training", "vbon_jax.study", "flax", "optax", "orbax", "torch"}
 
 
 def test_a_folder_whose_first_run_has_just_begun(tmp_path):

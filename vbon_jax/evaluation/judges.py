@@ -18,7 +18,7 @@ from vbon_jax import files
 from vbon_jax.evaluation import agreement, measures, stored_responses
 from vbon_jax.evaluation.bootstrap import estimate
 from vbon_jax.evaluation.length_control import length_controlled_win_rate
-from vbon_jax.evaluation.sampled_policy import token_lists
+from vbon_jax.evaluation.measured_responses import token_lists
 from vbon_jax.evaluation.stored_responses import columns
 from vbon_jax.sampling import reference_cache
 

@@ -21,7 +21,7 @@ from vbon_jax.evaluation.bootstrap import (
     of_resamples,
     resampled_means,
 )
-from vbon_jax.evaluation.sampled_policy import MeasuredResponses, token_lists
+from vbon_jax.evaluation.measured_responses import MeasuredResponses, token_lists
 
 
 def win_rates(rewards_bk: np.ndarray, reference_bm: np.ndarray) -> np.ndarray:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbon_jax.data import batching
+from vbon_jax.evaluation.measured_responses import MeasuredResponses, token_lists
 from vbon_jax.functional import logprobs
 from vbon_jax.models import decoder, log_probs
 from vbon_jax.sampling import sampler
-from vbon_jax.types import Array, InputError, Params, Responses, Sequences
+from vbon_jax.types import Array, InputError, Params, Sequences
 
 
 @functools.partial(jax.jit, static_argnames=("config", "new_tokens", "greedy"))
@@ -75,14 +76,6 @@ def score_sequences(
     )
 
 
-class MeasuredResponses(NamedTuple):
-    """K responses to each of B prompts, with rewards, and what else is measured on them."""
-
-    responses: Responses
-    kl_bn: np.ndarray  # float32, nats a response, see `score_sequences`
-    reference_log_probs_bn: np.ndarray  # float32, nats a response
-
-
 class Options(NamedTuple):
     """How policies are sampled and measured; the same for all that are compared."""
 
@@ -130,14 +123,6 @@ def collect(
             progress(done, len(order))
     back = np.argsort(order)
     return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *batches)
-
-
-def token_lists(responses: Responses) -> list[list[list[int]]]:
-    """The token ids of each prompt's responses, without padding."""
-    return [
-        [ids_g[:length].tolist() for ids_g, length in zip(ids_ng, lengths_n, strict=True)]
-        for ids_ng, lengths_n in zip(responses.tokens_bng, responses.lengths_bn, strict=True)
-    ]
 
 
 def _check(config, prompt_ids, sampling: sampler.Sampling) -> None:

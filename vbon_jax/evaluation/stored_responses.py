@@ -17,7 +17,7 @@ from vbon_jax import files
 from vbon_jax.data import batching
 from vbon_jax.evaluation.bootstrap import Estimate
 from vbon_jax.evaluation.length_control import length_controlled_win_rate
-from vbon_jax.evaluation.sampled_policy import MeasuredResponses, token_lists
+from vbon_jax.evaluation.measured_responses import MeasuredResponses, token_lists
 from vbon_jax.sampling import reference_cache
 from vbon_jax.types import Responses
 
