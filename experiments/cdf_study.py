@@ -19,7 +19,7 @@ from vbon_jax.types import InputError
 def main() -> None:
     """The study of every reference cache of the workdir."""
     workdir = pathlib.Path(WORKDIR.value)
-    folders = sorted(path.parent for path in workdir.glob("references/*/provenance.json"))
+    folders = sorted(path.parent for path in workdir.glob("references/*/stage.json"))
     if not folders:
         raise InputError(f"{workdir} has no reference cache; build one with experiments.collect")
     rows = [

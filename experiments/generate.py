@@ -1,21 +1,25 @@
-"""Text from a model, for a person.
+"""Text from a model: prompts in, responses out, or of N responses the one with the best reward.
 
-`python -m experiments.generate --model DIR --prompt TEXT` prints what a decoder says, while it says
-it where a terminal watches; with `--input FILE --output FILE.jsonl` it goes through many prompts,
-and with neither it asks for them. With a reward and `--best_of N` the best of N is what is shown.
+`python -m experiments.generate --model DIR --prompt TEXT` prints a response. `--input FILE --output
+FILE.jsonl` reads many prompts and writes a row for each response. `--best_of N` draws N responses
+and keeps the best by a reward, `--reward.path=DIR` (a classifier) or
+`--reward.function=package.module:name`, with the keys of `config.reward`.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from vbon_jax import cli
-from vbon_jax.sampling import generation, rewards
+from vbon_jax.config import KEYS
+from vbon_jax.sampling import generation
+
+REWARD = [key for key in KEYS if key.name.startswith("reward.")]
 
 
-def define() -> Callable[[], generation.Options]:
-    """Define the flags; the function that is returned reads them once they are parsed."""
+def define() -> None:
+    """Define the flags, which have the names of `generation.Options`."""
     flags.DEFINE_string("model", None, "Hugging Face folder (or hub name) of a decoder.")
     flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
     flags.DEFINE_string("input", None, "Prompts: a text file, one a line, or .jsonl with `prompt`.")
@@ -28,28 +32,25 @@ def define() -> Callable[[], generation.Options]:
     flags.DEFINE_integer("top_k", 0, "Keep the k likeliest tokens; 0 = all.")
     flags.DEFINE_float("top_p", 1.0, "Keep the likeliest tokens with this probability; 1 = all.")
     flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
-    flags.DEFINE_string("reward", None, "Hugging Face folder (or hub name) of a classifier.")
-    flags.DEFINE_string(
-        "reward_function", None, "(prompts, responses) -> floats, as package.module:name."
-    )
-    flags.DEFINE_string("reward_label", "POSITIVE", "The classifier's label, a name or a number.")
-    flags.DEFINE_enum("reward_output", "logit", rewards.OUTPUTS, "What of the label is the reward.")
-    flags.DEFINE_enum("reward_text", "full", rewards.PARTS, "full = prompt and response.")
-    flags.DEFINE_enum(
-        "reward_over_long", "error", ["error", "truncate"], "A text too long for the classifier."
-    )
-    flags.DEFINE_bool("stream", None, "Show text while it is made (default: at a terminal).")
     flags.DEFINE_integer("batch", 32, "Responses drawn at a time.", lower_bound=1)
+    for key in REWARD:
+        if key.choices:
+            flags.DEFINE_enum(key.name, key.default, key.choices, key.help)
+        elif isinstance(key.default, int):
+            flags.DEFINE_integer(key.name, key.default, key.help)
+        else:
+            flags.DEFINE_string(key.name, key.default, key.help)
 
-    def read() -> generation.Options:
-        values = {field.name: field.name for field in dataclasses.fields(generation.Options)}
-        values["prompts"] = "prompt"
-        options = {name: flags.FLAGS[flag].value for name, flag in values.items()}
-        return generation.Options(**options | {"prompts": tuple(options["prompts"])})
 
-    return read
+def main() -> None:
+    """Generate as the flags say."""
+    fields = [field.name for field in dataclasses.fields(generation.Options)]
+    values = {name: flags.FLAGS[name].value for name in fields if name != "reward"}
+    reward = {key.name.removeprefix("reward."): flags.FLAGS[key.name].value for key in REWARD}
+    values |= {"prompt": tuple(values["prompt"]), "reward": ConfigDict(reward)}
+    generation.main(generation.Options(**values))
 
 
 if __name__ == "__main__":
-    OPTIONS = define()
-    cli.run(lambda: generation.main(OPTIONS()), required=("model",))
+    define()
+    cli.run(main, required=("model",))

@@ -2,9 +2,9 @@
 
 `python -m experiments.import_samples --config FILE --workdir DIR --prompts PROMPTS.jsonl` writes
 the prompts to sample for, as text and as token ids. With `--samples FILE` in place of `--prompts`
-the cache is made of the file's responses (docs/data.md: the forms it may have), where `collect`
-would have put it: `compare` and the others go on from there. `--split` says which of the two
-caches, train or eval.
+the cache is built from the file's responses (docs/data.md: its fields) where `collect` would have
+put it, and `compare` and the others continue from there. `--split` says which of the two caches,
+train or eval.
 
 The samples must be those of the configured policy: its log-probabilities of them are computed
 here. Their rewards must be the configured reward's, which scores a part of them again to see that;
@@ -26,7 +26,6 @@ SPLIT = flags.DEFINE_enum("split", "train", ["train", "eval"], "Which cache: tra
 PROMPTS = flags.DEFINE_string("prompts", None, "JSON lines of prompts to write, and stop.")
 SAMPLES = flags.DEFINE_string("samples", None, "What to import: a file, a folder or a hub name.")
 RESCORE = flags.DEFINE_boolean("rescore", False, "Score all samples with the configured reward.")
-CUT = flags.DEFINE_boolean("cut", False, "Keep a prompt's first M samples where it has more.")
 
 
 def main() -> None:
@@ -42,19 +41,13 @@ def main() -> None:
         import_samples.write_prompts(pathlib.Path(PROMPTS.value), prompts)
         logger.info(f"{PROMPTS.value}: {len(prompts.texts)} prompts of the split {SPLIT.value}")
         return
-    cache = import_samples.import_cache(
-        config,
-        shared,
-        workdir,
-        SPLIT.value,
-        import_samples.Options(SAMPLES.value, RESCORE.value, CUT.value),
-    )
+    cache = import_samples.import_cache(shared, SPLIT.value, SAMPLES.value, rescore=RESCORE.value)
     text = (
         f"references/{SPLIT.value}: {cache.rewards_pm.shape[0]} prompts x "
         f"{cache.rewards_pm.shape[1]} rewards, mean {cache.rewards_pm.mean():.4f}"
     )
     if cache.has_responses:
-        nats = -float(cache.log_probs_pm.sum()) / cache.sampled_tokens
+        nats = -float(cache.responses.log_probs_bng.sum(dtype=float)) / cache.sampled_tokens
         text += f", {nats:.3f} nats a token under {shared.models.policy}"
     logger.info(text)
 

@@ -71,16 +71,18 @@ def write_cache(folder: pathlib.Path, *, prompts: int) -> None:
         "responses": responses,
         "response_tokens": [[[3, 4]] * M] * prompts,
         "finished": [[True] * M] * prompts,
-        "log_probs": [[-3.0] * M] * prompts,
+        "log_probs": [[[-1.5, -1.5]] * M] * prompts,
         "rewards": random.normal(size=(prompts, M)).astype(np.float32).tolist(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(
-        pa.table(table, schema=reference_cache.SCHEMA), folder / "shard-00000-of-00001.parquet"
+        pa.table(table, schema=reference_cache.SCHEMA),
+        folder / f"shard-000000-{prompts:06d}.parquet",
     )
-    provenance = reference_cache.Provenance("policy", "reward", "prompts", M, 8, 1.0, 0, 1.0, 0)
-    record = {"provenance": provenance._asdict(), "prompts": prompts, "prompts_per_shard": prompts}
-    write_json(folder / reference_cache.PROVENANCE_FILE, record)
+    provenance = reference_cache.Provenance(
+        "policy", "reward", "prompts", prompts, M, 8, 1.0, 0, 1.0, 0
+    )
+    write_json(folder / "stage.json", {"inputs": provenance._asdict(), "finished": True})
 
 
 def make_record(cell: dict) -> run.Record:

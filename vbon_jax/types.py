@@ -38,7 +38,7 @@ class Mean(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Prompts, padded on the right (the sampler takes left-padded ones too, when told)."""
+    """Prompts, padded on the right."""
 
     tokens_bp: Array  # [B, P] int32
     lengths_b: Array  # [B] int32, 1 <= length <= P
@@ -56,6 +56,12 @@ class Responses(NamedTuple):
     log_probs_bng: Array  # [B, N, G] float32 under the policy and temperature that sampled; or 0
     rewards_bn: Array | None = None  # [B, N] float32, once they are scored
     prompt_index_b: Array | None = None  # [B] int64, places of the prompts in their PromptSet
+
+    def token_ids(self) -> list[list[int]]:
+        """The tokens of each response, its EOS included, B * N lists in order (numpy arrays)."""
+        tokens_sg = self.tokens_bng.reshape(-1, self.tokens_bng.shape[-1])
+        lengths_s = self.lengths_bn.reshape(-1)
+        return [row[:size].tolist() for row, size in zip(tokens_sg, lengths_s, strict=True)]
 
 
 class Sequences(NamedTuple):

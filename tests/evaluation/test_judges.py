@@ -170,7 +170,8 @@ def test_a_judge_has_the_keys_of_a_reward_and_its_defaults():
 def test_a_cache_without_responses_cannot_be_judged(tmp_path):
     work = fake_models.write_work(tmp_path, [], prompts=3)
     cache = reference_cache.load(work / "references" / "eval")
-    cache = cache._replace(lengths_pm=0 * cache.lengths_pm)
+    without = cache.responses._replace(lengths_bn=0 * cache.lengths_pm)
+    cache = cache._replace(responses=without)
     config = configuration(gold={"function": "tests.reward_functions:vowels"})
     with pytest.raises(
         InputError, match=r"imported without responses, which config\.judges \(gold"

@@ -24,6 +24,7 @@ def provenance(**changes) -> reference_cache.Provenance:
         policy="p1",
         reward="r1",
         prompts=prompt_sets.fingerprint(PROMPTS),
+        num_prompts=len(PROMPTS.token_ids),
         samples_per_prompt=M,
         max_new_tokens=G,
         temperature=1.0,
@@ -74,20 +75,30 @@ def contents(folder) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+def check_equal(first: reference_cache.References, second: reference_cache.References) -> None:
+    for name in ("tokens_bng", "lengths_bn", "finished_bn", "log_probs_bng", "rewards_bn"):
+        np.testing.assert_array_equal(
+            getattr(first.responses, name), getattr(second.responses, name)
+        )
+    assert reference_cache.read(first, range(7)) == reference_cache.read(second, range(7))
+
+
 def test_what_goes_in_comes_out(tmp_path):
     build(tmp_path / "cache", prompts_per_shard=3)
     cache = reference_cache.load(tmp_path / "cache", provenance())
     samples = sample(range(7))
-    np.testing.assert_array_equal(cache.lengths_pm, samples.lengths_bn)
-    np.testing.assert_array_equal(cache.finished_pm, samples.finished_bn)
-    np.testing.assert_allclose(cache.log_probs_pm, samples.log_probs_bng.sum(-1), rtol=1e-6)
+    for found, expected in zip(cache.responses[:4], samples[:4], strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
     prompt_sums = np.asarray([3, 3, 15, 7, 17, 10, 23])[:, None]
     np.testing.assert_array_equal(cache.rewards_pm, prompt_sums + 0.25 * samples.tokens_bng.sum(-1))
-    assert cache.rewards_pm.dtype == np.float32 and cache.lengths_pm.dtype == np.int32
+    assert cache.rewards_pm.dtype == np.float32
     assert cache.sampled_tokens == samples.lengths_bn.sum()
     assert cache.provenance == provenance()
     names = sorted(file.name for file in (tmp_path / "cache").iterdir())
-    assert names == ["provenance.json", *(f"shard-0000{i}-of-00003.parquet" for i in range(3))]
+    ranges = ("000000-000003", "000003-000006", "000006-000007")
+    assert names == [*(f"shard-{rows}.parquet" for rows in ranges), "stage.json"]
+    assert 0 < cache.seconds < 60
 
 
 def test_texts_and_tokens_are_read_by_prompt_in_any_order(tmp_path):
@@ -101,7 +112,7 @@ def test_texts_and_tokens_are_read_by_prompt_in_any_order(tmp_path):
     assert reference_cache.read(cache, [6, 0, 3, 0]) == [decode(ids) for ids in tokens]
     assert reference_cache.read(cache, [4, 5], column="prompt") == ["eight <b>", ""]
     assert reference_cache.read(cache, [2], column="prompt_tokens") == [[4, 5, 6]]
-    table = pq.read_table(cache.files[0])
+    table = pq.read_table(cache.shards[0])
     assert table.schema.names == reference_cache.SCHEMA.names
     assert table["prompt_id"].to_pylist() == [0, 1]
 
@@ -110,10 +121,7 @@ def test_texts_and_tokens_are_read_by_prompt_in_any_order(tmp_path):
 def test_the_cut_into_shards_changes_nothing(tmp_path, prompts_per_shard):
     build(tmp_path / "a", prompts_per_shard=2)
     build(tmp_path / "b", prompts_per_shard=prompts_per_shard)
-    first, second = reference_cache.load(tmp_path / "a"), reference_cache.load(tmp_path / "b")
-    for name in ("rewards_pm", "lengths_pm", "finished_pm", "log_probs_pm"):
-        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-    assert reference_cache.read(first, range(7)) == reference_cache.read(second, range(7))
+    check_equal(reference_cache.load(tmp_path / "a"), reference_cache.load(tmp_path / "b"))
 
 
 def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path):
@@ -130,26 +138,27 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build(folder, sample=interrupted)
     assert not reference_cache.complete(folder)
-    with pytest.raises(InputError, match=r"2 of 4 shards are missing.*again"):
+    with pytest.raises(InputError, match=r"3 of 7 prompts have no responses.*first: 4.*again"):
         reference_cache.load(folder, provenance())
     # What a kill in the middle of a write leaves behind is overwritten.
-    (folder / ".shard-00002-of-00004.parquet.tmp").write_bytes(b"half")
-    kept = (folder / "shard-00001-of-00004.parquet").stat().st_mtime_ns
+    (folder / ".shard-000004-000006.parquet.tmp").write_bytes(b"half")
+    kept = (folder / "shard-000002-000004.parquet").stat().st_mtime_ns
 
     seen = []
-    build(
-        folder,
-        sample=interrupted,
-        prompts_per_shard=5,  # the folder keeps the size it was begun with
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    build(folder, sample=interrupted, progress=lambda done, total: seen.append((done, total)))
     assert calls[3:] == [[4, 5], [6]]
     assert seen == [(4, 7), (6, 7), (7, 7)]
-    assert (folder / "shard-00001-of-00004.parquet").stat().st_mtime_ns == kept
-    assert contents(folder) == contents(tmp_path / "whole")
+    assert (folder / "shard-000002-000004.parquet").stat().st_mtime_ns == kept
+    assert contents(folder).keys() == contents(tmp_path / "whole").keys()
+    check_equal(reference_cache.load(folder), reference_cache.load(tmp_path / "whole"))
     assert reference_cache.complete(folder)
 
     build(folder, sample=None, score=None)  # nothing is left to do, so neither is called
+    (folder / "shard-000002-000004.parquet").unlink()
+    assert not reference_cache.complete(folder)
+    build(folder, prompts_per_shard=1)  # what was deleted is made again, in shards of any size
+    assert (folder / "shard-000003-000004.parquet").exists()
+    check_equal(reference_cache.load(folder), reference_cache.load(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +173,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path):
         ("top_k", 10),
         ("top_p", 1.0),
         ("seed", 8),
-        ("version", 2),
+        ("version", 1),
         ("imported", "f00"),
     ],
 )
@@ -173,7 +182,7 @@ def test_a_cache_built_for_something_else_is_refused(tmp_path, field, value):
     build(folder)
     before = contents(folder)
     built = getattr(provenance(), field)
-    message = f"built with {field} = {built!r} \\(now {value!r}\\); use another workdir, or delete"
+    message = f"{field} was {built!r} and is {value!r}; give the old value, another --workdir, or"
     with pytest.raises(InputError, match=message):
         build(folder, **{field: value})
     with pytest.raises(InputError, match=message):
@@ -184,22 +193,24 @@ def test_a_cache_built_for_something_else_is_refused(tmp_path, field, value):
 def test_damage_is_named(tmp_path):
     folder = tmp_path / "cache"
     build(folder)
-    shard = folder / "shard-00001-of-00004.parquet"
+    shard = folder / "shard-000002-000004.parquet"
     whole = shard.read_bytes()
 
     def refused(match):
-        message = f"{shard.name}: damaged shard .*{match}.*delete it and run the same command again"
+        message = (
+            f"{shard.name} cannot be read: .*{match}.*delete it and run the same command again"
+        )
         with pytest.raises(InputError, match=message) as error:
             reference_cache.load(folder)
         assert "\n" not in str(error.value)
 
     shard.write_bytes(whole[: len(whole) // 2])
     refused("")
-    with pytest.raises(InputError, match="damaged shard"):
+    with pytest.raises(InputError, match="cannot be read"):
         build(folder)
-    shard.write_bytes((folder / "shard-00003-of-00004.parquet").read_bytes())
+    shard.write_bytes((folder / "shard-000006-000007.parquet").read_bytes())
     refused("1 rows instead of 2")
-    shard.write_bytes((folder / "shard-00000-of-00004.parquet").read_bytes())
+    shard.write_bytes((folder / "shard-000000-000002.parquet").read_bytes())
     refused("other prompts")
 
     shard.write_bytes(whole)
@@ -222,14 +233,14 @@ def test_a_folder_without_a_good_record_is_refused(tmp_path):
     assert not reference_cache.complete(tmp_path / "nowhere")
     folder = tmp_path / "cache"
     build(folder)
-    record = folder / "provenance.json"
+    record = folder / "stage.json"
     good = json.loads(record.read_text())
-    for text in ("{", "[]", json.dumps({**good, "provenance": {"policy": "p1"}})):
+    for text in ("{", "[]", json.dumps({**good, "inputs": {"policy": "p1"}})):
         record.write_text(text)
-        with pytest.raises(InputError, match=r"provenance\.json: no record.*delete"):
+        with pytest.raises(InputError, match=r"stage\.json cannot be read"):
             reference_cache.load(folder)
     record.unlink()
-    with pytest.raises(InputError, match=r"shards but no provenance\.json"):
+    with pytest.raises(InputError, match=r"has shards but no stage\.json; delete"):
         build(folder)
 
 
@@ -254,31 +265,16 @@ def test_a_reward_that_fails_leaves_no_shard(tmp_path):
         )
 
 
-def test_a_record_from_before_there_were_imports_is_read(tmp_path):
-    build(tmp_path)
-    record = json.loads((tmp_path / "provenance.json").read_text())
-    assert record["provenance"].pop("imported") is None
-    (tmp_path / "provenance.json").write_text(json.dumps(record))
-    assert reference_cache.load(tmp_path, provenance()).provenance == provenance()
-    assert reference_cache.imported(tmp_path) is None
-    assert reference_cache.imported(tmp_path / "nowhere") is None
-
-
 def test_rewards_that_are_known_are_not_scored(tmp_path):
     rewards_pm = np.arange(7 * M, dtype=np.float32).reshape(7, M)
-    known = {"score": None, "decode": decode, "prompts_per_shard": 3, "rewards_pm": rewards_pm}
-    known["sample"] = sample
-    reference_cache.build(tmp_path, provenance(imported="f00"), PROMPTS, **known)
+
+    def with_rewards(prompt_ids):
+        return sample(prompt_ids)._replace(rewards_bn=rewards_pm[prompt_ids])
+
+    build(tmp_path, sample=with_rewards, score=None, prompts_per_shard=3, imported="f00")
     cache = reference_cache.load(tmp_path, provenance(imported="f00"))
     np.testing.assert_array_equal(cache.rewards_pm, rewards_pm)
     assert reference_cache.imported(tmp_path) == "f00"
+    assert reference_cache.imported(tmp_path / "nowhere") is None
+    assert cache.seconds == 0
     assert not cache.has_responses  # `sample` has some without a token
-
-
-def test_all_tokens_of_a_cache(tmp_path):
-    build(tmp_path)
-    cache = reference_cache.load(tmp_path)
-    everything = reference_cache.tokens(cache)
-    expected = sample(range(len(PROMPTS.token_ids)))
-    np.testing.assert_array_equal(everything, expected.tokens_bng)
-    assert everything.dtype == np.int32

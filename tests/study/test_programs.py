@@ -332,7 +332,7 @@ def test_documented_commands_run(command, compared, tiny, tmp_path):
             value = compared / "runs" / RUN if run else made
         filled.append(f"{key}{equals}{places.get(value, value)}")
     if name == "generate":
-        filled += ["--max_new_tokens=6", "--reward_function=tests.reward_functions:vowels"]
+        filled += ["--max_new_tokens=6", "--reward.function=tests.reward_functions:vowels"]
     elif name not in ("score", "export", "report"):
         filled += overrides(tiny, train__steps=2)
     done = program(name, *filled, environment={})

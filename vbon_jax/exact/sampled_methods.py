@@ -56,9 +56,7 @@ def make_task(config: FrozenConfigDict, setting: Setting, law: Law) -> methods.T
     )
     score = _look_up(setting.space, law)
     index_s = np.repeat(np.arange(len(prompts.token_ids)), cache.lengths_bn.shape[1])
-    tokens_sg = cache.tokens_bng.reshape(len(index_s), -1)
-    pairs = zip(tokens_sg.tolist(), cache.lengths_bn.ravel(), strict=True)
-    rewards_s = score(index_s, [tokens[:size] for tokens, size in pairs])
+    rewards_s = score(index_s, cache.token_ids())
     mesh = sharding.config_mesh(config)
     return methods.Task(
         config=config,

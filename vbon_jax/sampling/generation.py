@@ -1,40 +1,45 @@
-"""Text from a model, for a person.
+"""Text from a model: prompts in, the best of N responses to each out.
 
-`python -m experiments.generate --model DIR --prompt TEXT` prints what a decoder says, while it says
-it where a terminal watches; with `--input FILE --output FILE.jsonl` it goes through many prompts,
-and with neither it asks for them. With a reward and `--best_of N` the best of N is what is shown.
+`generate` is a function of the prompts and the options; what is shown on a terminal has its control
+characters written out.
 """
 
 import contextlib
 import dataclasses
-import itertools
 import json
+import logging
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
 import tqdm
+from ml_collections import ConfigDict
 
-from vbon_jax.data import batching, sources, token_ids
+from vbon_jax.config import KEYS, check
+from vbon_jax.data import batching, formats, sources, token_ids
+from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
-from vbon_jax.sampling import terminal as text
 from vbon_jax.types import InputError, Responses
 
-EVERY = 4  # tokens between two pieces of a text that is watched
+logger = logging.getLogger(__name__)
+
+# Control characters but for tab and line feed, those that turn the direction of writing, and halves
+# of characters, which cannot be written at all.
+HARMFUL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the flags of the same names say."""
+    """The values of the flags of the same names."""
 
     model: str
-    prompts: tuple[str, ...] = ()
+    prompt: tuple[str, ...] = ()
     input: str | None = None
     output: str | None = None
     chat: bool = False
@@ -45,43 +50,30 @@ class Options:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    reward: str | None = None
-    reward_function: str | None = None
-    reward_label: str = "POSITIVE"
-    reward_output: str = "logit"
-    reward_text: str = "full"
-    reward_over_long: str = "error"
-    stream: bool | None = None
     batch: int = 32
+    reward: ConfigDict | None = None  # with the keys of `config.reward`
 
     @property
     def drawn(self) -> int:
         """Responses that are drawn for each prompt."""
         return self.samples * self.best_of
 
-
-class Prompt(NamedTuple):
-    """A prompt and its number, which its random numbers come from."""
-
-    index: int
-    where: str  # for errors
-    text: str  # as it was given
-    ids: list[int]
+    @property
+    def has_reward(self) -> bool:
+        """Whether a classifier or a function is named."""
+        return self.reward is not None and bool(self.reward.path or self.reward.function)
 
 
-class Response(NamedTuple):
-    """A row of the output; nothing is written where there is no reward."""
+class Given(NamedTuple):
+    """Prompts as they were given."""
 
-    prompt: str
-    response: str
-    log_prob: float  # nats, of all its tokens at the sampling temperature
-    tokens: list[int]  # an EOS included
-    finished: bool  # ended by an EOS
-    reward: float | None = None
+    texts: list[str]
+    places: list[str]  # for errors
+    columns: Mapping[str, list] = {}  # other fields of their rows
 
 
-class Speaker(NamedTuple):
-    """What responses are made with."""
+class Generator(NamedTuple):
+    """What responses are generated with."""
 
     options: Options
     checkpoint: model_folder.Checkpoint
@@ -89,57 +81,49 @@ class Speaker(NamedTuple):
     sampling: sampler.Sampling
     reward: rewards.Reward | None
 
-    @property
-    def room(self) -> int:
-        """Tokens that the model's positions leave to a prompt."""
-        return self.checkpoint.config.max_positions - self.sampling.max_new_tokens
-
 
 # Before anything is computed ----------------------------------------------------------------------
 
 
-def check(options: Options) -> None:
+def check_options(options: Options) -> None:
     """InputError for options that contradict each other, and for a file that would be lost."""
-    both = "are both given; keep one of them"
-    if options.prompts and options.input is not None:
-        raise InputError(f"--prompt and --input {both}")
-    if options.reward and options.reward_function:
-        raise InputError(f"--reward and --reward_function {both}")
-    if options.best_of > 1 and not (options.reward or options.reward_function):
+    if options.prompt and options.input is not None:
+        raise InputError("--prompt and --input are both given; keep one of them")
+    if options.reward is not None:
+        check({"reward": options.reward}, [key for key in KEYS if key.name.startswith("reward.")])
+        if options.reward.path and options.reward.function:
+            raise InputError("--reward.path and --reward.function are both given; keep one of them")
+    if options.best_of > 1 and not options.has_reward:
         raise InputError(
-            f"--best_of={options.best_of} needs a reward to choose by; add --reward=DIR or "
-            "--reward_function=package.module:name"
-        )
-    if options.stream and options.drawn > 1:
-        raise InputError(
-            "--stream shows the one response to a prompt while it is made; leave it out, or "
-            "--samples and --best_of"
+            f"--best_of={options.best_of} needs a reward to choose by; add --reward.path=DIR or "
+            "--reward.function=package.module:name"
         )
     output = pathlib.Path(options.output or "")
     if output.is_file() and output.stat().st_size:
-        raise InputError(f"--output={output}: it is there already; give another name, or remove it")
+        raise InputError(f"--output={output}: it exists already; give another name, or remove it")
 
 
-def read_prompts(options: Options) -> list[tuple[str, str]] | None:
-    """Where each prompt stands, and its text; None where a person is to be asked."""
-    if options.prompts:
-        return [(f"--prompt={given!r:.40}", given) for given in options.prompts]
+def read_prompts(options: Options) -> Given:
+    """The prompts of the flags, of a file, or of standard input, which is one prompt."""
+    if options.prompt:
+        return Given(list(options.prompt), [f"--prompt={text!r:.40}" for text in options.prompt])
     if options.input is None:
-        if sys.stdin.isatty():
-            return None
-        content = _utf8(sys.stdin.buffer.read(), "standard input")
+        content = "" if sys.stdin.isatty() else _utf8(sys.stdin.buffer.read(), "standard input")
         if not content:
             raise InputError("there is no prompt; give --prompt, --input or text on standard input")
-        return [("standard input", re.sub(r"\r?\n\Z", "", content))]
+        return Given([re.sub(r"\r?\n\Z", "", content)], ["standard input"])
     path = pathlib.Path(options.input)
     if path.suffix == ".jsonl":
         table = sources.read(path)
         texts = [table.text(row, "prompt") for row in range(len(table.rows))]
-    elif path.is_file():
-        texts = _utf8(path.read_bytes(), str(path)).rstrip("\r\n").split("\n")
+        return Given(texts, table.places, formats.columns(table, without="prompt"))
+    if path.is_file():
+        lines = _utf8(path.read_bytes(), str(path)).rstrip("\r\n").split("\n")
+        texts = [line.rstrip("\r") for line in lines]
     else:
         raise InputError(f"--input={path}: no such file; give a file with a prompt on each line")
-    return [(f"{path}: line {number}", given.rstrip("\r")) for number, given in enumerate(texts, 1)]
+    places = [f"{path}: line {number}" for number in range(1, len(texts) + 1)]
+    return Given(texts, places)
 
 
 def _utf8(content: bytes, where: str) -> str:
@@ -149,26 +133,23 @@ def _utf8(content: bytes, where: str) -> str:
         raise InputError(f"{where} is not UTF-8 ({error.reason}); save it as UTF-8") from None
 
 
-def encode(
-    given: Sequence[tuple[str, str]], tokenizer: Any, options: Options, *, first: int = 0
-) -> list[Prompt]:
-    """Token ids of prompts, which are numbered from `first`.
+def encode(given: Given, tokenizer: Any, options: Options) -> PromptSet:
+    """The token ids of prompts, in their order, equal ones too.
 
-    As everywhere here, the BOS is in front where the tokenizer puts it there by itself, and an
-    empty prompt is the BOS. InputError where there is none, and for what is no Unicode text.
+    The BOS is in front where the tokenizer puts it there by itself, and an empty prompt is the BOS.
+    InputError where there is none, and for what is not Unicode text.
     """
-    prompts = []
-    for index, (where, written) in enumerate(given, first):
-        if re.search("[\ud800-\udfff]", written):
-            raise InputError(f"{where}: the prompt is no Unicode text; write it as UTF-8")
-        asked = _as_message(tokenizer, written, options.model) if options.chat else written
-        (ids,) = token_ids.prompt_ids(tokenizer, [asked], [where])
-        prompts.append(Prompt(index, where, written, list(ids)))
-    return prompts
+    rendered = []
+    for text, place in zip(given.texts, given.places, strict=True):
+        if re.search("[\ud800-\udfff]", text):
+            raise InputError(f"{place}: the prompt is not Unicode text; write it as UTF-8")
+        rendered.append(_as_message(tokenizer, text, options.model) if options.chat else text)
+    ids = token_ids.prompt_ids(tokenizer, rendered, given.places)
+    return PromptSet(ids, given.texts, columns=given.columns)
 
 
-def _as_message(tokenizer: Any, written: str, model: str) -> str:
-    """What the tokenizer's chat template makes of a user's message."""
+def _as_message(tokenizer: Any, text: str, model: str) -> str:
+    """A user's message in the tokenizer's chat template."""
     if not tokenizer.chat_template:
         raise InputError(
             f"{model}: its tokenizer has no chat template; leave out --chat, or give the folder of "
@@ -176,7 +157,7 @@ def _as_message(tokenizer: Any, written: str, model: str) -> str:
         )
     try:
         return tokenizer.apply_chat_template(
-            [{"role": "user", "content": written}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
         )
     except Exception as error:  # whatever a template finds wrong
         raise InputError(
@@ -185,121 +166,84 @@ def _as_message(tokenizer: Any, written: str, model: str) -> str:
         ) from error
 
 
-def load(options: Options, tokenizer: Any) -> Speaker:
+def load(options: Options, tokenizer: Any) -> Generator:
     """The model and the reward that the options name, each checked."""
     checkpoint = model_folder.load(options.model, kind="decoder")
     model_folder.check_vocabulary(tokenizer, checkpoint.config, options.model)
-    eos = model_folder.eos_token_ids(checkpoint, tokenizer, options.model)
-    names = ("max_new_tokens", "temperature", "top_k", "top_p")
-    try:
-        settings = {name: getattr(options, name) for name in names}
-        sampling = sampler.Sampling(**settings, eos_token_ids=tuple(eos))
-    except ValueError as error:
-        raise InputError(f"--{error}") from error
-    return Speaker(options, checkpoint, tokenizer, sampling, _reward(options))
-
-
-def _reward(options: Options) -> rewards.Reward | None:
-    if options.reward_function:
-        return rewards.from_callable(options.reward_function)
-    if not options.reward:
-        return None
-    return rewards.classifier(
-        options.reward,
-        label=options.reward_label,
-        output=options.reward_output,
-        text=options.reward_text,
-        over_long=options.reward_over_long,
+    sampling = sampler.Sampling(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        eos_token_ids=model_folder.eos_token_ids(checkpoint, tokenizer, options.model),
     )
+    reward = rewards.load(options.reward) if options.has_reward else None
+    return Generator(options, checkpoint, tokenizer, sampling, reward)
 
 
-def check_room(speaker: Speaker, prompts: Sequence[Prompt]) -> None:
-    """InputError for a prompt that leaves no room for its response."""
-    for prompt in prompts:
-        if len(prompt.ids) > speaker.room:
+def check_prompts(generator: Generator, prompts: PromptSet, places: list[str]) -> None:
+    """InputError for a prompt that leaves no room for its response, and for a broken reward."""
+    options, positions = generator.options, generator.checkpoint.config.max_positions
+    for ids, place in zip(prompts.token_ids, places, strict=True):
+        if len(ids) + options.max_new_tokens > positions:
             raise InputError(
-                f"{prompt.where}: the prompt has {len(prompt.ids)} tokens, which with "
-                f"--max_new_tokens={speaker.sampling.max_new_tokens} is more than the "
-                f"{speaker.checkpoint.config.max_positions} positions of {speaker.options.model}; "
-                "shorten it or ask for fewer new tokens"
+                f"{place}: the prompt has {len(ids)} tokens, which with "
+                f"--max_new_tokens={options.max_new_tokens} is more than the {positions} positions "
+                f"of {options.model}; shorten it or ask for fewer new tokens"
             )
+    if generator.reward is not None:
+        rewards.try_out(generator.reward, prompts, options.reward)
 
 
 # Responses ----------------------------------------------------------------------------------------
 
 
-def respond(speaker: Speaker, prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[Response]]]:
-    """Each prompt with its `samples` responses, each of them the best of `best_of`.
+def generate(generator: Generator, prompts: PromptSet) -> Iterator[list[dict[str, Any]]]:
+    """For each prompt a row for each of its `samples` responses, the best of `best_of` each.
 
-    A prompt's responses depend on the seed, its number and its tokens, not on its neighbours.
+    A prompt's responses depend on the seed, its place and its tokens, not on its neighbours.
     Batches are padded to a bucket and the last is filled up, so that few shapes are compiled.
     """
-    options = speaker.options
-    height = max(1, min(options.batch // options.drawn, len(prompts)))
-    for places, count in batching.filled_batches(len(prompts), height):
-        batch = [prompts[place] for place in places]
-        samples = jax.device_get(sampler.generate(**_arguments(speaker, batch)))
-        yield from zip(batch[:count], _best(speaker, batch[:count], samples), strict=True)
+    options, model = generator.options, generator.checkpoint
+    key = jax.random.key(options.seed)
+    longest = model.config.max_positions - options.max_new_tokens
+    height = max(1, min(options.batch // options.drawn, len(prompts.token_ids)))
+    for places, count in batching.filled_batches(len(prompts.token_ids), height):
+        responses = sampler.generate(
+            model.config,
+            model.params,
+            batching.pad_prompts([prompts.token_ids[place] for place in places], longest=longest),
+            sampler.prompt_keys(key, places),
+            num_samples=options.drawn,
+            sampling=generator.sampling,
+        )
+        responses = jax.device_get(responses._replace(prompt_index_b=places))
+        own = Responses(*(a if a is None else a[:count] for a in responses))  # without filling
+        yield from _best(generator, prompts, own)
 
 
-def watch(speaker: Speaker, prompt: Prompt, show: Callable[[str], None]) -> Response:
-    """The first response to a prompt, of which `show` gets each piece as soon as it stands."""
-    samples = None
-
-    def growing() -> Iterator[list[int]]:
-        nonlocal samples
-        for samples in sampler.stream(**_arguments(speaker, [prompt]), every=EVERY):
-            yield _tokens(samples)[0][0]
-
-    for piece in text.pieces(speaker.tokenizer, prompt.ids, growing()):
-        show(piece)
-    return next(_best(speaker, [prompt], samples))[0]
-
-
-def _arguments(speaker: Speaker, batch: Sequence[Prompt]) -> dict[str, Any]:
-    """What `sampler.generate` and `sampler.stream` take."""
-    key = jax.random.key(speaker.options.seed)
-    return {
-        "config": speaker.checkpoint.config,
-        "params": speaker.checkpoint.params,
-        "prompts": batching.pad_prompts([prompt.ids for prompt in batch], longest=speaker.room),
-        "keys_b": sampler.prompt_keys(key, np.asarray([prompt.index for prompt in batch])),
-        "num_samples": speaker.options.drawn,
-        "sampling": speaker.sampling,
-    }
-
-
-def _tokens(samples: Responses) -> list[list[list[int]]]:
-    """The tokens of every response, by prompt."""
-    return [
-        [ids[:length].tolist() for ids, length in zip(*of_prompt, strict=True)]
-        for of_prompt in zip(samples.tokens_bng, samples.lengths_bn, strict=True)
-    ]
-
-
-def _best(
-    speaker: Speaker, batch: Sequence[Prompt], samples: Responses
-) -> Iterator[list[Response]]:
-    """For each prompt of a batch (there may be more samples than that) what is kept."""
-    options, tokens = speaker.options, _tokens(samples)[: len(batch)]
-    rewards_bn = np.zeros((len(batch), options.drawn), np.float32)
-    if speaker.reward is not None:
-        asked = [prompt.ids for prompt in batch for _ in range(options.drawn)]
-        said = [ids for of_prompt in tokens for ids in of_prompt]
-        texts = rewards.texts(speaker.tokenizer, asked, said)
-        rewards_bn = speaker.reward.score(*texts).reshape(rewards_bn.shape)
-    groups_bkn = rewards_bn.reshape(len(batch), options.samples, options.best_of)
+def _best(generator: Generator, prompts: PromptSet, responses: Responses) -> Iterator[list[dict]]:
+    """The rows of each prompt of a batch."""
+    options, tokenizer, reward = generator.options, generator.tokenizer, generator.reward
+    shape, ids_s = responses.lengths_bn.shape, responses.token_ids()
+    index_s = np.repeat(responses.prompt_index_b, options.drawn)
+    rewards_bn = np.zeros(shape, np.float32)
+    if reward is not None:
+        scored_s = rewards.score_responses(reward, tokenizer, prompts, index_s, ids_s)
+        rewards_bn = scored_s.reshape(shape)
+    groups_bkn = rewards_bn.reshape(len(rewards_bn), options.samples, options.best_of)
     best_bk = groups_bkn.argmax(-1) + np.arange(options.samples) * options.best_of
-    for row, prompt in enumerate(batch):
+    _, texts = rewards.texts(tokenizer, [prompts.token_ids[i] for i in index_s], ids_s)
+    for row, prompt in enumerate(responses.prompt_index_b):
         yield [
-            Response(
-                prompt=prompt.text,
-                response=text.response(speaker.tokenizer, prompt.ids, tokens[row][place]),
-                log_prob=float(samples.log_probs_bng[row, place].sum(dtype=np.float64)),
-                tokens=tokens[row][place],
-                finished=bool(samples.finished_bn[row, place]),
-                reward=None if speaker.reward is None else float(rewards_bn[row, place]),
-            )
+            {
+                "prompt": prompts.texts[prompt],
+                "response": texts[row * options.drawn + place],
+                "log_prob": float(responses.log_probs_bng[row, place].sum(dtype=np.float64)),
+                "tokens": ids_s[row * options.drawn + place],
+                "finished": bool(responses.finished_bn[row, place]),
+            }
+            | ({} if reward is None else {"reward": float(rewards_bn[row, place])})
             for place in best_bk[row]
         ]
 
@@ -307,86 +251,23 @@ def _best(
 # To a terminal and to a file ----------------------------------------------------------------------
 
 
-def tell(written: str) -> None:
-    """Text on standard output at once, its control characters made harmless."""
-    sys.stdout.write(text.harmless(written))
-    sys.stdout.flush()
+def harmless(text: str) -> str:
+    r"""A text whose control characters are written out (`\x1b`), for a terminal.
 
-
-def tell_note(response: Response, number: int, options: Options) -> None:
-    """The end of a response's text, and a line of what else there is to say of it."""
-    said = [f"sample {number} of {options.samples}"] if options.samples > 1 else []
-    if response.reward is not None:
-        said.append(f"reward {response.reward:.4f}")
-    if options.best_of > 1:
-        said.append(f"best of {options.best_of}")
-    tell("\n" + (f"-- {', '.join(said)}\n" if said else ""))
-
-
-def write(file: TextIO | None, response: Response) -> None:
-    """A row of the file, on disk when this returns."""
-    if file is not None:
-        row = {name: value for name, value in response._asdict().items() if value is not None}
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-
-
-def write_all(speaker: Speaker, prompts: Sequence[Prompt], file: TextIO) -> None:
-    """The responses to all prompts to the file, with progress on standard error."""
-    total = len(prompts) * speaker.options.samples
-    with tqdm.tqdm(total=total, unit="response", desc="generate") as progress:
-        for _, responses in respond(speaker, prompts):
-            for response in responses:
-                write(file, response)
-                progress.update()
-
-
-def talk(
-    speaker: Speaker, prompts: Sequence[Prompt], file: TextIO | None, *, watched: bool
-) -> None:
-    """The responses to all prompts on standard output (and in the file, where there is one).
-
-    Watched ones are made prompt by prompt and shown meanwhile, the others batch by batch.
+    Tab and line feed stay, and so does a backslash: this is to be read, not to be undone.
     """
-    several = len(prompts) > 1
-
-    def watch_all() -> Iterator[tuple[Prompt, list[Response]]]:
-        for prompt in prompts:
-            tell(f">>> {prompt.text}\n" if several else "")
-            yield prompt, [watch(speaker, prompt, tell)]
-
-    for prompt, responses in watch_all() if watched else respond(speaker, prompts):
-        if several and not watched:
-            tell(f">>> {prompt.text}\n")
-        for number, response in enumerate(responses, 1):
-            tell("" if watched else response.response)
-            tell_note(response, number, speaker.options)
-            write(file, response)
-        tell("\n" if several else "")
+    return HARMFUL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def converse(speaker: Speaker, file: TextIO | None, *, watched: bool) -> None:
-    """Asks for prompts and answers each by itself, until the input ends.
-
-    An interrupt stops the response that is being made, and at the question the program.
-    """
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (lets `input` edit its line)
-    for index in itertools.count():
-        try:
-            given = input("prompt> ")
-        except (EOFError, KeyboardInterrupt):
-            tell("\n")
-            return
-        try:
-            asked = [("the prompt", given)]
-            prompts = encode(asked, speaker.tokenizer, speaker.options, first=index)
-            check_room(speaker, prompts)
-            talk(speaker, prompts, file, watched=watched)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-        except KeyboardInterrupt:
-            tell("\n")
+def as_shown(prompt: str, rows: list[dict[str, Any]], options: Options, *, several: bool) -> str:
+    """The responses to a prompt as text for a terminal, each with a line about it."""
+    lines = [f">>> {prompt}"] if several else []
+    for number, row in enumerate(rows, 1):
+        notes = [f"sample {number} of {options.samples}"] if options.samples > 1 else []
+        notes += [f"reward {row['reward']:.4f}"] if "reward" in row else []
+        notes += [f"best of {options.best_of}"] if options.best_of > 1 else []
+        lines += [row["response"], *([f"-- {', '.join(notes)}"] if notes else [])]
+    return harmless("\n".join(lines) + "\n" * (1 + several))
 
 
 def _open(path: str | None) -> contextlib.AbstractContextManager[TextIO | None]:
@@ -401,33 +282,33 @@ def _open(path: str | None) -> contextlib.AbstractContextManager[TextIO | None]:
         ) from error
 
 
+def _write(generator: Generator, prompts: PromptSet, file: TextIO | None) -> None:
+    """All rows to the file, each prompt's as soon as it has them; without one, shown."""
+    several = len(prompts.texts) > 1
+    progress = tqdm.tqdm(prompts.texts, unit="prompt", desc="generate", disable=file is None)
+    for prompt, rows in zip(progress, generate(generator, prompts), strict=True):
+        if file is None:
+            sys.stdout.write(as_shown(prompt, rows, generator.options, several=several))
+            sys.stdout.flush()
+        else:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+
+
 def main(options: Options) -> None:
     """Check everything that can be checked, then generate."""
-    check(options)
+    check_options(options)
     given = read_prompts(options)
     tokenizer = model_folder.load_tokenizer(options.model)
-    prompts = encode(given or (), tokenizer, options)
-    speaker = load(options, tokenizer)
-    check_room(speaker, prompts)
-    if speaker.reward is not None:  # one that is broken is found before anything is drawn
-        texts = [prompt.text for prompt in prompts[:1]]
-        alone = options.reward_text == "response"  # a response that is read alone is not empty
-        speaker.reward.score(texts, texts if alone else [""] * len(texts))
-    quiet = options.output is not None and given is not None and not options.stream
-    watched = options.stream
-    if watched is None:
-        watched = options.drawn == 1 and not quiet and sys.stdout.isatty()
+    prompts = encode(given, tokenizer, options)
+    generator = load(options, tokenizer)
+    check_prompts(generator, prompts, given.places)
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the characters
     try:
         with _open(options.output) as file:
-            if given is None:
-                converse(speaker, file, watched=watched)
-            elif quiet:
-                write_all(speaker, prompts, file)
-            else:
-                talk(speaker, prompts, file, watched=watched)
+            _write(generator, prompts, file)
     except KeyboardInterrupt:
-        kept = f"; what was finished stands in {options.output}" if options.output else ""
+        kept = f"; {options.output} has what was finished" if options.output else ""
         print(f"\ninterrupted{kept}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has seen enough

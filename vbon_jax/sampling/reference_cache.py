@@ -1,14 +1,15 @@
-"""The reference cache: M samples of the reference policy to every prompt, with their rewards.
+"""The reference cache: M responses of the reference policy to every prompt, with their rewards.
 
-A folder of Parquet shards, one row a prompt, and a `provenance.json` that says what they are
-samples of. Shards appear whole or not at all, so a build that was interrupted goes on where it
-stopped; a folder that was built for anything else is refused. Samples that were made elsewhere
-(`imports.py`) are kept in the same way, and their provenance says that they were.
+An artifact of Parquet shards, one row a prompt; the inputs in its record are the provenance that
+says what it holds samples of. Shards appear whole or not at all, so a build that was interrupted
+continues, and a folder that was built for anything else is refused. Samples that were made
+elsewhere (`external_samples`) are kept in the same way, and their provenance says that they were.
 """
 
-import json
-import os
+import bisect
 import pathlib
+import re
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vbon_jax import files
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.types import InputError, Responses
 
-VERSION = 1  # of the files' layout and of what their columns mean
-PROVENANCE_FILE = "provenance.json"
+VERSION = 2  # of the files' layout and of what their columns mean
+REMEDY = "delete it and run the same command again"
 SCHEMA = pa.schema(
     {
         "prompt_id": pa.int32(),
@@ -30,7 +32,7 @@ SCHEMA = pa.schema(
         "responses": pa.list_(pa.string()),
         "response_tokens": pa.list_(pa.list_(pa.int32())),  # the EOS is the last one, if any
         "finished": pa.list_(pa.bool_()),  # ended by an EOS
-        "log_probs": pa.list_(pa.float32()),  # nats, summed over a response's tokens
+        "log_probs": pa.list_(pa.list_(pa.float32())),  # nats, of each response token
         "rewards": pa.list_(pa.float32()),
     }
 )
@@ -41,7 +43,8 @@ class Provenance(NamedTuple):
 
     policy: str  # fingerprint
     reward: str  # fingerprint
-    prompts: str  # fingerprint
+    prompts: str  # fingerprint, of their columns that the reward reads too
+    num_prompts: int
     samples_per_prompt: int
     max_new_tokens: int
     temperature: float
@@ -59,13 +62,20 @@ class Provenance(NamedTuple):
 class References(NamedTuple):
     """A whole cache without its texts, which `read` fetches. Row `p` is prompt `p`."""
 
-    rewards_pm: np.ndarray  # [prompts, M] float32
-    lengths_pm: np.ndarray  # [prompts, M] int32, response tokens, the EOS counted
-    finished_pm: np.ndarray  # [prompts, M] bool
-    log_probs_pm: np.ndarray  # [prompts, M] float32, nats a response
+    responses: Responses  # numpy, [prompts, M] and [prompts, M, G], G = max_new_tokens
     provenance: Provenance
-    files: tuple[pathlib.Path, ...]
-    prompts_per_shard: int
+    shards: tuple[pathlib.Path, ...] = ()
+    seconds: float = 0.0  # that sampling and scoring took; 0 where samples were imported
+
+    @property
+    def rewards_pm(self) -> np.ndarray:
+        """The reference rewards, [prompts, M] float32."""
+        return self.responses.rewards_bn
+
+    @property
+    def lengths_pm(self) -> np.ndarray:
+        """Response tokens, the EOS counted, [prompts, M] int32."""
+        return self.responses.lengths_bn
 
     @property
     def sampled_tokens(self) -> int:
@@ -78,27 +88,33 @@ class References(NamedTuple):
         return bool((self.lengths_pm > 0).all())
 
 
-class _Layout(NamedTuple):
-    """How a cache is cut into files."""
+# Shards -------------------------------------------------------------------------------------------
 
-    folder: pathlib.Path
-    prompts: int
-    prompts_per_shard: int
-    samples_per_prompt: int
 
-    @property
-    def shards(self) -> int:
-        return -(-self.prompts // self.prompts_per_shard)
+def _shard(folder: pathlib.Path, rows: range) -> pathlib.Path:
+    """The file of the prompts from `rows.start` up to, not including, `rows.stop`."""
+    return folder / f"shard-{rows.start:06d}-{rows.stop:06d}.parquet"
 
-    def file(self, shard: int) -> pathlib.Path:
-        return self.folder / f"shard-{shard:05d}-of-{self.shards:05d}.parquet"
 
-    def prompt_ids(self, shard: int) -> np.ndarray:
-        first = shard * self.prompts_per_shard
-        return np.arange(first, min(first + self.prompts_per_shard, self.prompts), dtype=np.int32)
+def _rows_of(file: pathlib.Path) -> range:
+    """The prompts of a shard, from its name."""
+    first, end = re.fullmatch(r"shard-(\d+)-(\d+)\.parquet", file.name).groups()
+    return range(int(first), int(end))
 
-    def missing(self) -> list[int]:
-        return [shard for shard in range(self.shards) if not self.file(shard).exists()]
+
+def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The shards of a folder, in the order of their prompts."""
+    return sorted(folder.glob("shard-*.parquet"), key=lambda file: _rows_of(file).start)
+
+
+def _missing(folder: pathlib.Path, prompts: int, size: int) -> list[range]:
+    """The prompts that have no shard yet, cut into at most `size` each."""
+    missing, first = [], 0
+    for rows in (*map(_rows_of, _shards(folder)), range(prompts, prompts)):
+        starts = range(first, rows.start, size)
+        missing += [range(start, min(start + size, rows.start)) for start in starts]
+        first = rows.stop
+    return missing
 
 
 # Building -----------------------------------------------------------------------------------------
@@ -114,159 +130,78 @@ def build(
     decode: Callable[[list[list[int]]], list[str]],
     prompts_per_shard: int,
     progress: Callable[[int, int], None] | None = None,
-    rewards_pm: np.ndarray | None = None,
 ) -> None:
-    """Writes the shards that are missing in `folder`, which may hold a part of the same cache.
+    """Write the shards that are missing in `folder`, which may hold a part of the same cache.
 
-    `sample` maps prompt ids [b] to their M samples each, a function of the id alone, so that the
-    cut into shards changes nothing; `score` maps prompt ids [b * M] and their responses' token ids
-    to rewards [b * M], unless all of them are known, `rewards_pm` [prompts, M]; `decode` maps
-    response token ids to the texts to show. `progress` is called with (prompts done, prompts)
-    before the first shard and after each. A folder that was begun keeps the shard size that it was
-    begun with.
-    Raises InputError for another cache in the folder and a damaged shard.
+    `sample` maps prompt ids [b] to M responses each, a function of the id alone, so that the cut
+    into shards changes nothing; where it leaves rewards out, `score` maps prompt ids [b * M] and
+    their responses' token ids to rewards. `decode` maps response token ids to the texts to show.
+    `progress` is called with (prompts done, prompts) before the first shard and after each. Raises
+    InputError for another cache in the folder and a damaged shard.
     """
     if not prompts.token_ids:
         raise InputError(f"{folder}: there are no prompts to sample for; give at least one")
-    if prompts_per_shard < 1:
-        raise InputError(f"prompts_per_shard is {prompts_per_shard}; give at least 1")
     folder = pathlib.Path(folder)
-    if (folder / PROVENANCE_FILE).exists():
-        layout = _begun(folder, provenance)
-        if layout.prompts != len(prompts.token_ids):
-            raise InputError(
-                f"{folder}: a cache of {layout.prompts} prompts, and now there are "
-                f"{len(prompts.token_ids)}; use another workdir, or delete {folder}"
-            )
-    else:
-        layout = _begin(folder, provenance, len(prompts.token_ids), prompts_per_shard)
-    missing = layout.missing()
-    for shard in sorted(set(range(layout.shards)) - set(missing)):
-        _check_shard(layout, shard)
-
-    done = layout.prompts - sum(len(layout.prompt_ids(shard)) for shard in missing)
+    artifact = files.Artifact(folder, provenance._asdict())
+    if files.recorded(folder) is None and any(folder.glob("shard-*.parquet")):
+        raise InputError(
+            f"{folder} has shards but no {files.RECORD_FILE}; delete the folder or take another"
+        )
+    artifact.begin(resumes=True)
+    for file in _shards(folder):
+        _check_shard(file)
+    missing = _missing(folder, provenance.num_prompts, prompts_per_shard)
+    done = provenance.num_prompts - sum(map(len, missing))
     if progress:
-        progress(done, layout.prompts)
-    for shard in missing:
-        prompt_ids = layout.prompt_ids(shard)
-        samples = jax.tree.map(np.asarray, sample(prompt_ids))
-        known = None if rewards_pm is None else rewards_pm[prompt_ids].reshape(-1)
-        table = _table(
-            prompts, prompt_ids, samples, provenance, score=score, decode=decode, known=known
-        )
-        with _whole(layout.file(shard)) as temporary:
-            pq.write_table(table, temporary)
-        done += len(prompt_ids)
+        progress(done, provenance.num_prompts)
+    for rows in missing:
+        started = time.perf_counter()
+        prompt_ids = np.asarray(rows, np.int32)
+        responses = jax.tree.map(np.asarray, sample(prompt_ids))
+        table = _table(prompts, prompt_ids, responses, score=score, decode=decode)
+        seconds = 0.0 if provenance.imported else time.perf_counter() - started
+        content = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({"seconds": str(seconds)}), content)
+        files.write_bytes(_shard(folder, rows), content.getvalue())
+        done += len(rows)
         if progress:
-            progress(done, layout.prompts)
-
-
-def _begin(
-    folder: pathlib.Path, provenance: Provenance, prompts: int, prompts_per_shard: int
-) -> _Layout:
-    """Claims a folder for a cache."""
-    if any(folder.glob("shard-*.parquet")):
-        raise InputError(
-            f"{folder}: it holds shards but no {PROVENANCE_FILE}; delete the folder or take another"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "provenance": provenance._asdict(),
-        "prompts": prompts,
-        "prompts_per_shard": prompts_per_shard,
-    }
-    with _whole(folder / PROVENANCE_FILE) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return _Layout(folder, prompts, prompts_per_shard, provenance.samples_per_prompt)
-
-
-def _begun(folder: pathlib.Path, expected: Provenance | None) -> _Layout:
-    """The layout of a folder that is claimed, for the cache that is expected or else refused."""
-    provenance, prompts, prompts_per_shard = _read_record(folder)
-    differences = [
-        f"{field} = {found!r} (now {wanted!r})"
-        for field, found, wanted in zip(
-            Provenance._fields, provenance, expected or provenance, strict=True
-        )
-        if found != wanted
-    ]
-    if differences:
-        raise InputError(
-            f"{folder / PROVENANCE_FILE}: the reference cache was built with "
-            f"{', '.join(differences)}; use another workdir, or delete {folder}"
-        )
-    return _Layout(folder, prompts, prompts_per_shard, provenance.samples_per_prompt)
-
-
-def _read_record(folder: pathlib.Path) -> tuple[Provenance, int, int]:
-    """Provenance, prompts and prompts a shard from a cache's record."""
-    file = folder / PROVENANCE_FILE
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        provenance = Provenance(**record["provenance"])
-        prompts, prompts_per_shard = int(record["prompts"]), int(record["prompts_per_shard"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{file}: no record of a reference cache ({error}); delete {folder} and build again"
-        ) from error
-    return provenance, prompts, prompts_per_shard
-
-
-class _whole:
-    """`with _whole(file) as temporary`: what is written there becomes `file` in one move."""
-
-    def __init__(self, file: pathlib.Path):
-        self.file = file
-        self.temporary = file.with_name(f".{file.name}.tmp")
-
-    def __enter__(self) -> pathlib.Path:
-        return self.temporary
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
-            with open(self.temporary, "rb") as written:
-                os.fsync(written.fileno())
-            os.replace(self.temporary, self.file)
-        else:
-            self.temporary.unlink(missing_ok=True)
+            progress(done, provenance.num_prompts)
+    artifact.finish()
 
 
 def _table(
     prompts: PromptSet,
     prompt_ids: np.ndarray,
-    samples: Responses,
-    provenance: Provenance,
+    responses: Responses,
     *,
     score: Callable,
     decode: Callable,
-    known: np.ndarray | None,
 ) -> pa.Table:
-    """One shard's rows: the samples to some prompts, scored unless their rewards are known."""
-    num_samples = provenance.samples_per_prompt
-    expected_shape = (len(prompt_ids), num_samples)
-    if samples.lengths_bn.shape != expected_shape:
-        raise ValueError(f"sampled {samples.lengths_bn.shape}, expected {expected_shape}")
-    width = samples.tokens_bng.shape[-1]
-    lengths_s = samples.lengths_bn.reshape(-1)
-    inside_sg = np.arange(width) < lengths_s[:, None]
-    tokens_sg = samples.tokens_bng.reshape(-1, width)
-    responses = [row[:n].tolist() for row, n in zip(tokens_sg, lengths_s, strict=True)]
-    prompt_tokens = [prompts.token_ids[prompt_id] for prompt_id in prompt_ids]
+    """One shard's rows: the responses to some prompts, scored unless they have rewards."""
+    num_samples = responses.lengths_bn.shape[1]
+    inside_bng = np.arange(responses.tokens_bng.shape[-1]) < responses.lengths_bn[..., None]
+    lengths_s = responses.lengths_bn.reshape(-1)
+    tokens, token_ids = responses.tokens_bng[inside_bng].astype(np.int32), responses.token_ids()
+    rewards_bn = responses.rewards_bn
+    if rewards_bn is None:
+        rewards_bn = score(np.repeat(prompt_ids, num_samples), token_ids)
+    prompt_tokens = [list(prompts.token_ids[prompt_id]) for prompt_id in prompt_ids]
 
-    if known is None:
-        known = score(np.repeat(prompt_ids, num_samples), responses)
-    rewards_s = np.asarray(known, np.float32)
-    log_probs_s = samples.log_probs_bng.astype(np.float64).sum(axis=-1).reshape(-1)
-    tokens = _lists(pa.array(tokens_sg[inside_sg].astype(np.int32)), lengths_s)
+    def by_prompt(values: pa.Array) -> pa.ListArray:
+        """Values of all responses as one list a prompt."""
+        return _lists(values, np.full(len(prompt_ids), num_samples))
+
     columns = {
-        "prompt_id": pa.array(prompt_ids.astype(np.int32)),
+        "prompt_id": pa.array(prompt_ids),
         "prompt": pa.array([prompts.texts[prompt_id] for prompt_id in prompt_ids], pa.string()),
-        "prompt_tokens": pa.array([list(ids) for ids in prompt_tokens], pa.list_(pa.int32())),
-        "responses": _rows(pa.array(decode(responses), pa.string()), num_samples),
-        "response_tokens": _rows(tokens, num_samples),
-        "finished": _rows(pa.array(samples.finished_bn.reshape(-1)), num_samples),
-        "log_probs": _rows(pa.array(log_probs_s.astype(np.float32)), num_samples),
-        "rewards": _rows(pa.array(rewards_s), num_samples),
+        "prompt_tokens": pa.array(prompt_tokens, pa.list_(pa.int32())),
+        "responses": by_prompt(pa.array(decode(token_ids), pa.string())),
+        "response_tokens": by_prompt(_lists(pa.array(tokens), lengths_s)),
+        "finished": by_prompt(pa.array(responses.finished_bn.reshape(-1))),
+        "log_probs": by_prompt(
+            _lists(pa.array(responses.log_probs_bng[inside_bng].astype(np.float32)), lengths_s)
+        ),
+        "rewards": by_prompt(pa.array(np.asarray(rewards_bn, np.float32).reshape(-1))),
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -277,50 +212,59 @@ def _lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def _rows(values: pa.Array, num_samples: int) -> pa.ListArray:
-    """Values of all samples as one list a prompt."""
-    return _lists(values, np.full(len(values) // num_samples, num_samples))
-
-
 # Reading ------------------------------------------------------------------------------------------
+
+
+def recorded(folder: str | pathlib.Path) -> Provenance | None:
+    """What the cache in a folder is, or is to be, samples of; None where there is none.
+
+    Raises Damaged for a record that cannot be read.
+    """
+    record = files.recorded(folder)
+    try:
+        return None if record is None else Provenance(**record["inputs"])
+    except TypeError:
+        path = pathlib.Path(folder) / files.RECORD_FILE
+        raise files.Damaged(
+            path, f"it is not the record of a reference cache; delete {folder} and build again"
+        ) from None
 
 
 def complete(folder: str | pathlib.Path) -> bool:
     """Whether a folder holds a cache with all its shards (they are not read)."""
-    folder = pathlib.Path(folder)
-    return (folder / PROVENANCE_FILE).exists() and not _begun(folder, None).missing()
+    provenance = recorded(folder)
+    return provenance is not None and not _missing(
+        pathlib.Path(folder), provenance.num_prompts, provenance.num_prompts
+    )
 
 
 def imported(folder: str | pathlib.Path) -> str | None:
     """The fingerprint of the imported samples that a folder holds, or None where it holds none."""
-    folder = pathlib.Path(folder)
-    if not (folder / PROVENANCE_FILE).exists():
-        return None
-    return _read_record(folder)[0].imported
+    provenance = recorded(folder)
+    return None if provenance is None else provenance.imported
 
 
 def load(folder: str | pathlib.Path, expected: Provenance | None = None) -> References:
     """The cache in `folder`; with `expected`, only if it is that cache.
 
-    Raises InputError for another cache, missing or damaged shards, and a prompt without rewards.
+    Raises InputError for another cache or missing shards, Damaged for one that cannot be read.
     """
-    folder = pathlib.Path(folder)
-    if not (folder / PROVENANCE_FILE).exists():
-        raise InputError(f"{folder}: no reference cache ({PROVENANCE_FILE}); build it with collect")
-    layout = _begun(folder, expected)
-    missing = layout.missing()
+    folder, provenance = pathlib.Path(folder), recorded(folder)
+    if provenance is None:
+        raise InputError(f"{folder}: there is no reference cache; build it with collect")
+    if expected is not None:
+        files.Artifact(folder, expected._asdict()).begin(resumes=True)  # refuses other inputs
+    missing = _missing(folder, provenance.num_prompts, provenance.num_prompts)
     if missing:
         raise InputError(
-            f"{folder}: {len(missing)} of {layout.shards} shards are missing (the first: "
-            f"{layout.file(missing[0]).name}); run the command that builds it again to complete it"
+            f"{folder}: {sum(map(len, missing))} of {provenance.num_prompts} prompts have no "
+            f"responses yet (the first: {missing[0].start}); run the command that builds it again "
+            "to complete it"
         )
-    parts = [_read_shard(layout, shard) for shard in range(layout.shards)]
-    return References(
-        *(np.concatenate(arrays) for arrays in zip(*parts, strict=True)),
-        provenance=_read_record(folder)[0],
-        files=tuple(layout.file(shard) for shard in range(layout.shards)),
-        prompts_per_shard=layout.prompts_per_shard,
-    )
+    shards = tuple(_shards(folder))
+    parts, seconds = zip(*(_read_shard(file, provenance) for file in shards), strict=True)
+    responses = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    return References(responses, provenance, shards, sum(seconds))
 
 
 def read(
@@ -331,26 +275,13 @@ def read(
     `column` is one of the schema's ("prompt", "responses", "response_tokens", ...). Only the shards
     that hold the prompts are read.
     """
-    size = references.prompts_per_shard
-    ids = [int(prompt_id) for prompt_id in prompt_ids]
-    tables = {
-        shard: _open(references.files[shard], columns=[column])[column]
-        for shard in sorted({prompt_id // size for prompt_id in ids})
+    starts = [_rows_of(file).start for file in references.shards]
+    places = [(bisect.bisect(starts, int(prompt)) - 1, int(prompt)) for prompt in prompt_ids]
+    columns = {
+        shard: _open(references.shards[shard], columns=[column])[column]
+        for shard in sorted({shard for shard, _ in places})
     }
-    return [tables[prompt_id // size][prompt_id % size].as_py() for prompt_id in ids]
-
-
-def tokens(references: References) -> np.ndarray:
-    """All response tokens [prompts, M, G] int32, 0 behind a response's end; G = max_new_tokens."""
-    longest = references.provenance.max_new_tokens
-    tokens_pmg = np.zeros((*references.lengths_pm.shape, longest), np.int32)
-    inside_pmg = np.arange(longest) < references.lengths_pm[..., None]
-    columns = [
-        _open(file, columns=["response_tokens"])["response_tokens"] for file in references.files
-    ]
-    lists = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
-    tokens_pmg[inside_pmg] = lists.combine_chunks().flatten().flatten().to_numpy()
-    return tokens_pmg
+    return [columns[shard][prompt - starts[shard]].as_py() for shard, prompt in places]
 
 
 def _open(file: pathlib.Path, *, columns: list[str]) -> pa.Table:
@@ -358,49 +289,64 @@ def _open(file: pathlib.Path, *, columns: list[str]) -> pa.Table:
     try:
         return pq.read_table(file, columns=columns)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, str(error).partition("\n")[0]) from error
+        raise _damaged(file, error) from error
 
 
-def _damaged(file: pathlib.Path, why: str) -> InputError:
-    return InputError(f"{file}: damaged shard ({why}); delete it and run the same command again")
+def _damaged(file: pathlib.Path, why: object) -> files.Damaged:
+    return files.Damaged(file, f"{str(why).partition(chr(10))[0]}; {REMEDY}")
 
 
-def _check_shard(layout: _Layout, shard: int) -> None:
-    """Raises InputError for a shard that cannot be kept, from its footer alone."""
-    file = layout.file(shard)
+def _check_shard(file: pathlib.Path) -> None:
+    """Raises Damaged for a shard that cannot be kept, from its footer alone."""
     try:
         metadata = pq.read_metadata(file)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, str(error).partition("\n")[0]) from error
-    if metadata.num_rows != len(layout.prompt_ids(shard)):
-        raise _damaged(file, f"{metadata.num_rows} rows instead of {len(layout.prompt_ids(shard))}")
+        raise _damaged(file, error) from error
+    rows = _rows_of(file)
+    if metadata.num_rows != len(rows):
+        raise _damaged(file, f"it has {metadata.num_rows} rows instead of {len(rows)}")
     if not metadata.schema.to_arrow_schema().equals(SCHEMA):
         raise _damaged(file, "it has other columns than this version writes")
 
 
-def _read_shard(layout: _Layout, shard: int) -> tuple[np.ndarray, ...]:
-    """Rewards, lengths, finished and log-probabilities of a shard, each [rows, M]."""
-    _check_shard(layout, shard)
-    file, rows = layout.file(shard), len(layout.prompt_ids(shard))
+def _read_shard(file: pathlib.Path, provenance: Provenance) -> tuple[Responses, float]:
+    """The responses of a shard, and how many seconds they took."""
+    _check_shard(file)
     names = ["prompt_id", "response_tokens", "finished", "log_probs", "rewards"]
     table = _open(file, columns=names).combine_chunks()
-    if table["prompt_id"].to_pylist() != layout.prompt_ids(shard).tolist():
-        raise _damaged(file, "it holds other prompts")
+    if table["prompt_id"].to_pylist() != list(_rows_of(file)):
+        raise _damaged(file, "it has other prompts")
+    values = {name: _values(file, table, name, provenance) for name in names[1:]}
+    shape = len(table), provenance.samples_per_prompt
 
-    def samples(name: str) -> pa.Array:
-        column = table[name].combine_chunks()
-        counts = np.diff(column.offsets.to_numpy())
-        wrong = np.flatnonzero(counts != layout.samples_per_prompt)
-        if wrong.size:
-            prompt, wanted = layout.prompt_ids(shard)[wrong[0]], layout.samples_per_prompt
-            raise _damaged(file, f"prompt {prompt} has {counts[wrong[0]]} {name}, not {wanted}")
-        return column.flatten()
+    def by_token(name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Values of tokens, 0 behind a response's end, [rows, M, G], and the lengths [rows, M]."""
+        lengths_s = np.diff(values[name].offsets.to_numpy()).astype(np.int32)
+        if lengths_s.max() > provenance.max_new_tokens:
+            raise _damaged(file, f"a response has {lengths_s.max()} {name}")
+        inside_sg = np.arange(provenance.max_new_tokens) < lengths_s[:, None]
+        flat = values[name].flatten().to_numpy()
+        padded_sg = np.zeros(inside_sg.shape, flat.dtype)
+        padded_sg[inside_sg] = flat
+        return padded_sg.reshape(*shape, -1), lengths_s.reshape(shape)
 
-    def matrix(name: str) -> np.ndarray:
-        return samples(name).to_numpy(zero_copy_only=False).reshape(rows, -1)
-
-    rewards_pm = matrix("rewards")
-    if not np.isfinite(rewards_pm).all():
+    tokens_bng, lengths_bn = by_token("response_tokens")
+    log_probs_bng, counts_bn = by_token("log_probs")
+    if (lengths_bn != counts_bn).any():
+        raise _damaged(file, "a response has more or fewer log_probs than tokens")
+    rewards_bn = values["rewards"].to_numpy().reshape(shape)
+    if not np.isfinite(rewards_bn).all():
         raise _damaged(file, "it has rewards that are not finite")
-    lengths_s = np.diff(samples("response_tokens").offsets.to_numpy()).astype(np.int32)
-    return rewards_pm, lengths_s.reshape(rows, -1), matrix("finished"), matrix("log_probs")
+    finished_bn = values["finished"].to_numpy(zero_copy_only=False).reshape(shape)
+    seconds = float((table.schema.metadata or {}).get(b"seconds", 0.0))
+    return Responses(tokens_bng, lengths_bn, finished_bn, log_probs_bng, rewards_bn), seconds
+
+
+def _values(file: pathlib.Path, table: pa.Table, name: str, provenance: Provenance) -> pa.Array:
+    """The values of all responses of a shard, which are M for each prompt."""
+    column, num_samples = table[name].combine_chunks(), provenance.samples_per_prompt
+    counts = np.diff(column.offsets.to_numpy())
+    if (wrong := np.flatnonzero(counts != num_samples)).size:
+        prompt, count = _rows_of(file)[wrong[0]], counts[wrong[0]]
+        raise _damaged(file, f"prompt {prompt} has {count} {name}, not {num_samples}")
+    return column.flatten()

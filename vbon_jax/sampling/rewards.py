@@ -63,6 +63,22 @@ def load(settings: ConfigDict, path: str = "") -> Reward:
     return from_callable(settings.function)
 
 
+def try_out(reward: Reward, prompts: PromptSet, settings: ConfigDict) -> None:
+    """Score the two longest prompts, so that a broken reward is found before anything is sampled.
+
+    `settings` are the reward's, as of `load`.
+    """
+    longest = sorted(range(len(prompts.texts)), key=lambda place: len(prompts.texts[place]))[-2:]
+    texts = [prompts.texts[place] for place in longest]
+    # A response is empty, so that a prompt alone fits; one that is read alone is a short text.
+    alone = settings.text == "response"
+    responses = [min(prompts.texts, key=len) if alone else ""] * len(longest)
+    columns = {
+        name: [values[place] for place in longest] for name, values in prompts.columns.items()
+    }
+    reward.score(texts, responses, columns)
+
+
 # Text ---------------------------------------------------------------------------------------------
 
 

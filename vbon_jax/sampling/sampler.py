@@ -1,8 +1,7 @@
 """Sampling from a decoder: one jitted program from prompts to responses and their log-probs.
 
 Each prompt is run once and its cache is shared by its N rows; one loop then decodes a token a
-step in every row, and ends as soon as every row has. `stream` runs the same loop a few tokens at a
-time, for a reader who watches.
+step in every row, and ends as soon as every row has.
 
 A token is picked by inverting the cumulated probabilities at a uniform number, first among blocks
 of 256 tokens and then, with a second uniform, inside the block: two numbers a row and step where
@@ -13,7 +12,6 @@ the batch, nor on how many samples are asked for.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -45,21 +43,21 @@ class Sampling:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        """Raises ValueError, naming the field, when a value has no meaning."""
+        """Raises InputError, naming the field, when a value has no meaning."""
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; give 0 (greedy) or more")
+            raise InputError(f"temperature is {self.temperature}; give 0 (greedy) or more")
         if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; give 0 (off) or more")
+            raise InputError(f"top_k is {self.top_k}; give 0 (off) or more")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; give a number in (0, 1]")
+            raise InputError(f"top_p is {self.top_p}; give a number in (0, 1]")
         if any(token < 0 for token in self.eos_token_ids):
-            raise ValueError(f"eos_token_ids {self.eos_token_ids} has a negative token")
+            raise InputError(f"eos_token_ids {self.eos_token_ids} has a negative token")
 
 
 def prompt_keys(key: Array, prompt_ids_b: Array) -> Array:
-    """One key a prompt, [B], from a number that names the prompt wherever it stands."""
+    """One key a prompt, [B], from a number that names the prompt in any batch."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(prompt_ids_b))
 
 
@@ -71,7 +69,6 @@ def generate(
     *,
     num_samples: int,
     sampling: Sampling,
-    padding_side: str = "right",
 ) -> Responses:
     """Draw `num_samples` responses to each prompt.
 
@@ -81,9 +78,20 @@ def generate(
     change of temperature or top-p that switches neither on or off compiles nothing.
 
     Raises InputError when a prompt and its response have more tokens than the model has positions,
-    ValueError for an unknown padding side, fewer than one sample or an EOS outside the vocabulary.
+    ValueError for fewer than one sample or an EOS outside of the vocabulary.
     """
-    program = _program(config, prompts, num_samples, sampling, padding_side)
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; at least 1 is needed")
+    if any(token >= config.vocab_size for token in sampling.eos_token_ids):
+        raise ValueError(
+            f"eos_token_ids {sampling.eos_token_ids}: the vocabulary has {config.vocab_size} tokens"
+        )
+    _check_positions(config, prompts, sampling.max_new_tokens)
+    program = dataclasses.replace(  # which of the options are on; their numbers are arguments
+        sampling,
+        temperature=1.0 if sampling.temperature > 0 else 0.0,
+        top_p=1.0 if sampling.top_p == 1 else 0.5,
+    )
     return _generate(
         config,
         params,
@@ -93,66 +101,7 @@ def generate(
         sampling.top_p,
         num_samples=num_samples,
         sampling=program,
-        padding_side=padding_side,
     )[0]
-
-
-def stream(
-    config: decoder.DecoderConfig,
-    params: Params,
-    prompts: Prompts,
-    keys_b: Array,
-    *,
-    num_samples: int,
-    sampling: Sampling,
-    padding_side: str = "right",
-    every: int = 1,
-) -> Iterator[Responses]:
-    """What `generate` draws, while it is drawn: the samples so far, after every few tokens.
-
-    Yields numpy arrays in the shapes of the whole; a response that has not ended is unfinished and
-    has 0 where its tokens are still to come. It begins with the first token of every row, goes on
-    by `every` tokens (fewer where the cache grows) and ends with what `generate` returns. The steps
-    are those of `generate`, with a cache of the same size at every token, and are compiled once for
-    each size. The caller may stop at any point.
-
-    Raises what `generate` raises, when it is called; ValueError where `every` is below 1.
-    """
-    if every < 1:
-        raise ValueError(f"every is {every}; at least 1 token is needed")
-    program = _program(config, prompts, num_samples, sampling, padding_side)
-    first = functools.partial(
-        _first,
-        config,
-        params,
-        prompts,
-        keys_b,
-        sampling.temperature,
-        sampling.top_p,
-        num_samples=num_samples,
-        sampling=program,
-        padding_side=padding_side,
-    )
-    further = functools.partial(_further, config, params, sampling=program)
-    return _streamed(first, further, sampling.max_new_tokens, every)
-
-
-def _program(config, prompts, num_samples, sampling, padding_side) -> Sampling:
-    """What of `sampling` is part of the program, and no number in it; raises for `generate`."""
-    if padding_side not in ("left", "right"):
-        raise ValueError(f"padding_side is {padding_side!r}; give 'left' or 'right'")
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; at least 1 is needed")
-    if any(token >= config.vocab_size for token in sampling.eos_token_ids):
-        raise ValueError(
-            f"eos_token_ids {sampling.eos_token_ids}: the vocabulary has {config.vocab_size} tokens"
-        )
-    _check_positions(config, prompts, sampling.max_new_tokens)
-    return dataclasses.replace(
-        sampling,
-        temperature=1.0 if sampling.temperature > 0 else 0.0,
-        top_p=1.0 if sampling.top_p == 1 else 0.5,
-    )
 
 
 def _check_positions(config, prompts: Prompts, new_tokens: int) -> None:
@@ -172,7 +121,7 @@ def _check_positions(config, prompts: Prompts, new_tokens: int) -> None:
 
 
 class _State(NamedTuple):
-    """What the loop carries; the slot is the number of tokens that were drawn so far."""
+    """The carry of the loop; the slot is the number of tokens that were drawn so far."""
 
     slot: Array  # [] int32
     last_bn: Array  # [B, N] int32, the tokens drawn last
@@ -183,8 +132,8 @@ class _State(NamedTuple):
     cache: decoder.Cache
 
 
-class _Law(NamedTuple):
-    """What the loop draws by: the uniforms of all its steps, and the numbers of `Sampling`."""
+class _DecodeInputs(NamedTuple):
+    """What the loop reads: the uniforms of all its steps, and the numbers of `Sampling`."""
 
     uniforms_g2bn: Array
     eos: Array  # the ids of `Sampling.eos_token_ids`
@@ -192,52 +141,57 @@ class _Law(NamedTuple):
     top_p: Array  # []
 
 
-@functools.partial(jax.jit, static_argnames=("config", "num_samples", "sampling", "padding_side"))
-def _generate(
-    config, params, prompts, keys_b, temperature, top_p, *, num_samples, sampling, padding_side
-):
+@functools.partial(jax.jit, static_argnames=("config", "num_samples", "sampling"))
+def _generate(config, params, prompts, keys_b, temperature, top_p, *, num_samples, sampling):
     """The program behind `generate`: its samples, and how many tokens its loop drew in each row."""
-    state, law = _begin(
-        config, params, prompts, keys_b, temperature, top_p, num_samples, sampling, padding_side
+    inputs = _DecodeInputs(
+        _uniforms(keys_b, num_samples, sampling.max_new_tokens),
+        jnp.array(sampling.eos_token_ids, jnp.int32),
+        temperature,
+        top_p,
     )
-    for end in _stages(sampling.max_new_tokens):
-        state = state._replace(cache=_grown(state.cache, end))
-        state = _advance(config, params, state, law, end, sampling=sampling)
-    return _samples(state), state.slot
-
-
-def _begin(
-    config, params, prompts, keys_b, temperature, top_p, num_samples, sampling, padding_side
-) -> tuple[_State, _Law]:
-    """The prompts are run and each row has its first token."""
-    tokens_bp, mask_bp = _on_the_right(prompts) if padding_side == "left" else _masked(prompts)
-    uniforms_g2bn = _uniforms(keys_b, num_samples, sampling.max_new_tokens)
-    law = _Law(uniforms_g2bn, jnp.array(sampling.eos_token_ids, jnp.int32), temperature, top_p)
+    tokens_bp = prompts.tokens_bp
+    mask_bp = jnp.arange(tokens_bp.shape[1]) < prompts.lengths_b[:, None]
     hidden_bd, cache = decoder.prefill(config, params, tokens_bp, mask_bp, num_samples=num_samples)
     state = _blank(cache, len(tokens_bp), num_samples, sampling.max_new_tokens)
-    return _draw(config, params, state, hidden_bd[:, None], law, sampling=sampling), law
+    state = _draw(config, params, state, hidden_bd[:, None], inputs, sampling=sampling)
+    for end in _stages(sampling.max_new_tokens):
+        # A slot for each token fed; the one drawn last in a stage is fed in the next, or never.
+        state = state._replace(cache=decoder.grow(state.cache, max(1, end - 1)))
+        state = _advance(config, params, state, inputs, end, sampling=sampling)
+    responses = Responses(
+        tokens_bng=jnp.moveaxis(state.tokens_gbn, 0, -1),
+        lengths_bn=state.lengths_bn,
+        finished_bn=state.finished_bn,
+        log_probs_bng=jnp.moveaxis(state.log_probs_gbn, 0, -1),
+    )
+    return responses, state.slot
 
 
-def _draw(config, params, state: _State, hidden_bnd: Array, law: _Law, *, sampling) -> _State:
+def _draw(
+    config, params, state: _State, hidden_bnd: Array, inputs: _DecodeInputs, *, sampling
+) -> _State:
     """One more token in every row that has not ended."""
     logits = decoder.logits(config, params, hidden_bnd).astype(jnp.float32)
-    uniforms_2bn = law.uniforms_g2bn[state.slot]
+    uniforms_2bn = inputs.uniforms_g2bn[state.slot]
     token_bn, log_prob_bn = pick(
-        logits, uniforms_2bn, law.temperature, law.top_p, sampling=sampling
+        logits, uniforms_2bn, inputs.temperature, inputs.top_p, sampling=sampling
     )
     token_bn = jnp.where(state.finished_bn, 0, token_bn)
     log_prob_bn = jnp.where(state.finished_bn, 0.0, log_prob_bn)
     return state._replace(
         slot=state.slot + 1,
         last_bn=token_bn,
-        finished_bn=state.finished_bn | (token_bn[..., None] == law.eos).any(-1),
+        finished_bn=state.finished_bn | (token_bn[..., None] == inputs.eos).any(-1),
         lengths_bn=state.lengths_bn + ~state.finished_bn,
         tokens_gbn=state.tokens_gbn.at[state.slot].set(token_bn),
         log_probs_gbn=state.log_probs_gbn.at[state.slot].set(log_prob_bn),
     )
 
 
-def _advance(config, params, state: _State, law: _Law, end: Array, *, sampling) -> _State:
+def _advance(
+    config, params, state: _State, inputs: _DecodeInputs, end: Array, *, sampling
+) -> _State:
     """Decode until `end` tokens were drawn, or every row has ended."""
 
     def goes_on(state: _State) -> Array:
@@ -247,53 +201,9 @@ def _advance(config, params, state: _State, law: _Law, end: Array, *, sampling) 
         fed = state.slot - 1  # the cache counts the tokens fed, one behind the tokens drawn
         hidden_bnd, cache = decoder.decode(config, params, state.cache, state.last_bn, fed)
         state = state._replace(cache=cache)
-        return _draw(config, params, state, hidden_bnd, law, sampling=sampling)
+        return _draw(config, params, state, hidden_bnd, inputs, sampling=sampling)
 
     return jax.lax.while_loop(goes_on, step, state)
-
-
-def _grown(cache: decoder.Cache, end: int) -> decoder.Cache:
-    """The cache of the stage that ends with `end` tokens drawn.
-
-    A slot for each token fed: the one drawn last in a stage is fed in the next one, or never.
-    """
-    return decoder.grow(cache, max(1, end - 1))
-
-
-def _samples(state: _State) -> Responses:
-    return Responses(
-        tokens_bng=jnp.moveaxis(state.tokens_gbn, 0, -1),
-        lengths_bn=state.lengths_bn,
-        finished_bn=state.finished_bn,
-        log_probs_bng=jnp.moveaxis(state.log_probs_gbn, 0, -1),
-    )
-
-
-# The programs of `stream`: the first tokens, and some more in a cache that is large enough.
-_first = functools.partial(
-    jax.jit, static_argnames=("config", "num_samples", "sampling", "padding_side")
-)(_begin)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "sampling"), donate_argnames=("cache",))
-def _further(config, params, cache, state, law, end, *, sampling) -> _State:
-    # The host reads what was drawn between two calls: the cache alone may be overwritten.
-    return _advance(config, params, state._replace(cache=cache), law, end, sampling=sampling)
-
-
-def _streamed(first, further, new_tokens: int, every: int) -> Iterator[Responses]:
-    """The generator behind `stream`."""
-    state, law = first()
-    samples = jax.device_get(_samples(state))
-    yield samples
-    drawn = 1
-    for stage in _stages(new_tokens):
-        state = state._replace(cache=_grown(state.cache, stage))
-        while drawn < stage and not samples.finished_bn.all():
-            drawn = min(drawn + every, stage)
-            state = further(state.cache, state._replace(cache=None), law, drawn)
-            samples = jax.device_get(_samples(state))
-            yield samples
 
 
 def _stages(new_tokens: int) -> list[int]:
@@ -317,24 +227,11 @@ def _blank(cache: decoder.Cache, batch: int, num_samples: int, new_tokens: int) 
     )
 
 
-def _masked(prompts: Prompts) -> tuple[Array, Array]:
-    """Tokens and mask of prompts that are padded on the right."""
-    return prompts.tokens_bp, jnp.arange(prompts.tokens_bp.shape[1]) < prompts.lengths_b[:, None]
-
-
-def _on_the_right(prompts: Prompts) -> tuple[Array, Array]:
-    """Tokens and mask of prompts that are padded on the left, after the padding was moved."""
-    width = prompts.tokens_bp.shape[1]
-    sources = jnp.arange(width) + (width - prompts.lengths_b)[:, None]
-    moved_bp = jnp.take_along_axis(prompts.tokens_bp, jnp.minimum(sources, width - 1), axis=1)
-    return _masked(prompts._replace(tokens_bp=moved_bp))
-
-
 def _uniforms(keys_b: Array, num_samples: int, new_tokens: int) -> Array:
     """Two numbers strictly between 0 and 1 for every step and row, [G, 2, B, N]."""
 
     def of_row(key, index):
-        # The middles of 2^23 equal cells: a draw that is 0 or 1 would stand on the edge of the law.
+        # The middles of 2^23 equal cells: 0 and 1 are edges, where a token of probability 0 may be.
         return jax.random.uniform(jax.random.fold_in(key, index), (new_tokens, 2)) + 2.0**-24
 
     of_prompt = jax.vmap(of_row, (None, 0))

@@ -2,7 +2,6 @@
 
 import logging
 import pathlib
-import time
 from collections.abc import Callable
 
 import jax
@@ -10,18 +9,15 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from vbon_jax import files
 from vbon_jax.data import batching, prompt_sets
 from vbon_jax.sampling import reference_cache as references
 from vbon_jax.sampling import sampler
 from vbon_jax.study.materials import Materials
 from vbon_jax.study.plan import Run
 from vbon_jax.training import budget
-from vbon_jax.types import InputError, Responses
+from vbon_jax.types import InputError
 
 logger = logging.getLogger(__name__)
-
-SECONDS_FILE = "seconds.json"  # beside the shards: how long they took to build
 
 
 def build(materials: Materials, *splits: str) -> None:
@@ -50,7 +46,7 @@ def check_budgets(materials: Materials, runs: list[Run]) -> None:
     reading = [run for run in runs if run.method.needs_cache(run.config)]
     if not reading:
         return
-    cache = responses(load(materials, "train"))
+    cache = load(materials, "train").responses
     for run in reading:
         limit = run.config.budget.sampled_tokens
         count = budget.samples_of_cache(run.config, run.method, cache)
@@ -83,6 +79,7 @@ def provenance_of(
         policy=materials.policy_fingerprint,
         reward=materials.reward.fingerprint,
         prompts=prompt_sets.fingerprint(prompts, materials.reward.columns),
+        num_prompts=len(prompts.token_ids),
         samples_per_prompt=config.references.samples_per_prompt,
         max_new_tokens=config.sampling.max_new_tokens,
         temperature=config.sampling.temperature,
@@ -118,12 +115,6 @@ def _build(materials: Materials, split: str) -> None:
     key = jax.random.fold_in(jax.random.key(config.references.seed), split == "eval")
     total = len(prompts.token_ids)
     with tqdm.tqdm(total=total, desc=f"references/{split}", unit="prompt") as bar:
-        clock = _Clock(folder)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(done - bar.n)
-            clock.tick()
-
         references.build(
             folder,
             _provenance(materials, split),
@@ -132,7 +123,7 @@ def _build(materials: Materials, split: str) -> None:
             score=materials.scorer(prompts),
             decode=lambda ids: materials.tokenizer.batch_decode(ids, skip_special_tokens=True),
             prompts_per_shard=config.references.prompts_per_shard,
-            progress=progress,
+            progress=lambda done, total: bar.update(done - bar.n),
         )
 
 
@@ -158,33 +149,3 @@ def _prompt_sampler(materials: Materials, prompts: prompt_sets.PromptSet, key) -
         return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(indices)], *parts)
 
     return sample
-
-
-class _Clock:
-    """Adds up the seconds of a build, over as many calls as it takes."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.path = folder / SECONDS_FILE
-        self.before = files.read_json(self.path) if self.path.exists() else 0.0
-        self.started = time.perf_counter()
-
-    def tick(self) -> None:
-        """Write down the seconds so far."""
-        files.write_json(self.path, self.before + time.perf_counter() - self.started)
-
-
-def seconds(materials: Materials, split: str) -> float:
-    """How long the cache of a split took to build; 0 for one that was not built here."""
-    path = _folder(materials, split) / SECONDS_FILE
-    return files.read_json(path) if path.exists() else 0.0
-
-
-def responses(cache: references.References, *, tokens: bool = False) -> Responses:
-    """A cache as `Responses` of all prompts, with their tokens where they are wanted."""
-    return Responses(
-        references.tokens(cache) if tokens else None,
-        cache.lengths_pm,
-        cache.finished_pm,
-        cache.log_probs_pm[..., None],
-        cache.rewards_pm,
-    )

@@ -56,7 +56,7 @@ def load(
     train_prompts, eval_prompts = _prompts(config, tables, tokenizer, model)
     reward = rewards.load(config.reward, models.reward)
     for prompts in (train_prompts, eval_prompts):
-        _try(reward, prompts, response_alone=config.reward.text == "response")
+        rewards.try_out(reward, prompts, config.reward)
     return Materials(
         config=config,
         workdir=workdir,
@@ -71,18 +71,6 @@ def load(
     )
 
 
-def _try(reward: rewards.Reward, prompts: prompt_sets.PromptSet, *, response_alone: bool) -> None:
-    """Score the longest prompts, so that what is broken in a reward is found before sampling."""
-    longest = sorted(range(len(prompts.texts)), key=lambda place: len(prompts.texts[place]))[-2:]
-    texts = [prompts.texts[place] for place in longest]
-    # A response is empty, so that a prompt alone fits; one that is read alone is a short text.
-    responses = [min(prompts.texts, key=len) if response_alone else ""] * len(longest)
-    columns = {
-        name: [values[place] for place in longest] for name, values in prompts.columns.items()
-    }
-    reward.score(texts, responses, columns)
-
-
 def load_network(
     config: ConfigDict, path: str, *, kind: str
 ) -> tuple[model_folder.Checkpoint, Any]:
@@ -95,14 +83,11 @@ def load_network(
 
 def make_sampling(config: ConfigDict, eos_token_ids: tuple[int, ...]) -> sampler.Sampling:
     """How responses are drawn."""
-    try:
-        return sampler.Sampling(
-            max_new_tokens=config.sampling.max_new_tokens,
-            temperature=config.sampling.temperature,
-            eos_token_ids=eos_token_ids,
-        )
-    except ValueError as error:
-        raise InputError(f"config.sampling: {error}") from error
+    return sampler.Sampling(
+        max_new_tokens=config.sampling.max_new_tokens,
+        temperature=config.sampling.temperature,
+        eos_token_ids=eos_token_ids,
+    )
 
 
 def _prompts(

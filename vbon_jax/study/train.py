@@ -62,10 +62,9 @@ def policy_inputs(run: Run, shared: Materials) -> Inputs:
     elif method.needs_cache(config):
         whole = caches.load(shared, "train")
         fingerprints |= whole.provenance.inputs()
-        everything = caches.responses(whole, tokens=method.cache == "responses")
-        count = budget.samples_of_cache(config, method, everything)
-        cache = batching.first(everything, count)
-        share = budget.cache_share(everything, count, seconds=caches.seconds(shared, "train"))
+        count = budget.samples_of_cache(config, method, whole.responses)
+        cache = batching.first(whole.responses, count)
+        share = budget.cache_share(whole.responses, count, seconds=whole.seconds)
     mesh = sharding.config_mesh(config)
     prompt_ids = shared.train_prompts.token_ids if pairs is None else pairs.prompt_ids
     task = methods.Task(

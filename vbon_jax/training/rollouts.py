@@ -38,15 +38,10 @@ def rollout(
             sampling=task.sampling,
         )
     )
-    lengths_bn = responses.lengths_bn
-    response_ids = [
-        tokens[:length].tolist()
-        for tokens, length in zip(
-            responses.tokens_bng.reshape(lengths_bn.size, -1), lengths_bn.reshape(-1), strict=True
-        )
-    ]
-    rewards = task.score(np.repeat(index_b, num_samples), response_ids)
-    return responses._replace(rewards_bn=rewards.reshape(lengths_bn.shape), prompt_index_b=index_b)
+    rewards = task.score(np.repeat(index_b, num_samples), responses.token_ids())
+    return responses._replace(
+        rewards_bn=rewards.reshape(responses.lengths_bn.shape), prompt_index_b=index_b
+    )
 
 
 def metrics(responses: Responses) -> dict[str, float]:
