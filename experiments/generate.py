@@ -12,10 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from vbon_jax import cli
-from vbon_jax.config import KEYS
-from vbon_jax.sampling import generation
-
-REWARD = [key for key in KEYS if key.name.startswith("reward.")]
+from vbon_jax.sampling import generation, rewards
 
 
 def define() -> None:
@@ -33,7 +30,7 @@ def define() -> None:
     flags.DEFINE_float("top_p", 1.0, "Keep the likeliest tokens with this probability; 1 = all.")
     flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
     flags.DEFINE_integer("batch", 32, "Responses drawn at a time.", lower_bound=1)
-    for key in REWARD:
+    for key in rewards.KEYS:
         if key.choices:
             flags.DEFINE_enum(key.name, key.default, key.choices, key.help)
         elif isinstance(key.default, int):
@@ -46,7 +43,7 @@ def main() -> None:
     """Generate as the flags say."""
     fields = [field.name for field in dataclasses.fields(generation.Options)]
     values = {name: flags.FLAGS[name].value for name in fields if name != "reward"}
-    reward = {key.name.removeprefix("reward."): flags.FLAGS[key.name].value for key in REWARD}
+    reward = {key.name.removeprefix("reward."): flags.FLAGS[key.name].value for key in rewards.KEYS}
     values |= {"prompt": tuple(values["prompt"]), "reward": ConfigDict(reward)}
     generation.main(generation.Options(**values))
 

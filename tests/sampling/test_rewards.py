@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from vbon_jax.config import defaults
 from vbon_jax.data import prompt_sets, tokenizers, toy_reviews
@@ -125,7 +126,7 @@ def test_a_label_is_scored_as_logit_log_probability_or_probability():
     np.testing.assert_allclose(of("prob", independent=True), [0.75, 0.5], rtol=1e-6)
     one = of("log_prob", logits_bc=np.asarray([[0.0], [-150.0]], np.float32), index=0)
     np.testing.assert_allclose(one, [math.log(0.5), -150.0], rtol=1e-6)
-    assert {of(output).dtype for output in rewards.OUTPUTS} == {np.dtype(np.float32)}
+    assert {of(output).dtype for output in ("logit", "prob", "log_prob")} == {np.dtype(np.float32)}
 
 
 def test_a_text_scores_what_it_scores_alone(folder, wordpiece, texts):
@@ -192,9 +193,6 @@ def test_a_text_too_long_is_an_error_or_is_cut(folder, texts):
     assert np.isfinite(scores(cut, ["short", long])).all()
     np.testing.assert_array_equal(scores(cut, [long]), scores(cut, ["It begins. " + long]))
     assert scores(cut, [long]) != scores(cut, [long + " bad bad"])  # what was said last is read
-    shorter = rewards.classifier(folder, label="good", max_tokens=8)
-    with pytest.raises(InputError, match="where 8 fit"):
-        scores(shorter, texts[2:3])
 
 
 def test_a_classifier_reads_prompt_and_response_joined_or_the_response_alone(folder, texts):
@@ -205,22 +203,6 @@ def test_a_classifier_reads_prompt_and_response_joined_or_the_response_alone(fol
         joined.score(prompts, responses), scores(joined, [text[:40] for text in texts])
     )
     np.testing.assert_array_equal(alone.score(prompts, responses), scores(joined, responses))
-
-
-@pytest.mark.parametrize(
-    ("choice", "message"),
-    [
-        ({"text": "prompt"}, "text is 'prompt'; choose full or response"),
-        ({"output": "odds"}, "output is 'odds'; choose logit, log_prob, prob"),
-        ({"over_long": "drop"}, "over_long is 'drop'; choose error or truncate"),
-        ({"max_tokens": 113}, "max_tokens is 113; give 3 to 112"),
-        ({"max_tokens": 2}, "max_tokens is 2"),
-        ({"batch_size": 0}, "batch_size is 0"),
-    ],
-)
-def test_choices_that_do_not_exist_are_refused(folder, choice, message):
-    with pytest.raises(InputError, match=message):
-        rewards.classifier(folder, label="good", **choice)
 
 
 def test_few_shapes_are_compiled(folder, texts):
@@ -246,7 +228,6 @@ def test_a_fingerprint_covers_all_that_changes_a_score(folder, tmp_path, wordpie
             (folder, {"label": "bad"}),
             (folder, {"label": "good", "output": "prob"}),
             (folder, {"label": "good", "text": "response"}),
-            (folder, {"label": "good", "max_tokens": 32}),
             (folder, {"label": "good", "over_long": "truncate"}),
             (other, {"label": "good"}),
         )
@@ -331,6 +312,12 @@ def test_a_configuration_names_a_classifier_or_a_function(folder):
         settings.update(path="elsewhere", label="good", output="prob", text="response")
     expected = rewards.classifier(folder, label="good", output="prob", text="response")
     assert rewards.load(settings, str(folder)).fingerprint == expected.fingerprint
+    for key, value in (("text", "prompt"), ("output", "odds"), ("over_long", "drop")):
+        wrong = ConfigDict(settings.to_dict() | {key: value})
+        with pytest.raises(InputError, match=rf"reward\.{key}='{value}': choose one of "):
+            rewards.load(wrong, str(folder))
+    with pytest.raises(InputError, match=r"reward\.batch_size=0"):
+        rewards.load(ConfigDict(settings.to_dict() | {"batch_size": 0}), str(folder))
     settings.function = "tests.reward_functions:vowels"
     with pytest.raises(InputError, match=r"text=response is for a classifier.*vowels"):
         rewards.load(settings)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vbon_jax.data import batching, prompt_sets, sources, token_ids
+from vbon_jax.data.token_ids import Ids
 from vbon_jax.types import InputError, Responses
 
 TOLERANCE = 0.05  # of the rewards' standard deviation, between a file's rewards and our own
@@ -48,7 +49,7 @@ def read(
     *,
     samples_per_prompt: int,
     new_tokens: int,
-    eos_token_ids: tuple[int, ...],
+    eos_token_ids: Ids,
     truncate: bool = False,
 ) -> Imported:
     """The M = `samples_per_prompt` samples that a file has for each of `prompts`.
@@ -88,19 +89,25 @@ def read(
             for row, *of_prompt in zip(rows, tokens, finished, strict=True)
             for ids, ends in zip(*of_prompt, strict=True)
         ]
-    response_ids, finished_s, truncated_s = zip(*ended, strict=True)
-    lengths_s = np.asarray([len(ids) for ids in response_ids], np.int32)
-    tokens_sg = batching.pad_rows(response_ids, lengths_s, new_tokens)
-    shape = len(rows), samples_per_prompt
-    responses = Responses(
-        tokens_bng=tokens_sg.reshape(*shape, new_tokens),
-        lengths_bn=lengths_s.reshape(shape),
-        finished_bn=np.asarray(finished_s, bool).reshape(shape),
-        log_probs_bng=np.zeros((*shape, new_tokens), np.float32),
+    places = [table.places[row] for row in rows]
+    truncated = sum(cut for _, _, cut in ended)
+    shape = len(rows), samples_per_prompt, new_tokens
+    return Imported(table.source, places, _padded(ended, rewards, shape), truncated)
+
+
+def _padded(
+    ended: list[tuple[Ids, bool, bool]], rewards: list[list] | None, shape: tuple[int, int, int]
+) -> Responses:
+    """Responses (`_ended`) as arrays of a shape [P, M, G]."""
+    lengths_s = np.asarray([len(ids) for ids, _, _ in ended], np.int32)
+    tokens_sg = batching.pad_rows([ids for ids, _, _ in ended], lengths_s, shape[-1])
+    return Responses(
+        tokens_bng=tokens_sg.reshape(shape),
+        lengths_bn=lengths_s.reshape(shape[:2]),
+        finished_bn=np.asarray([ends for _, ends, _ in ended]).reshape(shape[:2]),
+        log_probs_bng=np.zeros(shape, np.float32),
         rewards_bn=None if rewards is None else np.asarray(rewards, np.float32),
     )
-    places = [table.places[row] for row in rows]
-    return Imported(table.source, places, responses, sum(truncated_s))
 
 
 # Prompts ------------------------------------------------------------------------------------------
@@ -194,9 +201,9 @@ def _ended(
     finished: bool | None,
     where: str,
     new_tokens: int,
-    eos: tuple[int, ...],
+    eos: Ids,
     truncate: bool,
-) -> tuple[Sequence[int], bool, bool]:
+) -> tuple[Ids, bool, bool]:
     """A response's tokens with its EOS, whether it has one, and whether it was cut."""
     words, end = token_ids.split_eos(ids, eos, where)
     if len(words) > new_tokens:

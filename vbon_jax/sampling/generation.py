@@ -20,7 +20,6 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from vbon_jax.config import KEYS, check
 from vbon_jax.data import batching, formats, sources, token_ids
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.models.huggingface import model_folder
@@ -89,10 +88,8 @@ def check_options(options: Options) -> None:
     """InputError for options that contradict each other, and for a file that would be lost."""
     if options.prompt and options.input is not None:
         raise InputError("--prompt and --input are both given; keep one of them")
-    if options.reward is not None:
-        check({"reward": options.reward}, [key for key in KEYS if key.name.startswith("reward.")])
-        if options.reward.path and options.reward.function:
-            raise InputError("--reward.path and --reward.function are both given; keep one of them")
+    if options.has_reward and options.reward.path and options.reward.function:
+        raise InputError("--reward.path and --reward.function are both given; keep one of them")
     if options.best_of > 1 and not options.has_reward:
         raise InputError(
             f"--best_of={options.best_of} needs a reward to choose by; add --reward.path=DIR or "

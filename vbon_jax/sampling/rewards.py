@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from vbon_jax import config
 from vbon_jax.data import token_ids
 from vbon_jax.data.batching import bucket_length
 from vbon_jax.data.prompt_sets import PromptSet
@@ -24,8 +25,7 @@ from vbon_jax.models import classifier as classifiers
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.types import InputError, Params
 
-PARTS = ("full", "response")
-OUTPUTS = ("logit", "log_prob", "prob")
+KEYS = [key for key in config.KEYS if key.name.startswith("reward.")]
 
 
 class Reward(NamedTuple):
@@ -44,8 +44,10 @@ class Reward(NamedTuple):
 def load(settings: ConfigDict, path: str = "") -> Reward:
     """The reward that `config.reward`, or a judge with the same keys, names.
 
-    `path` takes the place of its path, where a stage has made that model. Raises InputError.
+    `path` takes the place of its path, where a stage has made that model. Raises InputError for a
+    value outside of its key's choices, and what `classifier` and `from_callable` raise.
     """
+    config.check({"reward": settings}, KEYS)
     if not settings.function:
         return classifier(
             path or settings.path,
@@ -73,10 +75,7 @@ def try_out(reward: Reward, prompts: PromptSet, settings: ConfigDict) -> None:
     # A response is empty, so that a prompt alone fits; one that is read alone is a short text.
     alone = settings.text == "response"
     responses = [min(prompts.texts, key=len) if alone else ""] * len(longest)
-    columns = {
-        name: [values[place] for place in longest] for name, values in prompts.columns.items()
-    }
-    reward.score(texts, responses, columns)
+    reward.score(texts, responses, _columns(prompts, longest))
 
 
 # Text ---------------------------------------------------------------------------------------------
@@ -91,9 +90,13 @@ def score_responses(
 ) -> np.ndarray:
     """The rewards [S] float32 of responses (token ids) to the prompts of these places."""
     index = [int(place) for place in prompt_index_s]
-    asked, answers = texts(tokenizer, [prompts.token_ids[place] for place in index], response_ids)
-    columns = {name: [values[place] for place in index] for name, values in prompts.columns.items()}
-    return reward.score(asked, answers, columns)
+    pairs = texts(tokenizer, [prompts.token_ids[place] for place in index], response_ids)
+    return reward.score(*pairs, _columns(prompts, index))
+
+
+def _columns(prompts: PromptSet, index: Sequence[int]) -> dict[str, list]:
+    """The other fields of some prompts' rows."""
+    return {name: [values[place] for place in index] for name, values in prompts.columns.items()}
 
 
 def texts(
@@ -143,35 +146,22 @@ def classifier(
     output: str = "logit",
     text: str = "full",
     batch_size: int = 64,
-    max_tokens: int | None = None,
     over_long: str = "error",
 ) -> Reward:
     """The score of one label, by the sequence-classification model in a Hugging Face folder.
 
-    `label` is a name in the model's `id2label`, or its number. `output` is the label's raw logit,
-    its log-probability or its probability: a softmax over the labels, or a sigmoid where there is
-    one label only or where the model says that its labels do not exclude each other.
-    The model reads prompt and response joined (`text` is "full") or the "response" alone. A text of
-    more than `max_tokens` tokens, special ones counted (None: the model's positions), is an "error"
-    or loses its beginning ("truncate"), so that the response stays. Texts are scored at most
-    `batch_size` at a time, in few compiled shapes. Raises InputError for an unknown label, output
-    or choice.
+    `label` is a name in the model's `id2label`, or its number. `output` is the label's raw "logit",
+    its "log_prob" or its probability ("prob"): a softmax over the labels, or a sigmoid where there
+    is one label only or where the model says that its labels do not exclude each other. The model
+    reads prompt and response joined (`text` is "full") or the "response" alone. A text of more
+    tokens than the model has positions, special ones counted, is an "error" or loses its beginning
+    ("truncate"), so that the response stays. Texts are scored at most `batch_size` at a time, in
+    few compiled shapes. Raises InputError for an unknown label.
     """
     checkpoint = model_folder.load(path, kind="classifier")
     tokenizer = model_folder.load_tokenizer(path)
     model_folder.check_vocabulary(tokenizer, checkpoint.config, path)
-    positions = checkpoint.config.max_positions
-    longest = positions if max_tokens is None else max_tokens
-    if text not in PARTS:
-        raise InputError(f"{path}: the reward's text is {text!r}; choose {' or '.join(PARTS)}")
-    if output not in OUTPUTS:
-        raise InputError(f"{path}: the reward's output is {output!r}; choose {', '.join(OUTPUTS)}")
-    if over_long not in ("error", "truncate"):
-        raise InputError(f"over_long is {over_long!r}; choose error or truncate")
-    if not 3 <= longest <= positions:
-        raise InputError(f"{path}: max_tokens is {longest}; give 3 to {positions}, its positions")
-    if batch_size < 1:
-        raise InputError(f"the reward's batch_size is {batch_size}; give at least 1")
+    longest = checkpoint.config.max_positions
     index = label_index(path, label, checkpoint.config.labels)
     independent = checkpoint.settings.get("problem_type") == "multi_label_classification"
 
@@ -185,7 +175,7 @@ def classifier(
         )
         return _select(logits_bc, index, output=output, independent=independent)
 
-    marks = (model_folder.fingerprint(path), index, output, text, longest, over_long)
+    marks = (model_folder.fingerprint(path), index, output, text, over_long)
     return Reward(_checked(f"{path} ({label})", score), _sha256(*map(str, marks)))
 
 
