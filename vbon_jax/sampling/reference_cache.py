@@ -23,7 +23,6 @@ from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.types import InputError, Responses
 
 VERSION = 2  # of the files' layout and of what their columns mean
-REMEDY = "delete it and run the same command again"
 SCHEMA = pa.schema(
     {
         "prompt_id": pa.int32(),
@@ -278,22 +277,14 @@ def read(
     starts = [_rows_of(file).start for file in references.shards]
     places = [(bisect.bisect(starts, int(prompt)) - 1, int(prompt)) for prompt in prompt_ids]
     columns = {
-        shard: _open(references.shards[shard], columns=[column])[column]
+        shard: files.read_parquet(references.shards[shard], [column])[column]
         for shard in sorted({shard for shard, _ in places})
     }
     return [columns[shard][prompt - starts[shard]].as_py() for shard, prompt in places]
 
 
-def _open(file: pathlib.Path, *, columns: list[str]) -> pa.Table:
-    """Some columns of a shard."""
-    try:
-        return pq.read_table(file, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, error) from error
-
-
 def _damaged(file: pathlib.Path, why: object) -> files.Damaged:
-    return files.Damaged(file, f"{str(why).partition(chr(10))[0]}; {REMEDY}")
+    return files.Damaged(file, f"{why}; delete it and run the same command again")
 
 
 def _check_shard(file: pathlib.Path) -> None:
@@ -313,7 +304,7 @@ def _read_shard(file: pathlib.Path, provenance: Provenance) -> tuple[Responses, 
     """The responses of a shard, and how many seconds they took."""
     _check_shard(file)
     names = ["prompt_id", "response_tokens", "finished", "log_probs", "rewards"]
-    table = _open(file, columns=names).combine_chunks()
+    table = files.read_parquet(file, names).combine_chunks()
     if table["prompt_id"].to_pylist() != list(_rows_of(file)):
         raise _damaged(file, "it has other prompts")
     values = {name: _values(file, table, name, provenance) for name in names[1:]}
