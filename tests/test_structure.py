@@ -26,8 +26,8 @@ BELOW = {
 BELOW["functional"] = ("types",)
 BELOW["models"] = (*BELOW["functional"], "functional", "files")
 BELOW["data"] = (*BELOW["functional"], "functional", "files")
-BELOW["sampling"] = (*BELOW["models"], "models", "data")
-BELOW["training"] = (*BELOW["sampling"], "sampling", "config")
+BELOW["sampling"] = (*BELOW["models"], "config", "models", "data")
+BELOW["training"] = (*BELOW["sampling"], "sampling")
 
 
 def room(path: pathlib.Path) -> str:
