@@ -5,10 +5,13 @@ import pathlib
 
 import jax
 
-from tests import forkserver
 from tests.training.tiny_task import MODEL, make_task
 from vbon_jax.models import decoder
 from vbon_jax.training import loop, methods
+
+# A process that has imported all of this, from which others are forked.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.training.one_run"])
 
 
 def small_task(method: str = "vbon", **changes) -> methods.Task:
@@ -32,7 +35,7 @@ def started(folder: pathlib.Path) -> multiprocessing.Process:
     It compiles what it runs: a program that is read from the tests' cache can round otherwise, and
     these runs are compared bit for bit.
     """
-    process = forkserver.CONTEXT.Process(target=_compiled_run, args=(folder,))
+    process = CONTEXT.Process(target=_compiled_run, args=(folder,))
     process.start()
     return process
 

@@ -78,10 +78,7 @@ def test_what_cannot_be_imported_is_refused_in_a_line(folder):
 def test_it_goes_through_training_evaluation_and_the_report(folder, tiny, tmp_path):
     changes = {"train__steps": 3, "train__checkpoint_every": 3}
     command = overrides(tiny, **changes, simpo__gamma=1.0)
-    done = program(
-        "compare", f"--config={folder / 'simpo.py'}", "--workdir", tmp_path, *command,
-        environment={"PYTHONPATH": str(folder)},
-    )  # fmt: skip
+    done = program("compare", f"--config={folder / 'simpo.py'}", "--workdir", tmp_path, *command)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = results.read_results(tmp_path / "results.csv")
     assert [row["method"] for row in rows if row["seed"] is not None] == ["dpo", NAME]
