@@ -490,7 +490,7 @@ def test_a_response_cannot_leave_its_markers():
         ({"template": "{first} {second}"}, r"template: give \{prompt\} once"),
         ({"runs": ("no-run",)}, "'no-run' is not an evaluated run"),
         ({"baseline": "no-run"}, "'no-run' is not an evaluated run"),
-        ({"runs": ("vbon-n2-s0",), "baseline": "vbon-n2-s0"}, "there is no evaluated run to judge"),
+        ({"runs": ("vbon-n2-s0",), "baseline": "vbon-n2-s0"}, "it has no evaluated run to judge"),
         ({"key_variable": "NO_SUCH_VARIABLE"}, "export NO_SUCH_VARIABLE=YOUR-KEY"),
     ],
 )

@@ -1,7 +1,7 @@
 """How far two rewards agree about which of two responses to a prompt is the better one.
 
-Only pairs of responses to the same prompt are compared: what a reward says across prompts, an
-offset of a prompt say, changes nothing. Host arithmetic in numpy's float64.
+Only pairs of responses to the same prompt are compared, so that a reward's offset for a prompt
+changes nothing. Host arithmetic in numpy's float64.
 
     B  prompts     K  responses to each     R  resamples
 """
@@ -14,7 +14,7 @@ from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate, estimat
 
 
 class Agreement(NamedTuple):
-    """What two rewards of the same responses have in common, with intervals over prompts."""
+    """The agreement of two rewards of the same responses, with intervals over prompts."""
 
     agreement: Estimate  # share of the pairs that both order which both order the same way
     tau_b: Estimate  # Kendall's tau-b within a prompt, the mean over prompts that have one
@@ -22,7 +22,7 @@ class Agreement(NamedTuple):
 
 
 class PairCounts(NamedTuple):
-    """Of the K(K−1)/2 pairs of each prompt, how many are what; [B] float64 each."""
+    """Counts of the K(K−1)/2 pairs of each prompt, [B] float64 each."""
 
     concordant_b: np.ndarray  # both order them, the same way
     discordant_b: np.ndarray  # both order them, one the other way round
@@ -38,12 +38,15 @@ def pair_counts(first_bk: np.ndarray, second_bk: np.ndarray) -> PairCounts:
     first_bk, second_bk = np.asarray(first_bk), np.asarray(second_bk)
     if first_bk.shape != second_bk.shape or first_bk.ndim != 2:
         raise ValueError(f"two rewards of shapes {first_bk.shape} and {second_bk.shape}")
+    one, other = np.triu_indices(first_bk.shape[1], 1)
     counts = []
-    upper = np.triu_indices(first_bk.shape[1], 1)
-    for rewards in zip(first_bk, second_bk, strict=True):
-        one, other = (np.sign(of[upper[0]] - of[upper[1]]) for of in rewards)
-        both = one * other
-        ordered = np.count_nonzero(one), np.count_nonzero(other)
+    for first_k, second_k in zip(first_bk, second_bk, strict=True):
+        first, second = (
+            np.sign(first_k[one] - first_k[other]),
+            np.sign(second_k[one] - second_k[other]),
+        )
+        both = first * second
+        ordered = np.count_nonzero(first), np.count_nonzero(second)
         counts.append(((both > 0).sum(), (both < 0).sum(), *ordered))
     return PairCounts(*np.asarray(counts, np.float64).reshape(-1, 4).T)
 

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 2000
-CHUNK = 1 << 20  # entries of the matrix of bootstrap weights that are held at once
+CHUNK = 1 << 20  # entries of the bootstrap weights that exist at once
 
 
 class Estimate(NamedTuple):
-    """A number and what prompts leave open about it."""
+    """A number with its uncertainty over prompts."""
 
     value: float
     se: float  # standard error
@@ -28,7 +28,7 @@ def resampled_means(columns_bc: np.ndarray, *, seed: int, resamples: int = RESAM
 
     Every column sees the same prompts in a resample, so that statistics of several columns keep
     their correlation. Deterministic in `seed` and B. Raises ValueError for fewer than 2 prompts,
-    of which no spread can be told, and for a value that is not finite.
+    which have no spread, and for a value that is not finite.
     """
     columns_bc = np.asarray(columns_bc, np.float64)
     prompts = len(columns_bc)
@@ -61,11 +61,11 @@ def estimate(values: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Es
     means_b = values if values.ndim == 1 else values.mean(axis=1)
     means_r = resampled_means(means_b[:, None], seed=seed, resamples=resamples)[:, 0]
     standard_error = means_b.std(ddof=1) / len(means_b) ** 0.5
-    return of_resamples(means_b.mean(), means_r)._replace(se=float(standard_error))
+    return from_resamples(means_b.mean(), means_r)._replace(se=float(standard_error))
 
 
-def of_resamples(value: float, resampled_r: np.ndarray) -> Estimate:
-    """A number with what its values [R] on resamples of prompts leave open: se is their spread."""
+def from_resamples(value: float, resampled_r: np.ndarray) -> Estimate:
+    """A number with the spread and the interval of its values [R] on resamples of prompts."""
     lo, hi = np.percentile(resampled_r, [2.5, 97.5])
     return Estimate(float(value), float(resampled_r.std(ddof=1)), float(lo), float(hi))
 
@@ -85,4 +85,4 @@ def estimate_of_means(
     columns_bc = np.asarray(columns_bc, np.float64)
     resampled_r = statistic(resampled_means(columns_bc, seed=seed, resamples=resamples))
     value = statistic(columns_bc.mean(axis=0, keepdims=True))[0]
-    return of_resamples(value, resampled_r)
+    return from_resamples(value, resampled_r)

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from vbon_jax.evaluation.best_of_n import wins
-from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, of_resamples, resampled_means
+from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, from_resamples, resampled_means
 
 RIDGE = (1e-9, 1e-4)  # half of it times intercept^2 and slope^2 is added to the mean log-loss
 ITERATIONS = 100  # of Newton's method, at most
@@ -31,13 +31,13 @@ def length_controlled_win_rate(
 ) -> Estimate:
     """P(win) at no difference of length, with a 95 % bootstrap interval over prompts.
 
-    Every response is held against ALL M reference responses to its prompt, a tie counting one
-    half: the pairs of `evaluate.win_rates`, so that a slope of 0 gives the plain win rate. Lengths
+    Every response is compared with ALL M reference responses to its prompt, a tie counting one
+    half: the pairs of `measures.win_rates`, so that a slope of 0 gives the plain win rate. Lengths
     are whole numbers (tokens). Each resample of prompts has a standard deviation and a regression
     of its own. The regression is the maximum of the mean log-likelihood less `RIDGE`, which keeps
     it finite where length alone decides who wins. NaN where all responses of the policy are longer
     than all of the reference's, or all shorter: equal length lies outside of what was seen. Raises
-    ValueError for shapes that do not agree, for lengths that are no integers, and as
+    ValueError for shapes that do not agree, for lengths that are not integers, and as
     `resampled_means` does.
     """
     differences_d, count_bd, wins_bd = pairs_by_difference(
@@ -47,7 +47,7 @@ def length_controlled_win_rate(
     resampled_rc = resampled_means(columns_bc, seed=seed, resamples=resamples)
     start_r, value_r = _at_no_difference(differences_d, columns_bc.mean(axis=0, keepdims=True))
     resampled_r = _at_no_difference(differences_d, resampled_rc, start_r)[1]
-    return of_resamples(value_r[0], resampled_r)
+    return from_resamples(value_r[0], resampled_r)
 
 
 def pairs_by_difference(
@@ -73,13 +73,14 @@ def pairs_by_difference(
     width = int(lengths_bk.max()) - int(reference_lengths_bm.min()) - lowest + 1
     pairs = rewards_bk.shape[1] * reference_bm.shape[1]
     count_bd, wins_bd = np.zeros((2, len(rewards_bk), width))
-    for at, rewards_k in enumerate(rewards_bk):
-        place = lengths_bk[at][:, None].astype(np.int64) - reference_lengths_bm[at] - lowest
-        win_km = wins(rewards_k[:, None], reference_bm[at])
-        count_bd[at] = np.bincount(place.ravel(), minlength=width) / pairs
-        wins_bd[at] = np.bincount(place.ravel(), win_km.ravel(), minlength=width) / pairs
-    there = count_bd.any(axis=0)
-    return np.arange(lowest, lowest + width)[there] * 1.0, count_bd[:, there], wins_bd[:, there]
+    for b, rewards_k in enumerate(rewards_bk):
+        place_km = lengths_bk[b][:, None].astype(np.int64) - reference_lengths_bm[b] - lowest
+        win_km = wins(rewards_k[:, None], reference_bm[b])
+        count_bd[b] = np.bincount(place_km.ravel(), minlength=width) / pairs
+        wins_bd[b] = np.bincount(place_km.ravel(), win_km.ravel(), minlength=width) / pairs
+    occurs = count_bd.any(axis=0)
+    differences_d = np.arange(lowest, lowest + width)[occurs] * 1.0
+    return differences_d, count_bd[:, occurs], wins_bd[:, occurs]
 
 
 def _at_no_difference(differences_d, means_rc, start=None) -> tuple[np.ndarray, np.ndarray]:
@@ -90,23 +91,23 @@ def _at_no_difference(differences_d, means_rc, start=None) -> tuple[np.ndarray, 
     spread = variance_r > 1e-9 * (1 + mean_r**2)
     scale_r = np.sqrt(np.where(spread, variance_r, 1.0))
     x_rd = np.tanh(differences_d / scale_r[:, None]) * spread[:, None]
-    found_r2 = _regressions(x_rd, count_rd, wins_rd, start)
+    theta_r2 = _regressions(x_rd, count_rd, wins_rd, start)
     inside = (count_rd[:, differences_d <= 0] > 0).any(axis=1)
     inside &= (count_rd[:, differences_d >= 0] > 0).any(axis=1)
-    return found_r2, np.where(inside, expit(found_r2[:, 0]), np.nan)
+    return theta_r2, np.where(inside, expit(theta_r2[:, 0]), np.nan)
 
 
 def _regressions(x_rd, count_rd, wins_rd, start) -> np.ndarray:
-    """Intercept and slope [R, 2] of each row's logistic regression, by Newton's method."""
+    """theta: intercept and slope [R, 2] of each row's logistic regression, by Newton's method."""
     if start is None:
         share_r = np.clip(wins_rd.sum(axis=1), 1e-6, 1 - 1e-6)
         start = np.stack([logit(share_r), np.zeros_like(share_r)], axis=1)
-    found_r2 = np.broadcast_to(start, (len(x_rd), 2)).copy()
+    theta_r2 = np.broadcast_to(start, (len(x_rd), 2)).copy()
     for _ in range(ITERATIONS):
-        p_rd = expit(found_r2[:, :1] + found_r2[:, 1:] * x_rd)
+        p_rd = expit(theta_r2[:, :1] + theta_r2[:, 1:] * x_rd)
         residual_rd, weight_rd = wins_rd - count_rd * p_rd, count_rd * p_rd * (1 - p_rd)
-        slope_a = residual_rd.sum(axis=1) - RIDGE[0] * found_r2[:, 0]
-        slope_s = (residual_rd * x_rd).sum(axis=1) - RIDGE[1] * found_r2[:, 1]
+        slope_a = residual_rd.sum(axis=1) - RIDGE[0] * theta_r2[:, 0]
+        slope_s = (residual_rd * x_rd).sum(axis=1) - RIDGE[1] * theta_r2[:, 1]
         bend_aa = weight_rd.sum(axis=1) + RIDGE[0]
         bend_as = (weight_rd * x_rd).sum(axis=1)
         bend_ss = (weight_rd * x_rd**2).sum(axis=1) + RIDGE[1]
@@ -114,7 +115,7 @@ def _regressions(x_rd, count_rd, wins_rd, start) -> np.ndarray:
             [bend_ss * slope_a - bend_as * slope_s, bend_aa * slope_s - bend_as * slope_a], axis=1
         ) / (bend_aa * bend_ss - bend_as**2)[:, None]  # fmt: skip
         largest_r1 = np.abs(steps_r2).max(axis=1, keepdims=True)
-        found_r2 += steps_r2 * np.minimum(1.0, LONGEST_STEP / np.maximum(largest_r1, 1e-300))
+        theta_r2 += steps_r2 * np.minimum(1.0, LONGEST_STEP / np.maximum(largest_r1, 1e-300))
         if largest_r1.max() < 1e-9:
             break
-    return found_r2
+    return theta_r2

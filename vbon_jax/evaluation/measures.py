@@ -18,7 +18,7 @@ from vbon_jax.evaluation.bootstrap import (
     Estimate,
     estimate,
     estimate_of_means,
-    of_resamples,
+    from_resamples,
     resampled_means,
 )
 from vbon_jax.evaluation.measured_responses import MeasuredResponses, token_lists
@@ -116,7 +116,7 @@ def group_means(
     policies' win rates over the KL that they have: 1 on the curve, 0 where nothing is won. Near the
     reference a step twice as long wins twice as much for four times the KL, which leaves it as it
     is, so it compares policies that have gone unequally far. Intervals resample prompts, the same
-    for all policies and the curve: they say nothing of the spread over seeds. Groups in order of
+    for all policies and the curve, and leave out the spread over seeds. Groups in order of
     first appearance. Raises ValueError as `resampled_means` does.
     """
     policies, points = len(groups), len(best.n_g)
@@ -137,19 +137,19 @@ def group_means(
             "deficit": np.asarray(best_rp) - win_rp,
             "needed": np.asarray(needed_rp),
         }
-        of_groups = []
+        means_g = []
         for members in members_g:
             mean = {name: value_rp[:, members].mean(axis=1) for name, value_rp in values.items()}
             needed_r = mean.pop("needed")
-            of_groups.append(mean | {"efficiency": needed_r / mean["kl"]})
-        return of_groups
+            means_g.append(mean | {"efficiency": needed_r / mean["kl"]})
+        return means_g
 
     names = list(dict.fromkeys(groups))
     members_g = [[p for p, group in enumerate(groups) if group == name] for name in names]
     observed = statistics(columns_bc.mean(axis=0, keepdims=True))
     resampled = statistics(resampled_means(columns_bc, seed=seed, resamples=resamples))
     return {
-        name: {key: of_resamples(value[key][0], value_r[key]) for key in value}
+        name: {key: from_resamples(value[key][0], value_r[key]) for key in value}
         for name, value, value_r in zip(names, observed, resampled, strict=True)
     }
 

@@ -1,7 +1,7 @@
-"""What a judge says who compares two responses, asked about each pair in both orders.
+"""The verdicts of a judge that compares two responses, on each pair in both orders.
 
 A verdict is +1 where the judge takes the policy's response, −1 where it takes the baseline's, and
-0 for a tie. Source of asking twice: Zheng et al. 2023 (MT-Bench, arXiv 2306.05685), section 3.4.
+0 for a tie. Source of judging twice: Zheng et al. 2023 (MT-Bench, arXiv 2306.05685), section 3.4.
 
     B  prompts, one pair each
 """
@@ -13,7 +13,7 @@ from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate, estimat
 
 
 def scores(first_b: np.ndarray, second_b: np.ndarray) -> np.ndarray:
-    """1, 0 or one half of each pair, [B] float64: what both orders agree on, else one half.
+    """1, 0 or one half for each pair, [B] float64: the verdict of both orders, else one half.
 
     first_b are the verdicts with the policy's response in the first place, second_b those with it
     in the second, both in terms of the policy. Raises ValueError for anything but −1, 0 and 1.
@@ -33,7 +33,7 @@ def summarise(
     """Every number about B judged pairs, each with its interval over prompts.
 
     win_rate (the mean of `scores`) · ties (share that both orders call a tie) · disagreements
-    (share whose orders say different things; they count one half in the win rate) · position_bias
+    (share whose orders differ; they count one half in the win rate) · position_bias
     (share of the 2B verdicts for the response in the first place minus the share for the one in
     the second: 1 for a judge that always takes the first, 0 for one that place does not move) ·
     reward_agreement (of the pairs that the judge decides and a reward orders, the share that both

@@ -14,7 +14,7 @@ from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, resampled_means
 
 
 class Membership(NamedTuple):
-    """How much of one group of points is on the front of all of them."""
+    """The share of one group of points on the front of all points."""
 
     points: int
     share: Estimate  # of the group's points; its interval resamples prompts
@@ -33,10 +33,10 @@ def on_front(cost: np.ndarray, quality: np.ndarray) -> np.ndarray:
         raise ValueError(f"costs of shape {cost.shape} and qualities of shape {quality.shape}")
     known = np.isfinite(cost) & np.isfinite(quality)
     cost, quality = np.where(known, cost, np.inf), np.where(known, quality, -np.inf)
-    # By cost, the best first among equals: only a point that stands before can beat another, and
-    # it does where it is as good; the first of equal points answers for all of them.
+    # By cost, the best first among equals: only an earlier point can beat another, and it
+    # does where it is as good; the first of equal points decides for all of them.
     order = np.lexsort((-quality, cost), axis=-1)
-    cost, quality = (np.take_along_axis(of, order, axis=-1) for of in (cost, quality))
+    cost, quality = (np.take_along_axis(x, order, axis=-1) for x in (cost, quality))
     best = np.maximum.accumulate(quality, axis=-1)
     before = np.concatenate([np.full_like(best[..., :1], -np.inf), best[..., :-1]], axis=-1)
     differs = np.ones(cost.shape, bool)
@@ -57,9 +57,9 @@ def membership(
 ) -> dict[str, Membership]:
     """The share of each group's points on the front of all P points, with its interval.
 
-    cost_bp, quality_bp [B, P]: what each prompt says of each point; a point is the mean over
-    prompts. `groups` names the group of each point. The interval is a 95 % percentile bootstrap:
-    every resample of prompts moves all points together and has a front of its own. A point with a
+    cost_bp, quality_bp [B, P]: of each point for each prompt; a point is the mean over prompts.
+    `groups` names the group of each point. The interval is a 95 % percentile bootstrap: every
+    resample of prompts moves all points together and has a front of its own. A point with a
     value that is not finite counts as one off the front. Groups in order of first appearance.
     Raises ValueError as `resampled_means` does, and where the shapes do not agree.
     """
@@ -81,8 +81,8 @@ def membership(
     )
     lo_g, hi_g = np.percentile(resampled_rg, [2.5, 97.5], axis=0)
     spread_g = resampled_rg.std(axis=0, ddof=1)
-    numbers = zip(observed_rg[0], spread_g, lo_g, hi_g, strict=True)
+    estimates = zip(observed_rg[0], spread_g, lo_g, hi_g, strict=True)
     return {
-        name: Membership(list(groups).count(name), Estimate(*map(float, of)))
-        for name, of in zip(names, numbers, strict=True)
+        name: Membership(list(groups).count(name), Estimate(*map(float, estimate)))
+        for name, estimate in zip(names, estimates, strict=True)
     }

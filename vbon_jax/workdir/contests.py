@@ -15,7 +15,7 @@ def read(work: layout.Work, options: ConfigDict) -> list[Contest]:
     Raises InputError for runs that are not there or cannot be read, and fewer than two prompts.
     """
     if work.cache is None:
-        raise InputError(f"{work.path}: no reference cache is there; run compare or evaluate first")
+        raise InputError(f"{work.path}: it has no reference cache; run compare or evaluate first")
     count = min(options.prompts, len(work.cache.rewards_pm))
     if count < 2:
         raise InputError(f"{work.path}: an interval over prompts needs at least 2, it has {count}")
@@ -50,7 +50,7 @@ def _chosen(
             )
     runs = [evaluated[name] for name in names if name not in (options.baseline, results.REFERENCE)]
     if not runs:
-        raise InputError(f"{work.path}: there is no evaluated run to judge; run compare first")
+        raise InputError(f"{work.path}: it has no evaluated run to judge; run compare first")
     return runs
 
 
