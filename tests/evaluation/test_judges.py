@@ -1,4 +1,4 @@
-"""Judges beside the training reward and equal length, through whole programs and by part."""
+"""Judges beside the training reward: on the responses of a model, and by part."""
 
 import csv
 import json
@@ -10,61 +10,78 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import fake_models
-from tests.tiny_config import overrides, program
+from vbon_jax import files
 from vbon_jax.config import defaults
 from vbon_jax.evaluation import judges, stored_responses
 from vbon_jax.report import aggregates, judge_rows, outputs
 from vbon_jax.sampling import reference_cache
-from vbon_jax.study import evaluate, plan
+from vbon_jax.study import caches, check, evaluate, materials, plan, stages
 from vbon_jax.types import InputError
 from vbon_jax.workdir import layout, results
 
-CONFIG = """
-from vbon_jax.config import defaults
-def get_config(arg=None):
+JUDGES = {
+    "same": {"function": "tests.reward_functions:vowels"},
+    "contrary": {"function": "tests.reward_functions:no_vowels"},
+    "short": {"function": "tests.reward_functions:vowels_of_response"},
+}
+
+
+def configuration(**named):
     config = defaults()
     with config.unlocked():
-        config.judges.same = {"function": "tests.reward_functions:vowels"}
-        config.judges.contrary = {"function": "tests.reward_functions:no_vowels"}
-        config.judges.short = {"function": "tests.reward_functions:vowels_of_response"}
-    return config.lock()
-"""
+        config.judges = named
+    return config
 
 
-def judged(workdir):
+def evaluate_reference(tiny, workdir, **named):
+    """The tiny reference policy, evaluated at three temperatures with these judges."""
+    config = configuration(**named)
+    config.update_from_flattened_dict({
+        "policy.path": str(tiny / "policy"),
+        "data.train": str(tiny / "reviews"), "data.eval": str(tiny / "reviews"),
+        "data.train_limit": 4, "data.eval_limit": 12,
+        "reward.function": "tests.reward_functions:vowels",
+        "sampling.max_new_tokens": 6, "references.samples_per_prompt": 8,
+        "evaluation.samples_per_prompt": 4, "evaluation.batch_prompts": 6,
+        "evaluation.resamples": 100, "evaluation.ruler_n": (1, 2, 4),
+        "evaluation.temperatures": (0.1, 0.5, 1.0),
+    })  # fmt: skip
+    tables = check.check(config, [])
+    shared = materials.load(config, workdir, stages.make(config, workdir), tables)
+    caches.build(shared, "eval")
+    files.write_json(workdir / layout.COMPARE_FILE, {"command": "", "config": config.to_dict()})
+    evaluate.reference(shared, evaluate.load_standards(shared))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny, tmp_path_factory):
+    """A folder of the reference policy alone, with its report."""
+    workdir = tmp_path_factory.mktemp("judges")
+    evaluate_reference(tiny, workdir, **JUDGES)
+    outputs.write(workdir)
+    return workdir
+
+
+def judge_table(workdir):
     with (workdir / "judges.csv").open(newline="") as file:
         assert next(csv.reader(file)) == list(judge_rows.COLUMNS)
     return results.read_results(workdir / "judges.csv")
 
 
-@pytest.fixture(scope="module")
-def compared(tiny, tmp_path_factory):
-    """A comparison over the temperatures of a sweep, with three judges."""
-    folder = tmp_path_factory.mktemp("judged")
-    (folder / "config.py").write_text(CONFIG)
-    changes = {"evaluation__temperatures": "0.1,0.5,1.0", "methods": "vbon", "train__steps": 2}
-    arguments = ["--config", folder / "config.py", "--workdir", folder / "work"]
-    command = ["compare", *arguments, *overrides(tiny, **changes)]
-    done = program(*command)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "work", command
+# ------------------------------------------------------------------------------- with a model
 
 
-# ------------------------------------------------------------------------------- whole programs
-
-
-def test_a_judge_that_is_the_reward_says_what_it_says(compared):
-    workdir, _ = compared
-    rows = results.read_results(workdir / "results.csv")
-    policies = [row for row in rows if row["method"] in ("vbon", "reference")]
-    assert [row["temperature"] for row in policies] == [0.1, 0.5, 1] * 2
-    said = {
-        (row["judge"], row["run"], row["n"], row["temperature"]): row for row in judged(workdir)
+def test_a_judge_that_is_the_reward_has_its_numbers(evaluated):
+    rows = results.read_results(evaluated / "results.csv")
+    policies = [row for row in rows if row["method"] == "reference"]
+    assert [row["temperature"] for row in policies] == [0.1, 0.5, 1]
+    table = {
+        (row["judge"], row["run"], row["n"], row["temperature"]): row
+        for row in judge_table(evaluated)
     }
     for row in policies:
         same, contrary, short = (
-            said[name, row["run"], row["n"], row["temperature"]]
-            for name in ("same", "contrary", "short")
+            table[name, row["run"], row["n"], row["temperature"]] for name in JUDGES
         )
         for name in ("reward", "win_rate", "win_rate_lo", "win_rate_hi", "lc_win_rate"):
             assert same[name] == pytest.approx(row[name], abs=1e-6), name
@@ -75,70 +92,51 @@ def test_a_judge_that_is_the_reward_says_what_it_says(compared):
         assert contrary["win_rate"] == pytest.approx(1 - row["win_rate"], abs=1e-6)
         assert 0 <= short["agreement"] <= 1
         assert short["reward"] != same["reward"]
+        if row["lc_win_rate"] is not None:
+            assert row["lc_win_rate_lo"] <= row["lc_win_rate"] <= row["lc_win_rate_hi"]
     best = {row["n"]: row for row in rows if row["method"] == "best_of_n"}
+    assert set(best) == {1, 2, 4}
     for n, row in best.items():
-        same = said["same", "best_of_n", n, 1]
+        same = table["same", "best_of_n", n, 1]
         assert same["method"] == "best_of_n"
+        assert row["lc_win_rate"] is None
         for name in ("reward", "win_rate"):
-            assert same[name] == pytest.approx(row[name], abs=1e-5)
-        assert said["contrary", "best_of_n", n, 1]["win_rate"] <= 0.5 + 1e-6
-    cache = said["same", "cache", 1, 1]
+            assert same[name] == pytest.approx(row[name], abs=1e-12)
+        assert table["contrary", "best_of_n", n, 1]["win_rate"] <= 0.5 + 1e-6
+    cache = table["same", "cache", 1, 1]
     assert (cache["agreement"], cache["samples_per_prompt"], cache["win_rate"]) == (1, 8, None)
 
 
-def test_the_rewards_of_a_judge_are_those_of_the_same_bytes(compared):
-    workdir, _ = compared
-    for folder in (workdir / "reference", workdir / "runs" / "vbon-n2-s0" / "evaluation"):
-        for temperature in ("0.1", "0.5", "1"):
-            own = pq.read_table(folder / f"responses-t{temperature}.parquet")
-            other = pq.read_table(folder / "judges" / "same" / f"rewards-t{temperature}.parquet")
-            assert own["rewards"].to_pylist() == other["rewards"].to_pylist()
+def test_the_rewards_of_a_judge_are_those_of_the_same_bytes(evaluated):
+    folder = evaluated / "reference"
+    for temperature in ("0.1", "0.5", "1"):
+        stored = pq.read_table(folder / f"responses-t{temperature}.parquet")
+        judge = pq.read_table(folder / "judges" / "same" / f"rewards-t{temperature}.parquet")
+        assert stored["rewards"].to_pylist() == judge["rewards"].to_pylist()
 
 
-def test_every_policy_has_a_win_rate_at_equal_length(compared):
-    workdir, _ = compared
-    rows = results.read_results(workdir / "results.csv")
-    for row in rows:
-        if row["method"] not in ("vbon", "reference"):
-            assert row["lc_win_rate"] is None
-        elif row["lc_win_rate"] is not None:
-            assert row["lc_win_rate_lo"] <= row["lc_win_rate"] <= row["lc_win_rate_hi"]
-
-
-def test_the_page_shows_the_judges(compared):
-    workdir, _ = compared
-    text = (workdir / "report.html").read_text()
+def test_the_page_shows_the_judges(evaluated):
+    text = (evaluated / "report.html").read_text()
     for part in ("Other judges", "Win rate by contrary against KL", "tau-b"):
         assert part in text
-    for name in ("same", "contrary", "short"):
-        assert (workdir / "figures" / f"win-rate-by-{name}-against-kl.svg").is_file()
+    for name in JUDGES:
+        assert (evaluated / "figures" / f"win-rate-by-{name}-against-kl.svg").is_file()
 
 
-def test_what_stands_is_not_judged_again_and_another_judge_is_refused(compared, tmp_path):
-    workdir, command = compared
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("judges/*/*")}
-    assert len(before) == 3 * (2 + 2 * 5)
-    table = (workdir / "judges.csv").read_text()
-    again = program(*command)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("judges/*/*")}
-    assert (workdir / "judges.csv").read_text() == table
-    changed = tmp_path / "config.py"
-    changed.write_text(CONFIG.replace("vowels", "stretched_vowels", 1))
-    done = program(*["compare", "--config", changed, *command[3:]])
-    assert done.returncode == 2
-    assert "made from other inputs: judge was" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_finished_judges_are_not_repeated_and_another_one_is_refused(evaluated, tiny):
+    def stamps():
+        return {path: path.stat().st_mtime_ns for path in evaluated.rglob("judges/*/*")}
+
+    before = stamps()
+    assert len(before) == 3 * (2 + 5)
+    evaluate_reference(tiny, evaluated, **JUDGES)
+    assert before == stamps()
+    other = JUDGES | {"same": {"function": "tests.reward_functions:stretched_vowels"}}
+    with pytest.raises(InputError, match="made from other inputs: judge was"):
+        evaluate_reference(tiny, evaluated, **other)
 
 
 # ------------------------------------------------------------------------------- by part
-
-
-def configuration(**own):
-    config = defaults()
-    with config.unlocked():
-        config.judges = own
-    return config
 
 
 @pytest.mark.parametrize(
@@ -249,7 +247,7 @@ def work(tmp_path):
 
 def test_a_judge_is_read_without_any_model(work):
     outputs.write(work)
-    rows = judged(work)
+    rows = judge_table(work)
     kinds = [(row["method"], row["n"], row["temperature"]) for row in rows]
     assert kinds == [
         ("cache", 1, 1), *(("best_of_n", n, 1) for n in (1, 2, 4, 8)),
