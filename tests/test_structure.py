@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from vbon_jax import files
-from vbon_jax.config import defaults
+from vbon_jax.config import defaults, flat
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(
@@ -80,7 +79,7 @@ def test_every_key_of_the_configuration_is_read():
         for folder in ("vbon_jax", "experiments")
         for path in sorted((ROOT / folder).rglob("*.py"))
     )
-    for key in files.flat(defaults()):
+    for key in flat(defaults()):
         name = key.rsplit(".", maxsplit=1)[-1]
         assert re.search(rf"\.{name}\b|\[\"{name}\"\]|\"{name}\"", code), f"nothing reads {key}"
 

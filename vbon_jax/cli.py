@@ -16,8 +16,7 @@ import absl.logging
 from absl import flags
 from ml_collections import ConfigDict
 
-from vbon_jax import files
-from vbon_jax.config import defaults, get, help_text, set_key, unknown
+from vbon_jax.config import defaults, flat, get, help_text, set_key, unknown
 from vbon_jax.types import InputError
 
 CONFIG_HELP = (
@@ -149,7 +148,7 @@ def _split(argv: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 def change(config: ConfigDict, name: str, text: str) -> None:
     """Set a dotted key to what a word of the command line means for its type."""
-    known = files.flat(config)
+    known = flat(config)
     if name not in known:
         raise InputError(f"--config.{name}: {unknown(name, known)}")
     old = get(config, name)

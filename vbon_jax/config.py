@@ -122,8 +122,8 @@ KEYS: list[Key] = [
     ),
     Key("reward_model.centring", 0.0, "of the squared sum of a pair's rewards, on preferences",
         least=0, methods=("reward_model",)),
-    Key("stages", {}, 'models that are made first, by name; "stage:NAME" stands for the folder of '
-        "one (vbon_jax/study/stages.py)", shared=True, identifies=""),
+    Key("stages", {}, "models that are trained first, by name; wherever a model's path is a key, "
+        '"stage:NAME" is the folder of one (vbon_jax/study/stages.py)', shared=True, identifies=""),
     Key("judges", {}, "other rewards that evaluation scores the same responses with, name -> keys "
         'as in config.reward: {"gold": {"path": "FOLDER", "label": "LABEL_0"}}', shared=True,
         identifies=""),
@@ -351,6 +351,17 @@ def set_key(config: ConfigDict, name: str, value: Any, source: str) -> None:
         ) from error
 
 
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested configuration as `{"a.b": value}`; tuples as lists, as JSON reads them back."""
+    leaves = {}
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            leaves |= {f"{name}.{inner}": leaf for inner, leaf in flat(value).items()}
+        else:
+            leaves[name] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
 def unknown(name: str, known: Iterable[str] = ()) -> str:
     """A sentence for a key that does not exist, with the nearest ones that do."""
     names = list(known) or [key.name for key in KEYS]
@@ -390,8 +401,8 @@ def _refused(key: Key, value: Any) -> str:
 
 def is_shared(name: str) -> bool:
     """Whether a dotted key, or the group that it is in, has one value for all runs."""
-    own = _owner(name)
-    return own is not None and own.shared
+    owner = _owner(name)
+    return owner is not None and owner.shared
 
 
 def identity(config: ConfigDict, of: str = "run", keys: Iterable[Key] = ()) -> dict[str, Any]:
@@ -404,7 +415,7 @@ def identity(config: ConfigDict, of: str = "run", keys: Iterable[Key] = ()) -> d
         if key.identifies == of:
             value = get(config, key.name)
             if isinstance(value, ConfigDict | FrozenConfigDict):
-                kept |= {f"{key.name}.{name}": leaf for name, leaf in _leaves(value).items()}
+                kept |= {f"{key.name}.{name}": leaf for name, leaf in flat(value).items()}
             else:
                 kept[key.name] = list(value) if isinstance(value, tuple) else value
     return kept
@@ -447,14 +458,3 @@ def _owner(name: str) -> Key | None:
         if name == key.name or (key.default == {} and name.startswith(f"{key.name}.")):
             return key
     return None
-
-
-def _leaves(config) -> dict[str, Any]:
-    """A nested configuration as `{"a.b": value}`, tuples as lists."""
-    found = {}
-    for name, value in config.items():
-        if hasattr(value, "items"):
-            found |= {f"{name}.{inner}": leaf for inner, leaf in _leaves(value).items()}
-        else:
-            found[name] = list(value) if isinstance(value, tuple) else value
-    return found

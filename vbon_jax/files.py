@@ -176,20 +176,6 @@ def recorded(folder: str | pathlib.Path) -> dict[str, Any] | None:
     return read_json(path, "inputs", "finished")
 
 
-# Configurations as flat dictionaries --------------------------------------------------------------
-
-
-def flat(config) -> dict[str, Any]:
-    """A nested configuration as `{"a.b": value}`; tuples as lists, as JSON reads them back."""
-    leaves = {}
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            leaves |= {f"{key}.{name}": leaf for name, leaf in flat(value).items()}
-        else:
-            leaves[key] = list(value) if isinstance(value, tuple) else value
-    return leaves
-
-
 def begin(folder: pathlib.Path, inputs: dict, *, resumes: bool = False) -> bool:
     """`Artifact(folder, inputs).begin`; callers are moving to Artifact."""
     return Artifact(folder, inputs).begin(resumes=resumes)

@@ -174,9 +174,9 @@ def test_a_cache_without_responses_cannot_be_judged(tmp_path):
     with pytest.raises(
         InputError, match=r"imported without responses, which config\.judges \(gold"
     ):
-        evaluate.panel(types.SimpleNamespace(config=config, workdir=work), cache)
+        evaluate.load_judges(types.SimpleNamespace(config=config, workdir=work), cache)
     materials = types.SimpleNamespace(config=defaults(), workdir=work)
-    assert evaluate.panel(materials, cache) == []
+    assert evaluate.load_judges(materials, cache) == []
 
 
 def token_sums(places, ids):

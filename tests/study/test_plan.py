@@ -1,6 +1,7 @@
 """The runs of a comparison: what they are, what they are called, and which are refused."""
 
 import pathlib
+import sys
 
 import pytest
 
@@ -161,3 +162,38 @@ def test_a_label_is_the_method_and_what_its_cell_sets(cell, label):
     assert record.bound == (cell.get("bound", "l1") if cell["method"] == "vbon" else None)
     assert (record.gradient is None) == (cell["method"] == "dpo")
     assert record.measured
+
+
+@pytest.fixture
+def own_method(tmp_path, monkeypatch) -> str:
+    """A method of a user's own file, with a key of its own."""
+    (tmp_path / "my_file.py").write_text(
+        "from vbon_jax.config import Key\n"
+        "from vbon_jax.training.methods import METHODS\n"
+        "KEYS = (Key('simpo.gamma', 0.5, 'the margin', least=0),)\n"
+        "METHODS = {'simpo': METHODS['dpo']._replace(keys=KEYS)}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_file:simpo"
+    sys.modules.pop("my_file", None)
+
+
+def test_a_user_s_method_has_a_tidy_name_and_its_own_keys(own_method):
+    plain = {"method": own_method}
+    runs = plan.plan(configuration(plain, plain | {"simpo.gamma": 2.0}, {"method": "dpo"}), WORK)
+    assert [run.name for run in runs] == ["simpo-n4-s0", "simpo-n4-s0-simpo.gamma=2.0", "dpo-n4-s0"]
+    assert [run.label for run in runs] == ["simpo", "simpo (gamma=2.0)", "dpo"]
+    assert [run.config.simpo.gamma for run in runs[:2]] == [0.5, 2.0]
+    assert "simpo" not in runs[2].config
+    assert plan.record(runs[0]).order > plan.record(runs[2]).order
+    with pytest.raises(InputError, match=r"simpo\.gamma=-1\.0: give a number from 0"):
+        plan.plan(configuration(plain | {"simpo.gamma": -1.0}), WORK)
+
+
+def test_what_by_method_sets_for_a_user_s_method(own_method):
+    for name in (own_method, "simpo"):
+        config = configuration({"method": own_method})
+        with config.unlocked():
+            config.by_method = {name: {"train": {"learning_rate": 5e-5}}}
+        (run,) = plan.plan(config, WORK)
+        assert run.config.train.learning_rate == 5e-5

@@ -70,17 +70,17 @@ def _tables(config: ConfigDict) -> Tables:
 
 def _with_given_pairs(runs: list[Run]) -> list[ConfigDict]:
     """The configurations of runs that read given pairs, one for each way of reading them."""
-    found = {}
+    configs = {}
     for run in runs:
         if run.config.pairs.path and run.method.pairs:
             pairs = run.config.pairs.to_dict()
             ways = {name: pairs[name] for name in pairs.keys() - {"alpha", "beta", "average"}}
-            found[repr(sorted(ways.items()))] = run.config
-    return list(found.values())
+            configs[repr(sorted(ways.items()))] = run.config
+    return list(configs.values())
 
 
 def _tokenizer(config: ConfigDict, path: str) -> Any:
-    """That of the folder which a model begins with; None for a stage that trains its own."""
+    """The tokenizer of the folder that a model begins with; None where a stage trains it."""
     folder = stages.base_folder(config, path)
     return model_folder.load_tokenizer(folder) if folder else None
 

@@ -39,10 +39,10 @@ class Standards(NamedTuple):
 def load_standards(materials: Materials) -> Standards:
     """The held-out cache, and each judge with its scores of it; the missing ones are computed."""
     cache = caches.load(materials, "eval")
-    return Standards(cache, panel(materials, cache))
+    return Standards(cache, load_judges(materials, cache))
 
 
-def panel(materials: Materials, cache: reference_cache.References) -> list[judges.Judge]:
+def load_judges(materials: Materials, cache: reference_cache.References) -> list[judges.Judge]:
     """The judges of the configuration; cached responses that they have not scored are scored."""
     config, folder = materials.config, materials.workdir / "references" / "eval"
     named = plan.judges(config)
@@ -51,17 +51,17 @@ def panel(materials: Materials, cache: reference_cache.References) -> list[judge
             f"{folder}: its rewards were imported without responses, which config.judges "
             f"({', '.join(named)}) would score; import responses, or take the judges out"
         )
-    found = []
+    panel = []
     for name, options in named.items():
         reward = rewards.load(options, materials.models.judges[name])
         score = functools.partial(
             rewards.score_responses, reward, materials.tokenizer, materials.eval_prompts
         )
         size = config.evaluation.batch_prompts
-        found.append(
+        panel.append(
             judges.make_judge(name, reward.fingerprint, score, cache, folder, batch_prompts=size)
         )
-    return found
+    return panel
 
 
 def reference(materials: Materials, standards: Standards) -> None:

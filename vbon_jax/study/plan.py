@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from vbon_jax import files
-from vbon_jax.config import KEYS, add, defaults, is_shared, set_key
+from vbon_jax.config import KEYS, add, defaults, flat, is_shared, set_key
 from vbon_jax.config import check as check_keys
 from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError
@@ -85,10 +84,11 @@ def make_run(config: ConfigDict, cell: dict[str, Any], workdir: pathlib.Path) ->
     method = methods.method(cell["method"])
     run_config = _own_copy(config, workdir)
     add(run_config, method.keys)
-    own = _of_method(config, cell["method"])
-    for key in own.keys() & named.keys():
+    overrides = _overrides(config, cell["method"])
+    for key in overrides.keys() & named.keys():
         raise InputError(f"config.by_method.{cell['method']}: set {key} in config.cells")
-    for source, values in ((f"config.by_method.{cell['method']}", own), ("config.cells", cell)):
+    where = f"config.by_method.{cell['method']}"
+    for source, values in ((where, overrides), ("config.cells", cell)):
         for key, value in values.items():
             if is_shared(key):
                 raise InputError(f"{source}: {key} is the same for all runs; set --config.{key}")
@@ -115,22 +115,22 @@ def _own_copy(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
 
 
 def model_folder(path: str, workdir: pathlib.Path) -> str:
-    """The folder that a model's path stands for, seen from anywhere; a hub name stays itself."""
+    """A model's folder as an absolute path, that of a stage included; a hub name as it is."""
     if path.startswith(STAGE):
         return str((workdir / "stages" / path.removeprefix(STAGE) / "model").resolve())
     return str(pathlib.Path(path).resolve()) if path and pathlib.Path(path).exists() else path
 
 
-def _of_method(config: ConfigDict, method: str) -> dict[str, Any]:
-    """What `by_method` sets for a method, by dotted key; a user's own is also known by its name."""
+def _overrides(config: ConfigDict, method: str) -> dict[str, Any]:
+    """The keys that `by_method` sets for a method, which it may name without its module."""
     for name in (method, short(method)):
         if name in config.by_method:
-            return files.flat(config.by_method[name])
+            return flat(config.by_method[name])
     return {}
 
 
 def short(method: str) -> str:
-    """A method's name without the module that a user's own comes from."""
+    """A method's name, without the module of a method outside of the package."""
     return method.rpartition(":")[2]
 
 
@@ -154,7 +154,7 @@ def record(run: Run) -> Record:
     return Record(
         name=run.name,
         label=run.label,
-        method=short(config.method),
+        method=config.method,
         n=config.n,
         bound=config.bound if config.method in BOUNDED else None,
         seed=config.seed,
@@ -186,13 +186,13 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> None:
     check_keys(config)
     judges(config)
     in_use = {short(cell.get("method", config.method)): cell for cell in _cells(config)}
-    for name, own in config.by_method.items():
+    for name, overrides in config.by_method.items():
         method = in_use.get(name, {}).get("method", name)
         try:
             methods.method(method)
         except InputError as error:
             raise InputError(f"config.by_method: {error}") from error
-        if not isinstance(own, ConfigDict):
+        if not isinstance(overrides, ConfigDict):
             raise InputError(f"config.by_method.{name}: give a dictionary of keys")
         make_run(config, {"method": method}, workdir)
 
@@ -229,26 +229,26 @@ def judges(config: ConfigDict) -> dict[str, ConfigDict]:
     Raises InputError for a name that no file should have, a key that a reward does not have, and a
     judge that names no reward or two.
     """
-    found = {}
-    for name, own in config.judges.items():
+    judges = {}
+    for name, given in config.judges.items():
         where = f"config.judges.{name}"
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise InputError(f"{where}: a judge's name is letters, digits, '_', '-' and '.'")
-        if not hasattr(own, "items"):
-            raise InputError(f"{where} is {own!r}; give a dictionary of keys as in config.reward")
-        settings = defaults().reward
-        unknown = sorted(set(own.keys()) - set(settings.keys()))
+        if not hasattr(given, "items"):
+            raise InputError(f"{where} is {given!r}; give a dictionary of keys as in config.reward")
+        judge = defaults().reward
+        unknown = sorted(set(given.keys()) - set(judge.keys()))
         if unknown:
             raise InputError(f"{where}: there is no key {unknown[0]!r} in config.reward")
-        for key, value in own.items():
-            set_key(settings, key, value, where)
-        if bool(settings.path) == bool(settings.function):
+        for key, value in given.items():
+            set_key(judge, key, value, where)
+        if bool(judge.path) == bool(judge.function):
             raise InputError(f"{where}: give path (a classifier's folder) or function, one of them")
         prefix = "reward."
         keys = [key for key in KEYS if key.name.startswith(prefix)]
         try:
-            check_keys(settings, [key._replace(name=key.name.removeprefix(prefix)) for key in keys])
+            check_keys(judge, [key._replace(name=key.name.removeprefix(prefix)) for key in keys])
         except InputError as error:
             raise InputError(f"{where}.{error}") from error
-        found[name] = settings
-    return found
+        judges[name] = judge
+    return judges

@@ -23,7 +23,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vbon_jax import files
-from vbon_jax.config import defaults, get, identity, set_key
+from vbon_jax.config import defaults, flat, get, identity, set_key
 from vbon_jax.data import sft_rows, sources, tokenizers
 from vbon_jax.models import classifier, decoder, lora
 from vbon_jax.models.encoder import EncoderConfig
@@ -91,7 +91,7 @@ def read(config: ConfigDict, name: str) -> Stage:
     run.update_from_flattened_dict(SUPERVISED)
     run.mesh.update(config.mesh)
     keys = ConfigDict({key: value for key, value in given.items() if key not in OWN_KEYS})
-    for key, value in files.flat(keys).items():
+    for key, value in flat(keys).items():
         group = next((g for g in ("data.columns", "data.filter") if key.startswith(f"{g}.")), None)
         if group:
             with run.unlocked():
