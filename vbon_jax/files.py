@@ -174,13 +174,3 @@ def recorded(folder: str | pathlib.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     return read_json(path, "inputs", "finished")
-
-
-def begin(folder: pathlib.Path, inputs: dict, *, resumes: bool = False) -> bool:
-    """`Artifact(folder, inputs).begin`; callers are moving to Artifact."""
-    return Artifact(folder, inputs).begin(resumes=resumes)
-
-
-def finish(folder: pathlib.Path) -> None:
-    """Mark an artifact as finished; callers are moving to Artifact."""
-    Artifact(folder, recorded(folder)["inputs"]).finish()

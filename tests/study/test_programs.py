@@ -284,10 +284,10 @@ def test_the_documented_commands_are_those_that_are_tested():
 
 
 ELSEWHERE = {  # with settings of theirs
-    "exact": "test_exact.py",
-    "cdf_study": "test_cdf_study.py",
-    "import_samples": "test_imports.py",
-    "llm_judge": "test_llm_judge.py",
+    "exact": "exact/test_exact.py",
+    "cdf_study": "exact/test_cdf_study.py",
+    "import_samples": "sampling/test_external_samples.py",
+    "llm_judge": "evaluation/test_llm_judge.py",
 }
 
 
@@ -305,12 +305,19 @@ def program_of(command: str) -> str:
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_commands_that_are_run_elsewhere(name):
     assert name in {program_of(line) for line in documented() if " -m experiments." in line}
-    assert f'program("{name}"' in (ROOT / "tests" / ELSEWHERE[name]).read_text()
+    text = (ROOT / "tests" / ELSEWHERE[name]).read_text()
+    assert re.search(rf'program\("{name}"|import {name} as program', text)
+
+
+@pytest.fixture(scope="module")
+def documented_work(tmp_path_factory) -> pathlib.Path:
+    """The working directory of the documented commands, which build on each other."""
+    return tmp_path_factory.mktemp("documented")
 
 
 @pytest.mark.parametrize("command", experiment_commands())
-def test_documented_commands_run(command, compared, tiny, tmp_path):
-    """As printed, but for the folders in capitals and the sizes."""
+def test_documented_commands_run(command, compared, documented_work, tiny, tmp_path):
+    """As printed but for the folders in capitals and the sizes, one of them in its own process."""
     name, *arguments = shlex.split(command)[2:]
     name = name.removeprefix("experiments.")
     rows = tmp_path / "rows.jsonl"
@@ -328,14 +335,14 @@ def test_documented_commands_run(command, compared, tiny, tmp_path):
         key, equals, value = argument.rpartition("=")
         if value.startswith("runs/"):
             run = value.partition("/runs/")[2]
-            made = compared if name == "report" else tmp_path / "work"
-            value = compared / "runs" / RUN if run else made
+            workdir = compared if name == "report" else documented_work
+            value = compared / "runs" / RUN if run else workdir
         filled.append(f"{key}{equals}{places.get(value, value)}")
     if name == "generate":
         filled += ["--max_new_tokens=6", "--reward.function=tests.reward_functions:vowels"]
     elif name not in ("score", "export", "report"):
         filled += overrides(tiny, train__steps=2)
-    done = program(name, *filled, environment={})
+    done = program(name, *filled, environment={} if name == "collect" else None)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
