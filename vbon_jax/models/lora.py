@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from vbon_jax.models import decoder
+from vbon_jax.models.classifier import Config
 from vbon_jax.models.decoder import DecoderConfig, Lora
 from vbon_jax.models.huggingface import model_folder, safe_files
 from vbon_jax.models.huggingface.families import Tensor
@@ -67,9 +68,9 @@ def add(
     return config, traverse_util.unflatten_dict(flat, sep="/")
 
 
-def merge(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Params]:
+def merge(config: Config, params: Params) -> tuple[Config, Params]:
     """The same network without adapters: each kernel has taken its low-rank term in."""
-    if config.lora is None:
+    if not isinstance(config, DecoderConfig) or config.lora is None:
         return config, params
     flat = dict(traverse_util.flatten_dict(params, sep="/"))
     share = config.lora.alpha / config.lora.rank
