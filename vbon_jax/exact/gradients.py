@@ -207,15 +207,11 @@ def _bonbon_calibrated(constants: Constants, batch: Batch, log_policy_pk: Array)
 # ---------------------------------------------------------------------------- theory
 
 
-def _best_of_n(law: Law, n: float, alpha: float) -> np.ndarray:
-    return enumeration.best_of_n(law, n)
-
-
-def _backward_height(log_policy_pk, optimum_pk, law: Law, n: float, alpha: float) -> float:
+def _kl_backward(log_policy_pk: np.ndarray, optimum_pk: np.ndarray, *_) -> float:
     return enumeration.kl(log_policy_pk, optimum_pk)
 
 
-def _forward_height(log_policy_pk, optimum_pk, law: Law, n: float, alpha: float) -> float:
+def _kl_forward(log_policy_pk: np.ndarray, optimum_pk: np.ndarray, *_) -> float:
     return enumeration.kl(optimum_pk, log_policy_pk)
 
 
@@ -266,29 +262,29 @@ METHODS = {
             "log_below": enumeration.log(law.below_pk),
             "log_at_or_below": np.log(law.at_or_below_pk),
         },
-        _best_of_n,
-        _backward_height,
+        lambda law, n, alpha: enumeration.best_of_n(law, n),
+        _kl_backward,
         anneals_n=True,
     ),
     "vbon_l1": ExactMethod(
         _reward,
         lambda law, n: {"reward": np.log(law.middle_pk)},
         lambda law, n, alpha: optima.gibbs(law, np.log(law.middle_pk), n - 1),
-        _backward_height,
+        _kl_backward,
         anneals_n=True,
     ),
     "kl_rl": ExactMethod(
         _reward,
         lambda law, n: {"reward": law.rewards_pk},
         lambda law, n, alpha: optima.gibbs(law, law.rewards_pk, n - 1),
-        _backward_height,
+        _kl_backward,
         anneals_n=True,
     ),
     "bon_sft": ExactMethod(
         _bon_sft,
         lambda law, n: {"weight": np.exp(enumeration.best_of_n(law, n))},
-        _best_of_n,
-        _forward_height,
+        lambda law, n, alpha: enumeration.best_of_n(law, n),
+        _kl_forward,
     ),
     "vbon_regression": ExactMethod(
         _regression,
@@ -299,7 +295,7 @@ METHODS = {
     "bonbon": _BONBON,
     "bonbon_alpha_1": _BONBON._replace(
         optimum=lambda law, n, alpha: optima.best_of_pairs(law, int(n)),
-        height=_forward_height,
+        height=_kl_forward,
         alpha=1.0,
         steps_grow=False,
     ),

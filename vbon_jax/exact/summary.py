@@ -74,29 +74,28 @@ def conclusions(rows: list[dict], optima: list[dict]) -> list[str]:
     return lines
 
 
-def figure(rows: list[dict]) -> alt.TopLevelMixin:
+def figure(rows: list[dict]) -> alt.Chart:
     """KL to Best-of-N against N, exact and sampled, without ties and with them."""
     points = [
         {
             "method": SHOWN_AS.get(row["method"], row["method"]),
             "n": row["n"],
             "kl": max(row["kl_to_bon"], 1e-6),
-            "gradient": row["gradient"],
-            "ties": f"{'tied' if row['ties'] else 'distinct'} rewards, {row['gradient']} gradients",
+            "gradient": f"{row['gradient']} gradients",
+            "ties": f"{'tied' if row['ties'] else 'distinct'} rewards",
         }
         for row in rows
         if row["method"] not in ("best_of_n", "reference")
     ]
     looks = style.looks(point["method"] for point in points)
-    panels = []
-    for gradient in dict.fromkeys(point["gradient"] for point in points):
-        shown = [point for point in points if point["gradient"] == gradient]
-        chart = alt.Chart(alt.Data(values=shown), width=300, height=240).encode(
-            x=alt.X("n:Q", title="N", scale=alt.Scale(type="log", base=2)),
-            y=alt.Y("kl:Q", title="KL to Best-of-N (nats, from 1e-6)", scale=alt.Scale(type="log")),
-            color=style.colour(looks),
-            shape=style.shape(looks),
-        )
-        layers = chart.mark_line() + chart.mark_point(filled=True, size=60)
-        panels.append(layers.facet(column=alt.Column("ties:N", title=None)))
-    return alt.vconcat(*panels)
+    chart = alt.Chart(alt.Data(values=points), width=300, height=240).encode(
+        x=alt.X("n:Q", title="N", scale=alt.Scale(type="log", base=2)),
+        y=alt.Y("kl:Q", title="KL to Best-of-N (nats, from 1e-6)", scale=alt.Scale(type="log")),
+        color=style.colour(looks),
+        shape=style.shape(looks),
+    )
+    return (
+        (chart.mark_line() + chart.mark_point(filled=True, size=60))
+        .facet(row=alt.Row("gradient:N", title=None), column=alt.Column("ties:N", title=None))
+        .resolve_scale(y="independent")
+    )
