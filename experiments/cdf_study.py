@@ -16,16 +16,15 @@ from vbon_jax.sampling import reference_cache
 from vbon_jax.types import InputError
 
 
-def main() -> None:
-    """The study of every reference cache of the workdir."""
-    workdir = pathlib.Path(WORKDIR.value)
+def study(workdir: pathlib.Path, *, seed: int) -> None:
+    """Study every reference cache of a working directory."""
     folders = sorted(path.parent for path in workdir.glob("references/*/stage.json"))
     if not folders:
         raise InputError(f"{workdir} has no reference cache; build one with experiments.collect")
     rows = [
         {"cache": folder.name} | row
         for folder in folders
-        for row in cdf_study.study(reference_cache.load(folder).rewards_pm, seed=SEED.value)
+        for row in cdf_study.study(reference_cache.load(folder).rewards_pm, seed=seed)
     ]
     files.write_csv(workdir / "cdf_study.csv", rows, list(rows[0]))
     style.save(cdf_study.study_figure(rows), workdir / "cdf_study.svg")
@@ -39,6 +38,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a comparison, with its caches.")
+    WORKDIR = cli.define_path("workdir", "Folder of a comparison, with its caches.")
     SEED = flags.DEFINE_integer("seed", 0, "Of the split and of the bootstrap.")
-    cli.run(main, required=("workdir",))
+    cli.run(lambda: study(WORKDIR.value, seed=SEED.value), required=("workdir",))

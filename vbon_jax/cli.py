@@ -16,7 +16,7 @@ import absl.logging
 from absl import flags
 from ml_collections import ConfigDict
 
-from vbon_jax.config import defaults, flat, get, help_text, set_key, unknown
+from vbon_jax.config import Key, defaults, flat, get, help_text, set_key, unknown
 from vbon_jax.types import InputError
 
 CONFIG_HELP = (
@@ -68,11 +68,16 @@ def fail(message: object) -> None:
     sys.exit(2)
 
 
-def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
-    """Parse the flags and run `main`; what a user did wrong becomes one line and status 2."""
+def run(
+    main: Callable[[], None], *, required: tuple[str, ...] = (), keys: Iterable[Key] = ()
+) -> None:
+    """Parse the flags and run `main`; what a user did wrong becomes one line and status 2.
+
+    `keys` are those of the program's own configuration besides the table's, shown by `--help`.
+    """
     _log_progress()
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
-        print(program_help(sys.modules["__main__"].__doc__ or ""))
+        print(program_help(sys.modules["__main__"].__doc__ or "", keys))
         sys.exit(0)
     try:
         rest = _parse(sys.argv)
@@ -86,7 +91,7 @@ def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
         fail(error)
 
 
-def program_help(program: str) -> str:
+def program_help(program: str, keys: Iterable[Key] = ()) -> str:
     """A program's docstring, its flags, and, where it has a configuration, all keys."""
     parts = [program.strip(), "Flags:"]
     for module in (sys.argv[0], __name__):
@@ -94,10 +99,12 @@ def program_help(program: str) -> str:
             shown = "" if flag.default in (None, "", []) else f" = {flag.default_unparsed}"
             parts[-1] += f"\n  --{flag.name}{shown}\n      {flag.help}"
     if "config" in flags.FLAGS:
-        parts += [f"Keys of the configuration, with their defaults:\n{help_text()}"]
+        parts += [f"Keys of the configuration, with their defaults:\n{help_text(keys)}"]
         name = pathlib.Path(sys.argv[0]).stem
-        parts += [f"Example:\n  python -m experiments.{name} --config configs/demo.py "
-                  "--workdir runs/demo --config.train.steps=20 --config.n_values=2,4"]  # fmt: skip
+        recipe = "" if flags.FLAGS["config"].default else "--config configs/demo.py "
+        parts += [f"Example:\n  python -m experiments.{name} {recipe}"
+                  f"--workdir runs/{'demo' if recipe else name} --config.train.steps=20 "
+                  "--config.n_values=2,4"]  # fmt: skip
     return "\n\n".join(parts)
 
 

@@ -435,10 +435,10 @@ def constants(config: ConfigDict, names: Iterable[str]) -> FrozenConfigDict:
     return FrozenConfigDict(chosen)
 
 
-def help_text() -> str:
-    """All keys for `--help`: a line or two each, with default, bounds and readers."""
+def help_text(keys: Iterable[Key] = ()) -> str:
+    """All keys, and those of `keys`, for `--help`: a line or two each, with default and readers."""
     lines = []
-    for key in KEYS:
+    for key in (*KEYS, *keys):
         default = "" if key.default == "" else f" = {key.default!r}"
         notes = [key.help]
         if key.choices:
