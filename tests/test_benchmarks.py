@@ -13,10 +13,11 @@ from vbon_jax.models.huggingface import model_folder
 
 
 def test_sampling_reports_both_sides(tmp_path):
-    config = decoder.DecoderConfig(
-        vocab_size=300, width=8, num_layers=1, num_heads=2, mlp_width=16, max_positions=16
-    )
-    model_folder.save(tmp_path, config, decoder.init(config, jax.random.key(0)))
+    network = {"model_type": "gpt2", "vocab_size": 300, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    network |= {"n_inner": 16, "n_positions": 16}
+    config = model_folder.config_of(network, source="tests/test_benchmarks.py")
+    params = decoder.init(config, jax.random.key(0))
+    model_folder.save(tmp_path, config, params, settings=network)
     flags = [f"--model={tmp_path}", "--batch=3", "--new_tokens=4", "--prompt_tokens=5"]
     finished = subprocess.run(
         [sys.executable, "benchmarks/sampling.py", *flags, "--rounds=1"],

@@ -29,17 +29,11 @@ def make_policy(folder: pathlib.Path) -> pathlib.Path:
     """A random GPT-2 of width 16 with a tokenizer of its own, as a Hugging Face folder."""
     texts = [review.text for review in toy_reviews.generate(300, seed=1)]
     tokenizer = tokenizers.train_tokenizer(texts, vocab_size=300)
-    config = decoder.DecoderConfig(
-        vocab_size=len(tokenizer),
-        width=16,
-        num_layers=2,
-        num_heads=2,
-        mlp_width=32,
-        max_positions=48,
-        initializer_std=0.5,
-    )
+    network = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 32}
+    network |= {"vocab_size": len(tokenizer), "n_positions": 48, "initializer_range": 0.5}
+    config = model_folder.config_of(network, source="tests/tiny_config.py")
     params = decoder.init(config, jax.random.key(0))
-    model_folder.save(folder, config, params, tokenizer=tokenizer)
+    model_folder.save(folder, config, params, settings=network, tokenizer=tokenizer)
     return folder
 
 

@@ -181,12 +181,12 @@ def test_a_reward_reads_the_columns_of_the_prompts(tiny, tmp_path):
 
 def test_a_classifier_is_a_reward(tiny, tmp_path, policy):
     wordpiece = tokenizers_module.train_wordpiece(PROMPTS, vocab_size=200)
-    config = encoder.EncoderConfig(
-        vocab_size=len(wordpiece), width=8, num_layers=1, num_heads=2, mlp_width=16,
-        max_positions=64, labels=("NEGATIVE", "POSITIVE"),
-    )  # fmt: skip
-    folder = tmp_path / "classifier"
-    model_folder.save(folder, config, encoder.init(config, jax.random.key(0)), tokenizer=wordpiece)
+    network = {"model_type": "distilbert", "vocab_size": len(wordpiece), "dim": 8, "n_layers": 1}
+    network |= {"n_heads": 2, "hidden_dim": 16, "max_position_embeddings": 64}
+    labels = ("NEGATIVE", "POSITIVE")
+    config = model_folder.config_of(network, labels=labels, source="network")
+    params, folder = encoder.init(config, jax.random.key(0)), tmp_path / "classifier"
+    model_folder.save(folder, config, params, settings=network, tokenizer=wordpiece)
     settings = {"path": str(folder), "label": "NEGATIVE"}
     (row,) = rows(tiny, tmp_path, prompt=("the plot",), reward=settings)
     ids = policy[1]("the plot")["input_ids"]
@@ -217,7 +217,7 @@ def test_chat_renders_the_prompt_as_a_message(tiny, tmp_path, policy):
         "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
     checkpoint = policy[0]
-    model_folder.save(folder, checkpoint.config, checkpoint.params, tokenizer=tokenizer)
+    model_folder.save(folder, *checkpoint[:2], settings=checkpoint.settings, tokenizer=tokenizer)
     (row,) = rows(tiny, tmp_path, model=folder, prompt=("the plot",), chat=True, temperature=0.0)
     _, samples = draw(policy, "<|endoftext|>user: the plot\nassistant:", 0, 1, temperature=0.0)
     assert row["tokens"] == samples.token_ids()[0]

@@ -15,16 +15,9 @@ from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards
 from vbon_jax.types import InputError
 
-CONFIG = encoder.EncoderConfig(
-    vocab_size=320,
-    width=16,
-    num_layers=1,
-    num_heads=2,
-    mlp_width=32,
-    max_positions=112,
-    labels=("bad", "so-so", "good"),
-    initializer_std=0.5,
-)
+NETWORK = {"model_type": "distilbert", "vocab_size": 320, "dim": 16, "n_layers": 1, "n_heads": 2}
+NETWORK |= {"hidden_dim": 32, "max_position_embeddings": 112, "initializer_range": 0.5}
+CONFIG = model_folder.config_of(NETWORK, labels=("bad", "so-so", "good"), source="NETWORK")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +36,8 @@ def wordpiece():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, wordpiece):
     path = tmp_path_factory.mktemp("models") / "three"
-    model_folder.save(path, CONFIG, encoder.init(CONFIG, jax.random.key(0)), tokenizer=wordpiece)
+    params = encoder.init(CONFIG, jax.random.key(0))
+    model_folder.save(path, CONFIG, params, settings=NETWORK, tokenizer=wordpiece)
     return path
 
 
@@ -52,7 +46,7 @@ def scores(reward, texts):
     return reward.score([""] * len(texts), texts)
 
 
-def write(path, wordpiece, *, labels=CONFIG.labels, settings=None):
+def write(path, wordpiece, *, labels=CONFIG.labels, settings=NETWORK):
     config = dataclasses.replace(CONFIG, labels=labels)
     params = encoder.init(config, jax.random.key(1))
     model_folder.save(path, config, params, tokenizer=wordpiece, settings=settings)

@@ -179,7 +179,7 @@ def test_a_trained_reward_model_is_exported(tiny, tmp_path):
     labels = ("NEGATIVE", "POSITIVE")
     config, params = decoder.with_score(base.config, base.params, labels, jax.random.key(0))
     model_folder.save(
-        tmp_path / "reward", config, params,
+        tmp_path / "reward", config, params, settings=base.settings,
         tokenizer=model_folder.load_tokenizer(tiny / "policy"),
     )  # fmt: skip
     changes = {
@@ -210,7 +210,8 @@ def test_a_prompt_that_the_reward_cannot_read(tiny, tmp_path):
     params = base.params | {"positions": {"embedding": base.params["positions"]["embedding"][:24]}}
     config, params = decoder.with_score(short, params, ("POSITIVE",), jax.random.key(0))
     tokenizer = model_folder.load_tokenizer(tiny / "policy")
-    model_folder.save(tmp_path / "reward", config, params, tokenizer=tokenizer)
+    network = base.settings | {"n_positions": 24}
+    model_folder.save(tmp_path / "reward", config, params, settings=network, tokenizer=tokenizer)
     changes = {
         "reward__path": tmp_path / "reward", "reward__function": "", "data__max_tokens": 0,
         "data__over_long": "truncate",

@@ -116,7 +116,7 @@ def save(
         for name, value in traverse_util.flatten_dict(params, sep="/").items()
     }
     plain = dataclasses.replace(config, lora=None)
-    family = model_folder.family_of(plain, settings)[1]
+    family = model_folder.FAMILIES[settings["model_type"]]
     modules = list(_modules(family.tensors(plain), flat))
     tensors = {}
     for module in modules:

@@ -1,21 +1,33 @@
-"""What a family of Hugging Face models is: its config.json and its tensors, both ways.
+"""How a family of Hugging Face models is read: its config.json, and the names of its tensors.
 
-The families themselves stand in `gpt_families.py`, `llama_families.py` and `encoder_families.py`.
-These files and `hub.py` are the only ones that know foreign tensor and field names.
+The families themselves are in `gpt.py`, `llama.py` and `bert.py`. These files and
+`model_folder.py` are the only ones that know foreign tensor and field names.
 """
 
+import copy
+import json
+import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from vbon_jax.models import layers
 from vbon_jax.models.decoder import DecoderConfig, Rope
 from vbon_jax.models.encoder import EncoderConfig
-from vbon_jax.models.huggingface.safe_files import Fields
-from vbon_jax.types import InputError, Params
+from vbon_jax.types import InputError
 
 Config = DecoderConfig | EncoderConfig
 
 ROPES = ("default", "linear", "llama3")
+# Fields that say nothing of the network; transformers would convert some, and import torch for it.
+NOT_OF_THE_NETWORK = ("model_type", "architectures", "dtype", "torch_dtype", "auto_map")
+NOT_OF_THE_NETWORK += ("id2label", "label2id", "num_labels", "bos_token_id", "eos_token_id")
+NOT_OF_THE_NETWORK += ("transformers_version", "_name_or_path")
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+TYPES |= {"list": "a list", "dict": "an object", "NoneType": "null"}
+# transformers' validators, and the field that each is about.
+VALIDATORS = {"architecture": "num_attention_heads", "layer_type": "layer_types"}
+VALIDATORS |= {"rope": "rope_parameters"}
 
 
 class Tensor(NamedTuple):
@@ -28,28 +40,146 @@ class Tensor(NamedTuple):
     paths: tuple[str, ...]  # "layer_0/attention/query/kernel"
     transposed: bool = False
     heads: int = 1
-    copy: bool = False  # of a tensor named before it: may be there, must agree, is not written
+    copy: bool = False  # of a tensor named before it: may exist, must agree, is not written
 
 
 class Family(NamedTuple):
     """How one `model_type` is read and written."""
 
-    config_class: type
     architectures: dict[str, tuple[str, ...]]  # by kind, decoder | classifier; first = as written
     prefix: str  # that a folder of the bare network leaves out
-    ignored: re.Pattern  # buffers that hold no parameter
-    read_config: Callable[[Fields], Config]  # of a classifier: `labels` are set afterwards
-    write_config: Callable[[Any], dict[str, Any]]  # but for the labels
+    ignored: re.Pattern  # tensors that hold no parameter of the network
+    read_config: Callable[["Fields"], Config]  # of a classifier: `labels` are set afterwards
     tensors: Callable[[Any], Iterator[Tensor]]
-    init: Callable[..., Params]
 
 
-def heads(fields: Fields, name: str, default: int, width: int) -> int:
-    """A number of heads that divides the width."""
-    count = fields.size(name, default)
-    if width % count:
-        raise fields.error(name, f"the width {width} is no multiple of it; correct one of both")
-    return count
+# ---------------------------------------------------------------------------------------- fields
+
+
+class Fields(NamedTuple):
+    """A config.json with checks: an error names the file, the field, its value and the remedy."""
+
+    file: pathlib.Path
+    settings: Mapping[str, Any]  # what the file says
+    config: Any  # transformers' configuration: older names and defaults are in one form
+
+    def error(self, name: str, remedy: str) -> InputError:
+        """An InputError about a field, under the name that this family's files give it."""
+        name = self.config.attribute_map.get(name, name)
+        value = self.settings.get(name, getattr(self.config, name, None))
+        return field_error(self.file, name, value, remedy)
+
+    def size(self, name: str, *, least: int = 1) -> int:
+        """A whole number of at least `least`."""
+        value = getattr(self.config, name, None)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.error(name, f"give a whole number of at least {least}")
+        return value
+
+    def positive(self, name: str) -> float:
+        """A number above 0."""
+        value = getattr(self.config, name)
+        if not value > 0:
+            raise self.error(name, "give a number above 0")
+        return float(value)
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
+        """One of the choices, or the default where the file does not say."""
+        value = getattr(self.config, name, default)
+        if value not in choices:
+            raise self.error(name, f"not supported; use a model with one of {', '.join(choices)}")
+        return value
+
+    def activation(self, name: str) -> str:
+        """The name of an activation function."""
+        return self.choice(name, tuple(layers.ACTIVATIONS), "")
+
+    def refuse(self, name: str, what: str) -> None:
+        """InputError where an option is set that would change the network, and that we lack."""
+        if self.settings.get(name):
+            raise self.error(name, f"{what} is not supported; use a model without it")
+
+    def sizes(self) -> dict[str, Any]:
+        """What the config.json of every family has, by our names."""
+        width, heads = self.size("hidden_size"), self.size("num_attention_heads")
+        derived = getattr(self.config, "head_dim", None) in (None, width // heads)
+        if width % heads and derived and not self.settings.get("head_dim"):
+            raise self.error(
+                "num_attention_heads", f"the width {width} is not a multiple of it; correct either"
+            )
+        return {
+            "vocab_size": self.size("vocab_size"),
+            "width": width,
+            "num_layers": self.size("num_hidden_layers"),
+            "num_heads": heads,
+            "max_positions": self.size("max_position_embeddings"),
+            "initializer_std": self.positive("initializer_range"),
+        }
+
+    def rope(self, table: Any) -> Rope:
+        """A table of rotary positions in transformers' form."""
+        name = "rope_scaling" if self.settings.get("rope_scaling") else "rope_parameters"
+        kind = table.get("rope_type")
+        if kind not in ROPES:
+            raise self.error(name, f"rope type {kind!r} is not supported; use {', '.join(ROPES)}")
+
+        def positive(key: str, default: float | None = None) -> float:
+            value = table.get(key, default)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+                raise self.error(name, f"give {key}, a number above 0")
+            return float(value)
+
+        long_context = None
+        if kind == "llama3":
+            turns = positive("low_freq_factor"), positive("high_freq_factor")
+            long_context = (*turns, int(positive("original_max_position_embeddings")))
+        return Rope(
+            theta=positive("rope_theta"),
+            fraction=positive("partial_rotary_factor", 1.0),
+            factor=1.0 if kind == "default" else positive("factor"),
+            long_context=long_context,
+        )
+
+
+def field_error(file: pathlib.Path, name: str, value: Any, remedy: str) -> InputError:
+    """An InputError about one field of a JSON file."""
+    return InputError(f"{file}: {name} = {json.dumps(value)}: {remedy}")
+
+
+def read_fields(file: pathlib.Path, settings: Mapping[str, Any]) -> Fields:
+    """The settings of a config.json as transformers understands them; no code of a folder is run.
+
+    Raises InputError where transformers refuses them.
+    """
+    from transformers import AutoConfig
+
+    told = {name: value for name, value in settings.items() if name not in NOT_OF_THE_NETWORK}
+    try:
+        # A copy, because transformers writes defaults into the tables that it is given.
+        config = AutoConfig.for_model(settings["model_type"], **copy.deepcopy(told))
+    except Exception as error:  # whatever the validators of transformers and the hub raise
+        raise _refusal(file, settings, error) from error
+    return Fields(file, settings, config)
+
+
+def _refusal(file: pathlib.Path, settings: Mapping[str, Any], error: Exception) -> InputError:
+    """An error of transformers' validators in one line."""
+    reason = " ".join(str(error.args[0] if error.args else error).split())
+    wrong_type = re.match(r"Validation error for field '(\w+)':", reason)
+    if wrong_type:
+        expected = dict.fromkeys(re.findall(r"expected (?:a )?(\w+)", reason))
+        remedy = "give " + " or ".join(TYPES.get(name, name) for name in expected)
+        return field_error(file, wrong_type[1], settings.get(wrong_type[1]), remedy)
+    validator = re.match(
+        r"Class validation error for validator 'validate_(\w+)': \w+: (.*)", reason
+    )
+    if validator:
+        name = VALIDATORS.get(validator[1], validator[1])
+        return field_error(file, name, settings.get(name), f"{validator[2]} Correct it")
+    return InputError(f"{file}: {reason}; correct it")
+
+
+# --------------------------------------------------------------------------------------- tensors
 
 
 def dense(name: str, path: str, *, transposed: bool = True, bias: bool = True) -> Iterator[Tensor]:
@@ -66,87 +196,33 @@ def norm(name: str, path: str, *, bias: bool = True) -> Iterator[Tensor]:
         yield Tensor(f"{name}.bias", (f"{path}/bias",))
 
 
-def head(config: DecoderConfig) -> Iterator[Tensor]:
+def head(config: DecoderConfig, name: str = "lm_head") -> Iterator[Tensor]:
     """What reads the last hidden state: the scores of a classifier, or the next token's logits."""
     if config.labels:
         yield Tensor("score.weight", ("score/kernel",), transposed=True)
     elif config.tie_embeddings:
-        yield Tensor("lm_head.weight", ("tokens/embedding",), copy=True)
+        yield Tensor(f"{name}.weight", ("tokens/embedding",), copy=True)
     else:
-        yield Tensor("lm_head.weight", ("head/kernel",), transposed=True)
+        yield Tensor(f"{name}.weight", ("head/kernel",), transposed=True)
 
 
-def refuse_unless(config: Config, family: str, **values: Any) -> None:
-    """InputError where a config has what the family's config.json cannot say."""
-    for name, value in values.items():
-        if getattr(config, name) != value:
-            raise InputError(
-                f"{name} = {getattr(config, name)}: {family} has {value} and no field for it; "
-                "train with that"
-            )
+def family(
+    stem: str,
+    prefix: str,
+    ignored: str,
+    read_config: Callable[[Fields], Config],
+    tensors: Callable[[Any], Iterator[Tensor]],
+    *,
+    decoder: bool = False,
+    classifier: str = "",
+) -> Family:
+    """A family by the stem of its architectures' names.
 
-
-# ------------------------------------------------------------------------------- rotary positions
-
-
-def read_rope(
-    fields: Fields, name: str, table: Mapping[str, Any], *, theta: float, fraction: float = 1.0
-) -> Rope:
-    """A table of rotary positions: of the field `name`, with defaults for what it leaves out."""
-    kind = table.get("rope_type", table.get("type", "default"))
-    if kind not in ROPES:
-        raise fields.error(name, f"rope type {kind!r} is not supported; use {', '.join(ROPES)}")
-    part = Fields(fields.file, dict(table), f"{name}.")
-    factor, long_context = 1.0, None
-    if kind != "default":
-        factor = part.positive("factor", None)
-    if kind == "llama3":
-        positions = fields.size("max_position_embeddings", 2048)
-        long_context = (
-            part.positive("low_freq_factor", None),
-            part.positive("high_freq_factor", None),
-            part.size("original_max_position_embeddings", positions),
-        )
-    return Rope(
-        theta=part.positive("rope_theta", theta),
-        fraction=part.positive("partial_rotary_factor", fraction),
-        factor=factor,
-        long_context=long_context,
-    )
-
-
-def rope_table(fields: Fields) -> tuple[str, dict[str, Any]]:
-    """The field that describes rotary positions, and what it holds: the older name goes first."""
-    for name in ("rope_scaling", "rope_parameters"):
-        value = fields.settings.get(name)
-        if value:
-            if not isinstance(value, dict):
-                raise fields.error(name, "give an object with a rope_type")
-            return name, value
-    return "rope_parameters", {}
-
-
-def write_rope(rope: Rope) -> dict[str, Any]:
-    """A table of rotary positions as `read_rope` reads it."""
-    table: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
-    if rope.fraction != 1.0:
-        table["partial_rotary_factor"] = rope.fraction
-    if rope.factor != 1.0:
-        table |= {"rope_type": "linear", "factor": rope.factor}
-    if rope.long_context is not None:
-        low, high, positions = rope.long_context
-        table |= {
-            "rope_type": "llama3",
-            "factor": rope.factor,
-            "low_freq_factor": low,
-            "high_freq_factor": high,
-            "original_max_position_embeddings": positions,
-        }
-    return table
-
-
-def both_names(rope: Rope) -> dict[str, Any]:
-    """Rotary positions as transformers 5 reads them, and as its earlier releases do."""
-    table = write_rope(rope)
-    older = None if table["rope_type"] == "default" else table
-    return {"rope_parameters": table, "rope_theta": rope.theta, "rope_scaling": older}
+    `ignored` is a regular expression of tensors that its folders may hold beside the network's;
+    `classifier` is what the name of its classifier adds to the stem.
+    """
+    architectures = {"classifier": (f"{stem}{classifier}ForSequenceClassification",)}
+    if decoder:
+        language_model = f"{stem}LMHeadModel" if stem == "GPT2" else f"{stem}ForCausalLM"
+        architectures = {"decoder": (language_model, f"{stem}Model")} | architectures
+    return Family(architectures, prefix, re.compile(ignored), read_config, tensors)

@@ -1,7 +1,7 @@
 """Hugging Face folders in and out.
 
 Only JSON and safetensors are read; pickled weights are refused and remote code is never run.
-A family of models joins by an entry in `FAMILIES`: its config and its tensors, both ways.
+A family of models joins by an entry in `FAMILIES`: how its config.json is read, and its tensors.
 """
 
 import dataclasses
@@ -14,9 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from vbon_jax.models import classifier
 from vbon_jax.models.huggingface import bert, gpt, llama, safe_files
-from vbon_jax.models.huggingface.families import Config, Family, Tensor
-from vbon_jax.models.huggingface.safe_files import CONFIG_FILE, GENERATION_FILE, Fields
+from vbon_jax.models.huggingface.families import (
+    Config,
+    Family,
+    Tensor,
+    field_error,
+    read_fields,
+)
+from vbon_jax.models.huggingface.safe_files import CONFIG_FILE, GENERATION_FILE
 from vbon_jax.types import InputError, Params
 
 Path = str | pathlib.Path
@@ -27,7 +34,10 @@ fingerprint = safe_files.fingerprint
 
 # Fields of a source folder that would be untrue of the one that is written.
 DROPPED_FIELDS = ("_name_or_path", "auto_map", "torch_dtype", "transformers_version", "num_labels")
-EXPERT_FIELDS = ("num_local_experts", "num_experts", "n_routed_experts")
+DROPPED_FIELDS += ("architectures", "quantization_config")
+EXPERTS = "a mixture of experts is"
+UNSUPPORTED = dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), EXPERTS)
+UNSUPPORTED |= {"quantization_config": "quantised weights are"}
 TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -38,39 +48,6 @@ class Checkpoint(NamedTuple):
     params: Params  # nested dict of float32 arrays on the default device
     settings: dict[str, Any]
     eos_token_ids: tuple[int, ...]  # empty where the folder names none
-
-
-# ------------------------------------------------------------------------------ reading config.json
-
-
-def _labels(fields: Fields) -> tuple[str, ...]:
-    """The classes' names from `id2label`, in the order of their numbers."""
-    names = fields.settings.get("id2label")
-    if names is None:
-        return tuple(f"LABEL_{index}" for index in range(fields.size("num_labels", 2)))
-    if isinstance(names, dict) and names:
-        in_order = [str(index) for index in range(len(names))]
-        if set(names) == set(in_order):
-            return tuple(str(names[index]) for index in in_order)
-    raise fields.error("id2label", "give an object with a name for each of 0, 1, ...")
-
-
-def _eos_token_ids(folder: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids that end a response: what generation_config.json says, else config.json."""
-    sources = [(folder / CONFIG_FILE, settings)]
-    if (folder / GENERATION_FILE).exists():
-        file = folder / GENERATION_FILE
-        sources.insert(0, (file, safe_files.read_json(file, "correct it or remove it")))
-    for file, fields in sources:
-        value = fields.get("eos_token_id")
-        if value is not None:
-            ids = value if isinstance(value, list) else [value]
-            if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-                raise Fields(file, fields).error(
-                    "eos_token_id", "give a token id or a list of them"
-                )
-            return tuple(ids)
-    return ()
 
 
 # ----------------------------------------------------------------------------------- in and out
@@ -94,24 +71,14 @@ def read_config(path: Path, *, kind: str | None = None) -> Config:
     return _read_config(safe_files.find(path), kind)[0]
 
 
-def _read_config(folder: pathlib.Path, kind: str | None) -> tuple[Config, Family, dict[str, Any]]:
-    file = folder / CONFIG_FILE
-    fields = Fields(file, safe_files.read_json(file, "give the folder of a Hugging Face model"))
-    family, kind = _family(fields, kind)
-    config = family.read_config(fields)
-    if kind == "classifier":
-        config = dataclasses.replace(config, labels=_labels(fields))
-    return config, family, fields.settings
-
-
 def config_of(settings: Mapping[str, Any], *, labels: tuple[str, ...] = (), source: str) -> Config:
     """The config of a network that a config.json would describe; with labels, of a classifier.
 
     Raises InputError, naming `source` and the field, as `load` does.
     """
-    fields = Fields(pathlib.Path(source), dict(settings))
-    family, _ = _family(fields, "classifier" if labels else "decoder")
-    config = family.read_config(fields)
+    file = pathlib.Path(source)
+    family, _ = _family(file, settings, "classifier" if labels else "decoder")
+    config = family.read_config(read_fields(file, settings))
     return dataclasses.replace(config, labels=labels) if labels else config
 
 
@@ -120,26 +87,28 @@ def save(
     config: Config,
     params: Params,
     *,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any],
     tokenizer: Any = None,
     eos_token_ids: tuple[int, ...] | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Write a folder that transformers (and `load`) reads, whole or not at all.
 
-    `settings` is the raw config.json that the model came from, whose other fields are kept;
-    `eos_token_ids` are by default those of `settings`, else the tokenizer's. A model that lies at
-    `path` is replaced; InputError where something else does, or the family has no such network.
+    `settings` is the config.json that describes the network (see `config_of`): its fields are kept,
+    but for those that would be false of what is written. `eos_token_ids` are by default those of
+    `settings`, else the tokenizer's. A model that lies at `path` is replaced; InputError where
+    something else does.
     """
-    settings = dict(settings or {})
-    model_type, family = family_of(config, settings)
-    shapes = _shapes(family, config)
+    settings = {name: value for name, value in settings.items() if name not in DROPPED_FIELDS}
+    settings |= _token_fields(settings, tokenizer, eos_token_ids)
+    described = config_of(settings, labels=config.labels, source=str(path))
+    if dataclasses.replace(config, dtype=described.dtype) != described:
+        raise ValueError(f"the settings describe {described}, the config is {config}")
+    family, shapes = FAMILIES[settings["model_type"]], _shapes(config)
     flat = traverse_util.flatten_dict(params, sep="/")
     if {name: tuple(value.shape) for name, value in flat.items()} != shapes:
         raise ValueError("the parameters are not those of this config")
-    settings |= _token_fields(settings, tokenizer, eos_token_ids) | family.write_config(config)
-    settings |= {"model_type": model_type, "dtype": "float32"}
-    settings["architectures"] = [_architecture(family, config)]
+    settings |= {"dtype": "float32", "architectures": [_architecture(family, config)]}
     if config.labels:
         settings["id2label"] = {str(index): name for index, name in enumerate(config.labels)}
         settings["label2id"] = {name: index for index, name in enumerate(config.labels)}
@@ -149,10 +118,9 @@ def save(
         for name, tensor in tensors.items()
     }
     with safe_files.whole(path) as folder:
-        kept = {name: value for name, value in settings.items() if name not in DROPPED_FIELDS}
-        safe_files.write_json(folder / CONFIG_FILE, kept)
+        safe_files.write_json(folder / CONFIG_FILE, settings)
         if not config.labels:
-            ids = {name: kept[name] for name in TOKEN_FIELDS if kept[name] is not None}
+            ids = {name: settings[name] for name in TOKEN_FIELDS if settings[name] is not None}
             safe_files.write_json(folder / GENERATION_FILE, ids)
         safe_files.write_tensors(
             folder,
@@ -164,51 +132,107 @@ def save(
             tokenizer.save_pretrained(folder)
 
 
-def _family(fields: Fields, kind: str | None) -> tuple[Family, str]:
+# --------------------------------------------------------------------------------- config.json
+
+
+def _read_config(folder: pathlib.Path, kind: str | None) -> tuple[Config, Family, dict[str, Any]]:
+    file = folder / CONFIG_FILE
+    settings = safe_files.read_json(file, "give the folder of a Hugging Face model")
+    family, kind = _family(file, settings, kind)
+    config = family.read_config(read_fields(file, settings))
+    if kind == "classifier":
+        config = dataclasses.replace(config, labels=_labels(file, settings))
+    return config, family, settings
+
+
+def _family(
+    file: pathlib.Path, settings: Mapping[str, Any], kind: str | None
+) -> tuple[Family, str]:
     """The family that config.json names and which of its kinds, unless the network is another."""
     supported = {
         name: family
         for name, family in FAMILIES.items()
         if kind is None or kind in family.architectures
     }
-    model_type = fields.settings.get("model_type")
+    model_type = settings.get("model_type")
     if model_type not in supported:
-        raise fields.error("model_type", f"not supported here; use one of {', '.join(supported)}")
+        remedy = f"not supported here; use one of {', '.join(supported)}"
+        raise field_error(file, "model_type", model_type, remedy)
+    for name, what in UNSUPPORTED.items():
+        if settings.get(name):
+            remedy = f"{what} not supported; use a model without"
+            raise field_error(file, name, settings[name], remedy)
     family = supported[model_type]
-    for name in EXPERT_FIELDS:
-        fields.refuse(name, "a mixture of experts")
-    fields.refuse("quantization_config", "quantised weights")
     kinds = family.architectures if kind is None else {kind: family.architectures[kind]}
-    written = fields.settings.get("architectures")
+    written = settings.get("architectures")
     if not written:
         return family, next(iter(kinds))
     for name, architectures in kinds.items():
         if written[0] in architectures:
             return family, name
     every = [name for architectures in kinds.values() for name in architectures]
-    raise fields.error("architectures", f"use a {' or '.join(every)}")
+    raise field_error(file, "architectures", written, f"use a {' or '.join(every)}")
 
 
-def family_of(config: Config, settings: Mapping[str, Any]) -> tuple[str, Family]:
-    """What a config is written as: as it was read, else the first family of its class."""
-    name = settings.get("model_type")
-    if name in FAMILIES and isinstance(config, FAMILIES[name].config_class):
-        return name, FAMILIES[name]
-    return next(
-        (name, family)
-        for name, family in FAMILIES.items()
-        if isinstance(config, family.config_class)
-    )
+def _architecture(family: Family, config: Config) -> str:
+    """The name under which a network of this config is written."""
+    return family.architectures["classifier" if config.labels else "decoder"][0]
 
 
-def _shapes(family: Family, config: Config) -> dict[str, tuple[int, ...]]:
-    abstract = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
+def _labels(file: pathlib.Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes' names from `id2label`, in the order of their numbers."""
+    names, count = settings.get("id2label"), settings.get("num_labels")
+    if names is None:
+        if count is not None and (
+            not isinstance(count, int) or isinstance(count, bool) or count < 1
+        ):
+            raise field_error(file, "num_labels", count, "give a whole number of at least 1")
+        return tuple(f"LABEL_{index}" for index in range(count or 2))
+    if isinstance(names, dict) and names:
+        in_order = [str(index) for index in range(len(names))]
+        if set(names) == set(in_order):
+            return tuple(str(names[index]) for index in in_order)
+    raise field_error(file, "id2label", names, "give an object with a name for each of 0, 1, ...")
+
+
+def _eos_token_ids(folder: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end a response: what generation_config.json says, else config.json."""
+    sources = [(folder / CONFIG_FILE, settings)]
+    if (folder / GENERATION_FILE).exists():
+        file = folder / GENERATION_FILE
+        sources.insert(0, (file, safe_files.read_json(file, "correct it or remove it")))
+    for file, fields in sources:
+        value = fields.get("eos_token_id")
+        if value is not None:
+            ids = value if isinstance(value, list) else [value]
+            if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+                raise field_error(file, "eos_token_id", value, "give a token id or a list of them")
+            return tuple(ids)
+    return ()
+
+
+def _token_fields(
+    settings: Mapping[str, Any], tokenizer: Any, eos_token_ids: tuple[int, ...] | None
+) -> dict[str, Any]:
+    """Special tokens' ids, all of them: transformers would fill in its own where one is absent."""
+    fields = {name: settings.get(name, getattr(tokenizer, name, None)) for name in TOKEN_FIELDS}
+    if eos_token_ids is not None:
+        several = list(eos_token_ids) or None
+        fields["eos_token_id"] = several[0] if several and len(several) == 1 else several
+    return fields
+
+
+# ------------------------------------------------------------------------------------- weights
+
+
+def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    abstract = jax.eval_shape(lambda: classifier.init(config, jax.random.key(0)))
     return {n: leaf.shape for n, leaf in traverse_util.flatten_dict(abstract, sep="/").items()}
 
 
 def _read_params(folder: pathlib.Path, family: Family, config: Config) -> Params:
     """Check every name, type and shape from the headers first, then read."""
-    stored, shapes = safe_files.stored_tensors(folder), _shapes(family, config)
+    stored, shapes = safe_files.stored_tensors(folder), _shapes(config)
     on_disk = {name.removeprefix(family.prefix): name for name in stored}
     if len(on_disk) < len(stored):
         raise InputError(f"{folder}: a tensor is there twice, with and without {family.prefix!r}")
@@ -262,22 +286,6 @@ def join(tensor: Tensor, parts: list[jax.Array]) -> np.ndarray:
     joined = np.concatenate(by_head, axis=-1)
     value = joined.reshape(*joined.shape[:-2], -1)
     return value.T if tensor.transposed else value
-
-
-def _architecture(family: Family, config: Config) -> str:
-    """The name under which a network of this config is written."""
-    return family.architectures["classifier" if config.labels else "decoder"][0]
-
-
-def _token_fields(
-    settings: Mapping[str, Any], tokenizer: Any, eos_token_ids: tuple[int, ...] | None
-) -> dict[str, Any]:
-    """Special tokens' ids, all of them: transformers would fill in its own where one is absent."""
-    fields = {name: settings.get(name, getattr(tokenizer, name, None)) for name in TOKEN_FIELDS}
-    if eos_token_ids is not None:
-        several = list(eos_token_ids) or None
-        fields["eos_token_id"] = several[0] if several and len(several) == 1 else several
-    return fields
 
 
 # ------------------------------------------------------------------------------------ tokenizers

@@ -57,53 +57,6 @@ class Stored(NamedTuple):
             )
 
 
-class Fields(NamedTuple):
-    """A JSON object with checks: an error names the file, the field, its value and the remedy."""
-
-    file: pathlib.Path
-    settings: dict[str, Any]
-    within: str = ""  # "rope_scaling." for the object in that field
-
-    def error(self, name: str, remedy: str) -> InputError:
-        value = json.dumps(self.settings.get(name))
-        return InputError(f"{self.file}: {self.within}{name} = {value}: {remedy}")
-
-    def size(self, name: str, default: int) -> int:
-        """A whole number of at least 1; null and absent mean the default."""
-        value = self.settings.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(name, "give a whole number of at least 1")
-        return value
-
-    def positive(self, name: str, default: float | None) -> float:
-        """A number above 0; null and absent mean the default, and without one are refused."""
-        value = self.settings.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise self.error(name, "give a number above 0")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
-        value = self.settings.get(name, default)
-        if not isinstance(value, bool):
-            raise self.error(name, "give true or false")
-        return value
-
-    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
-        """One of the choices."""
-        value = self.settings.get(name, default)
-        if value not in choices:
-            raise self.error(name, f"not supported; use a model with one of {', '.join(choices)}")
-        return value
-
-    def refuse(self, name: str, what: str) -> None:
-        """InputError where an option is set that would change the network, and that we lack."""
-        if self.settings.get(name):
-            raise self.error(name, f"{what} is not supported; use a model without it")
-
-
 def find(path: str | pathlib.Path) -> pathlib.Path:
     """The folder that `path` names; `owner/name` that is no folder is fetched from the hub.
 
