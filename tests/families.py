@@ -1,6 +1,12 @@
 """Random models of every family, made by transformers, in shapes that differ in all that may."""
 
+from typing import NamedTuple
+
+import jax
 import numpy as np
+
+from vbon_jax.models import classifier
+from vbon_jax.models.huggingface import model_folder
 
 BASE = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 61}
 BASE |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 48}
@@ -220,3 +226,26 @@ def torch_logits(model, tokens, mask=None) -> np.ndarray:
     with torch.no_grad():
         output = model.eval()(torch.tensor(np.asarray(tokens, np.int64)), attention_mask=mask)
     return output.logits.numpy()
+
+
+class Network(NamedTuple):
+    """A network of random parameters, and the config.json that describes it."""
+
+    settings: dict
+    config: model_folder.Config
+    params: dict
+
+    def save(self, folder, **options) -> None:
+        """Write it as a Hugging Face folder."""
+        options = {"settings": self.settings} | options
+        model_folder.save(folder, self.config, self.params, **options)
+
+
+def network(model_type: str, settings: dict, *, labels: tuple[str, ...] = ()) -> Network:
+    """Random parameters of the right shapes, without a compilation."""
+    settings = {"model_type": model_type} | settings
+    config = model_folder.config_of(settings, labels=labels, source="tests")
+    shapes = jax.eval_shape(lambda: classifier.init(config, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    return Network(settings, config, params)

@@ -270,28 +270,6 @@ def test_every_parameter_of_an_encoder_is_trained(tmp_path):
     assert offsets.all()
 
 
-TEXT = encoder.EncoderConfig(
-    vocab_size=13, width=6, num_layers=1, num_heads=2, mlp_width=5, max_positions=4,
-    token_types=1, head_activation="tanh",
-)  # fmt: skip
-SHAPES = {
-    "bert": TEXT,
-    "roberta": dataclasses.replace(TEXT, first_position=2),
-    "deberta-v2": dataclasses.replace(
-        TEXT, position_table=False, relative=disentangled.RelativePositions(reach=4)
-    ),
-}
-
-
-def saved(folder, family, config):
-    """A random classifier of a family on disk, and its parameters."""
-    shapes = jax.eval_shape(lambda: encoder.init(config, jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    model_folder.save(folder, config, params, settings={"model_type": family, "pad_token_id": 1})
-    return params
-
-
 @pytest.mark.parametrize(
     ("family", "prefix", "more"),
     [
@@ -305,36 +283,21 @@ def saved(folder, family, config):
     ],
 )
 def test_what_no_classifier_reads_and_names_without_prefix(family, prefix, more, tmp_path):
-    params = saved(tmp_path / "m", family, SHAPES[family])
+    shape = next(iter(families.ENCODERS[family].values()))
+    model = families.network(family, {"pad_token_id": 1} | shape, labels=("LABEL_0", "LABEL_1"))
+    model.save(tmp_path / "m")
     file = tmp_path / "m" / "model.safetensors"
     tensors = safetensors.numpy.load_file(file)
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     tensors |= {name: np.zeros(3, np.float32) for name in more}
     safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
     checkpoint = model_folder.load(tmp_path / "m", kind="classifier")
-    assert checkpoint.config == SHAPES[family]
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.params, params)
+    assert checkpoint.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.params, model.params)
     tensors["embeddings.extra"] = np.zeros(3, np.float32)
     safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"unknown tensor embeddings\.extra"):
         model_folder.load(tmp_path / "m")
-
-
-@pytest.mark.parametrize(
-    ("family", "config", "message"),
-    [
-        ("distilbert", TEXT, "token_types = 1: DistilBERT has 0"),
-        ("bert", SHAPES["deberta-v2"], "position_table = False: BERT has True"),
-        ("bert", SHAPES["roberta"], "first_position = 2: BERT has 0"),
-        ("bert", dataclasses.replace(TEXT, token_types=0), "token_types = 0: BERT has one or"),
-        ("roberta", TEXT, "first_position = 0: RoBERTa has 1 or more"),
-        ("roberta", dataclasses.replace(TEXT, head_activation="relu"), "head_activation = relu"),
-        ("deberta-v2", SHAPES["roberta"], "first_position = 2: DeBERTa has 0"),
-    ],
-)
-def test_encoders_that_a_family_cannot_say(family, config, message, tmp_path):
-    with pytest.raises(InputError, match=message):
-        saved(tmp_path / "m", family, config)
 
 
 def written(folder, family, **fields):
@@ -444,36 +407,29 @@ def test_decoders_that_cannot_be_honoured(family, fields, parts, tmp_path):
         assert part in message, message
 
 
+def test_positions_as_older_releases_write_them(tmp_path):
+    """rope_scaling and rope_theta of transformers 4, which stay as the folder had them."""
+    older = {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 3.0}}
+    model = families.network("llama", families.BASE | older)
+    assert model.config.rope == decoder.Rope(theta=500.0, factor=3.0)
+    model.save(tmp_path / "m")
+    written = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert {name: written[name] for name in older} == older
+    assert model_folder.load(tmp_path / "m").config == model.config
+
+
 @pytest.mark.parametrize(
-    ("family", "changes", "message"),
+    ("older", "full", "local"),
     [
-        ("qwen2", {"attention_bias": False}, "attention_bias = False: Qwen 2 has True"),
-        ("mistral", {"windowed": (True, False)}, "windowed: Mistral"),
-        ("llama", {"norm": "layer"}, "norm = layer: Llama has rms"),
-        ("gemma2", {"norm_offset": 0.0}, "norm_offset = 0.0: Gemma 2 has 1.0"),
-        ("gpt_neox", {"output_bias": False}, "output_bias = False: GPT-NeoX has True"),
+        ({"rope_theta": 7.0, "rope_local_base_freq": 3.0}, {"theta": 7.0}, {"theta": 3.0}),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+            {"theta": 1e6, "factor": 8.0},
+            {"theta": 1e4},
+        ),
     ],
 )
-def test_decoders_that_a_family_cannot_say(family, changes, message, tmp_path):
-    shape = next(iter(families.DECODERS[family].values()))
-    settings = {"model_type": family} | shape
-    config = dataclasses.replace(model_folder.config_of(settings, source="here"), **changes)
-    params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
-    with pytest.raises(InputError, match=message):
-        model_folder.save(tmp_path / "m", config, params, settings=settings)
-
-
-def test_positions_as_older_releases_write_them(tmp_path):
-    """rope_scaling and rope_theta of transformers 4; both are written back beside the new form."""
-    older = {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 3.0}}
-    settings = {"model_type": "llama"} | families.BASE | older
-    config = model_folder.config_of(settings, source="here")
-    assert config.rope == decoder.Rope(theta=500.0, factor=3.0)
-    params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
-    model_folder.save(tmp_path / "m", config, params, settings=settings)
-    written = json.loads((tmp_path / "m" / "config.json").read_text())
-    table = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
-    assert written["rope_parameters"] == written["rope_scaling"] == table
-    assert model_folder.load(tmp_path / "m").config == config
+def test_positions_as_older_folders_of_gemma_3_write_them(older, full, local):
+    config = families.network("gemma3_text", families.BASE | {"head_dim": 8} | older).config
+    assert config.rope == decoder.Rope(**full)
+    assert config.window_rope == decoder.Rope(**local)

@@ -21,9 +21,9 @@ from vbon_jax.types import Array, Params
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions: pair i of R/2 turns by position * theta^(-2i/R), before any scaling.
+    """Rotary positions: pair i of R/2 is rotated by position * theta^(-2i/R), before any scaling.
 
-    `fraction` of a head's width is turned. `factor` divides every frequency (linear scaling). With
+    `fraction` of a head's width is rotated. `factor` divides every frequency (linear scaling). With
     `long_context` it divides low frequencies alone, as Llama 3 does: (low, high, positions) are
     how many turns in the `positions` of the original context count as low and as high.
     """
@@ -35,15 +35,15 @@ class Rope:
 
     def frequencies(self, head_width: int) -> np.ndarray:
         """Radians a position of each pair, [R / 2] float32."""
-        turned = int(head_width * self.fraction)
-        plain = self.theta ** (-np.arange(0, turned, 2, dtype=np.float64) / turned)
-        slowed = plain / self.factor
+        rotated = int(head_width * self.fraction)
+        unscaled = self.theta ** (-np.arange(0, rotated, 2, dtype=np.float64) / rotated)
+        scaled = unscaled / self.factor
         if self.long_context is not None:
             low, high, positions = self.long_context
-            turns = positions * plain / (2 * np.pi)
+            turns = positions * unscaled / (2 * np.pi)
             share = np.clip((turns - low) / (high - low), 0.0, 1.0)
-            slowed = (1 - share) * slowed + share * plain
-        return slowed.astype(np.float32)
+            scaled = (1 - share) * scaled + share * unscaled
+        return scaled.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,6 @@ class DecoderConfig:
     logits_cap: float = 0.0  # and logits
     embedding_scale: float = 1.0
     tie_embeddings: bool = True
-    head_bias: bool = False
     labels: tuple[str, ...] = ()  # with labels: a classifier, whose head reads the last token
     lora: Lora | None = None
     initializer_std: float = 0.02
@@ -118,7 +117,7 @@ class Cache(NamedTuple):
     prompt_values: tuple[Array, ...]
     keys: tuple[Array, ...]  # L x [B * N * K, G, D/H]
     values: tuple[Array, ...]
-    prompt_mask_bp: Array  # [B, P] bool
+    prompt_lengths_b: Array  # [B] int32
 
     def layer(self, index: int) -> tuple[Array, Array, Array, Array]:
         """Prompt keys and values, own keys and values of one layer."""
@@ -128,11 +127,6 @@ class Cache(NamedTuple):
             self.keys[index],
             self.values[index],
         )
-
-
-def _at(x_btd: Array, index_b: Array) -> Array:
-    """One entry of each row, [B, 1, D]."""
-    return jnp.take_along_axis(x_btd, index_b[:, None, None], axis=1)
 
 
 def _norm(config: DecoderConfig, width: int) -> nnx.Module:
@@ -195,34 +189,38 @@ class Block(nnx.Module):
     def __call__(self, x_btd: Array, view: "View", last_b: Array | None = None):
         """All tokens, or with `last_b` that one token of each row alone; all keys and values."""
         normed_btd = self.norm_1(x_btd)
-        asking_bqd, x_bqd, seen = normed_btd, x_btd, view
+        query_bqd, x_bqd = normed_btd, x_btd
         if last_b is not None:
-            asking_bqd, x_bqd = _at(normed_btd, last_b), _at(x_btd, last_b)
-            seen = jax.tree.map(lambda part: _at(part, last_b), view)
+            query_bqd, x_bqd = (
+                jnp.take_along_axis(part, last_b[:, None, None], axis=1)
+                for part in (normed_btd, x_btd)
+            )
         mixed, keys, values = self.attention(
-            asking_bqd, normed_btd, seen.mask_bqt, seen.angles, view.angles
+            query_bqd, normed_btd, view.mask_bqt, view.query_angles, view.key_angles
         )
         return self._add(x_bqd, mixed), keys, values
 
-    def decode(self, x_bnd: Array, cache, view: "OwnView", slot: Array):
+    def decode(self, x_bnd: Array, cache, view: "CacheView", slot: Array):
+        """One new token of each row, and the keys and values of the new tokens so far."""
         mixed, keys, values = self.attention.decode(
-            self.norm_1(x_bnd), cache, view.prompt_mask_bp, view.own_mask_g, slot, view.angles
+            self.norm_1(x_bnd), cache, view.prompt_mask_bp, view.new_mask_bg, slot, view.angles
         )
         return self._add(x_bnd, mixed), keys, values
 
 
 class View(NamedTuple):
-    """What a layer's tokens see of their sequence, and the angles of their positions."""
+    """Which keys the queries of a layer see, and the angles of their positions."""
 
     mask_bqt: Array
-    angles: layers.Angles | None
+    query_angles: layers.Angles | None
+    key_angles: layers.Angles | None
 
 
-class OwnView(NamedTuple):
-    """What a new token sees of its prompt and of its own past, and the angles of its position."""
+class CacheView(NamedTuple):
+    """Which cached keys a new token sees, of its prompt and of its row, and its own angles."""
 
     prompt_mask_bp: Array
-    own_mask_g: Array
+    new_mask_bg: Array
     angles: layers.Angles | None
 
 
@@ -233,18 +231,24 @@ def _angles(config: DecoderConfig, layer: int, positions_bt: Array) -> layers.An
     if rope is None:
         return None
     frequencies = rope.frequencies(config.head_width or config.width // config.num_heads)
-    turned = positions_bt[..., None].astype(jnp.float32) * frequencies
-    return layers.Angles(jnp.cos(turned), jnp.sin(turned))
+    angles = positions_bt[..., None].astype(jnp.float32) * frequencies
+    return layers.Angles(jnp.cos(angles), jnp.sin(angles))
+
+
+def _sees(config: DecoderConfig, layer: int, offsets: Array) -> Array:
+    """Whether a key is seen that lies `offsets` tokens before the query."""
+    seen = offsets >= 0
+    return seen & (offsets < config.window) if config.is_windowed(layer) else seen
 
 
 def _by_layer(config: DecoderConfig, view: Callable[[int], NamedTuple]) -> list[NamedTuple]:
     """`view(layer)` of each layer, made once for all windowed ones and once for the others."""
-    made: dict[bool, NamedTuple] = {}
+    views: dict[bool, NamedTuple] = {}
     for layer in range(config.num_layers):
         kind = config.is_windowed(layer)
-        if kind not in made:
-            made[kind] = view(layer)
-    return [made[config.is_windowed(layer)] for layer in range(config.num_layers)]
+        if kind not in views:
+            views[kind] = view(layer)
+    return [views[config.is_windowed(layer)] for layer in range(config.num_layers)]
 
 
 class Decoder(nnx.Module):
@@ -266,7 +270,7 @@ class Decoder(nnx.Module):
         if config.labels:
             self.score = head(config.num_labels, dtype=jnp.float32, bias=False)
         elif not config.tie_embeddings:
-            self.head = head(config.vocab_size, dtype=dtype, bias=config.head_bias)
+            self.head = head(config.vocab_size, dtype=dtype, bias=False)
         if config.lora is not None:
             for path, module in list(nnx.iter_modules(self)):
                 name = "/".join(map(str, path))
@@ -283,42 +287,24 @@ class Decoder(nnx.Module):
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         return x + self.positions(positions) if self.config.rope is None else x
 
-    def views(self, positions_bt: Array, sees_bqt: Array) -> list[View]:
-        """What each layer sees, from what a token may see at all."""
-
-        def view(layer: int) -> View:
-            mask = sees_bqt
-            if self.config.is_windowed(layer):
-                away = positions_bt[:, :, None] - positions_bt[:, None]
-                mask = sees_bqt & (away < self.config.window)
-            return View(mask, _angles(self.config, layer, positions_bt))
-
-        return _by_layer(self.config, view)
-
-    def __call__(
-        self,
-        tokens_bt: Array,
-        mask_bt: Array | None,
-        *,
-        last_b: Array | None = None,
-    ):
+    def __call__(self, tokens_bt: Array, *, last_b: Array | None = None):
         """Hidden states after the final norm [B, T, D], and every layer's keys and values.
 
         With `last_b` [B] those of that one token of each row alone, [B, 1, D]: in the last layer
-        nothing but keys and values is needed of the others.
+        nothing but keys and values is needed of the others. Padding is on the right, where no real
+        token sees it.
         """
-        batch, width = tokens_bt.shape
-        index = jnp.arange(width)
-        earlier = jnp.tril(jnp.ones((width, width), bool))
-        if mask_bt is None:
-            positions = jnp.broadcast_to(index, (batch, width))
-            sees = earlier
-        else:
-            positions = jnp.maximum(jnp.cumsum(mask_bt, axis=1) - 1, 0)
-            # A row of padding sees itself, so that no softmax is over nothing.
-            sees = earlier & mask_bt[:, None] | jnp.eye(width, dtype=bool)
-        views = self.views(positions, jnp.broadcast_to(sees, (batch, width, width)))
-        x, keys, values = self.embed(tokens_bt, positions), [], []
+        positions_1t = jnp.arange(tokens_bt.shape[1])[None]
+
+        def view(layer: int, positions_bq: Array) -> View:
+            angles = [_angles(self.config, layer, p) for p in (positions_bq, positions_1t)]
+            offsets_bqt = positions_bq[:, :, None] - positions_1t[:, None]
+            return View(_sees(self.config, layer, offsets_bqt), *angles)
+
+        views = _by_layer(self.config, lambda layer: view(layer, positions_1t))
+        if last_b is not None:
+            views[-1] = view(self.config.num_layers - 1, last_b[:, None])
+        x, keys, values = self.embed(tokens_bt, positions_1t), [], []
         for index, (block, view) in enumerate(zip(self.blocks(), views, strict=True)):
             last = last_b if index == self.config.num_layers - 1 else None
             x, key, value = block(x, view, last)
@@ -348,19 +334,12 @@ def init(config: DecoderConfig, key: Array) -> Params:
     return nnx.to_pure_dict(nnx.split(Decoder(config, nnx.Rngs(key)))[1])
 
 
-def hidden(
-    config: DecoderConfig,
-    params: Params,
-    tokens_bt: Array,
-    *,
-    mask_bt: Array | None = None,
-) -> Array:
+def hidden(config: DecoderConfig, params: Params, tokens_bt: Array) -> Array:
     """Hidden states after the final norm, [B, T, D].
 
-    Without a mask every token is real (or padding on the right, which no real token sees); with
-    one, `mask_bt` [B, T] bool marks the real tokens and positions are counted along it.
+    Every token is real, or padding on the right, which no real token sees.
     """
-    return _network(config, params)(tokens_bt, mask_bt)[0]
+    return _network(config, params)(tokens_bt)[0]
 
 
 def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:
@@ -368,36 +347,32 @@ def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     return _network(config, params).logits(hidden)
 
 
-def forward(
-    config: DecoderConfig, params: Params, tokens_bt: Array, *, mask_bt: Array | None = None
-) -> Array:
+def forward(config: DecoderConfig, params: Params, tokens_bt: Array) -> Array:
     """Logits [B, T, V] of every position's next token."""
-    return logits(config, params, hidden(config, params, tokens_bt, mask_bt=mask_bt))
+    return logits(config, params, hidden(config, params, tokens_bt))
 
 
 def prefill(
     config: DecoderConfig,
     params: Params,
     tokens_bp: Array,
-    mask_bp: Array,
+    lengths_b: Array,
     *,
     num_samples: int,
 ) -> tuple[Array, Cache]:
     """Run each prompt once: the hidden state of its last token [B, D], and a cache for N rows.
 
-    The cache has no slot for a new token yet; see `grow`.
+    Prompts are padded on the right. The cache has no slot for a new token yet; see `grow`.
     """
-    batch, width = tokens_bp.shape
-    last_b = width - 1 - jnp.argmax(mask_bp[:, ::-1], axis=1)
-    last_b1d, keys, values = _network(config, params)(tokens_bp, mask_bp, last_b=last_b)
+    last_b1d, keys, values = _network(config, params)(tokens_bp, last_b=lengths_b - 1)
     heads, head_width = keys[0].shape[2:]
-    empty = jnp.zeros((batch * num_samples * heads, 0, head_width), keys[0].dtype)
+    empty = jnp.zeros((len(tokens_bp) * num_samples * heads, 0, head_width), keys[0].dtype)
     cache = Cache(
         prompt_keys=tuple(jnp.moveaxis(key, 1, 2) for key in keys),
         prompt_values=tuple(jnp.moveaxis(value, 1, 2) for value in values),
         keys=(empty,) * config.num_layers,
         values=(empty,) * config.num_layers,
-        prompt_mask_bp=mask_bp,
+        prompt_lengths_b=lengths_b,
     )
     return last_b1d[:, 0], cache
 
@@ -420,20 +395,21 @@ def decode(
     `slot` counts from 0 the new tokens that were fed so far; it is the same in every row.
     """
     network = _network(config, params)
-    positions_b1 = cache.prompt_mask_bp.sum(axis=1)[:, None] + slot
+    positions_b1 = cache.prompt_lengths_b[:, None] + slot
     x = network.embed(tokens_bn, jnp.broadcast_to(positions_b1, tokens_bn.shape))
+    prompt = jnp.arange(cache.prompt_keys[0].shape[2])
+    real_bp = prompt < cache.prompt_lengths_b[:, None]
     slots = jnp.arange(cache.keys[0].shape[1])
 
-    def sees(layer: int) -> OwnView:
-        prompt, own = cache.prompt_mask_bp, slots <= slot
-        if config.is_windowed(layer):
-            prompt_positions = jnp.cumsum(prompt, axis=1) - 1
-            prompt = prompt & (positions_b1 - prompt_positions < config.window)
-            own = own & (slot - slots < config.window)
-        return OwnView(prompt, own, _angles(config, layer, positions_b1))
+    def view(layer: int) -> CacheView:
+        return CacheView(
+            real_bp & _sees(config, layer, positions_b1 - prompt),
+            _sees(config, layer, slot - slots)[None],
+            _angles(config, layer, positions_b1),
+        )
 
     keys, values = [], []
-    views = _by_layer(config, sees)
+    views = _by_layer(config, view)
     for index, (block, view) in enumerate(zip(network.blocks(), views, strict=True)):
         x, key, value = block.decode(x, cache.layer(index), view, slot)
         keys.append(key)
@@ -448,7 +424,7 @@ def classify(config: DecoderConfig, params: Params, tokens_bt: Array, lengths_b:
     tokens. Padding is told by the lengths, so a text may hold or end with any token.
     """
     network = _network(config, params)
-    last_b1d, _, _ = network(tokens_bt, None, last_b=lengths_b - 1)
+    last_b1d, _, _ = network(tokens_bt, last_b=lengths_b - 1)
     return network.score(last_b1d[:, 0].astype(jnp.float32))
 
 

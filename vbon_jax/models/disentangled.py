@@ -106,26 +106,26 @@ class Attention(nnx.Module):
     def _of_positions(self, query_bqhd: Array, key_bthd: Array, table_rd: Array) -> Array | None:
         """What offsets add to the scores of the first Q tokens, [B, H, Q, T] float32, unscaled."""
         project = self if self.relative.shared else self.positions
-        asking, asked = query_bqhd.shape[1], key_bthd.shape[1]
+        queries, keys = query_bqhd.shape[1], key_bthd.shape[1]
         parts = []
         if self.relative.content_to_position:
-            offsets = np.arange(asking - 1, -asked - 1, -1)
+            offsets = np.arange(queries - 1, -keys - 1, -1)
             keys_ohd = self._heads(project.key(table_rd[self.relative.rows(offsets)]))
             scores = _products("bqhd,ohd->bhqo", query_bqhd, keys_ohd)
-            parts.append(shifted(scores, asked))
+            parts.append(shifted(scores, keys))
         if self.relative.position_to_content:
-            offsets = np.arange(1 - asked, asking + 1)
+            offsets = np.arange(1 - keys, queries + 1)
             queries_ohd = self._heads(project.query(table_rd[self.relative.rows(offsets)]))
             scores = _products("bthd,ohd->bhto", key_bthd, queries_ohd)
-            parts.append(jnp.swapaxes(shifted(scores, asking), -1, -2))
+            parts.append(jnp.swapaxes(shifted(scores, queries), -1, -2))
         return sum(parts) if parts else None
 
-    def __call__(self, asking_bqd: Array, x_btd: Array, mask_bqt: Array, table_rd: Array) -> Array:
+    def __call__(self, query_bqd: Array, x_btd: Array, mask_bqt: Array, table_rd: Array) -> Array:
         """What the first Q tokens take from a sequence of T, [B, Q, D].
 
         mask_bqt is true where a query sees a key; table_rd has a row for each kind of offset.
         """
-        query = self._heads(self.query(asking_bqd))
+        query = self._heads(self.query(query_bqd))
         key, value = self._heads(self.key(x_btd)), self._heads(self.value(x_btd))
         scores = self._of_positions(query, key, table_rd)
         mixed = jax.nn.dot_product_attention(
@@ -136,7 +136,7 @@ class Attention(nnx.Module):
             mask=mask_bqt[:, None],
             scale=self.scale,
         )
-        return self.output(mixed.reshape(asking_bqd.shape))
+        return self.output(mixed.reshape(query_bqd.shape))
 
 
 def _products(axes: str, left: Array, right: Array) -> Array:

@@ -86,12 +86,12 @@ class Block(nnx.Module):
         """
         batch, width = x_btd.shape[:2]
         mask_bqt = jnp.broadcast_to(real_bt[:, None], (batch, num_queries or width, width))
-        asking_bqd = x_btd[:, :num_queries]
+        query_bqd = x_btd[:, :num_queries]
         if table_rd is None:
-            mixed, _, _ = self.attention(asking_bqd, x_btd, mask_bqt)
+            mixed, _, _ = self.attention(query_bqd, x_btd, mask_bqt)
         else:
-            mixed = self.attention(asking_bqd, x_btd, mask_bqt, table_rd)
-        x_btd = self.norm_1(asking_bqd + mixed)
+            mixed = self.attention(query_bqd, x_btd, mask_bqt, table_rd)
+        x_btd = self.norm_1(query_bqd + mixed)
         return self.norm_2(x_btd + self.mlp(x_btd))
 
 

@@ -1,6 +1,6 @@
 """The layers that the decoder and the encoder are built from, as Flax NNX modules.
 
-Parameter names are those of the table of logical axes in `train/parallel.py`: `tokens`,
+Parameter names are those of the table of logical axes in `training/sharding.py`: `tokens`,
 `positions`, `query`, `key`, `value`, `output`, `gate`, `up`, `down`, `norm_*`.
 """
 
@@ -111,16 +111,16 @@ class RmsNorm(nnx.Module):
 
 
 class Angles(NamedTuple):
-    """Cosine and sine by which the pairs of a head's numbers are turned, each [B, T, R / 2]."""
+    """Cosine and sine by which the pairs of a head's numbers are rotated, each [B, T, R / 2]."""
 
     cosine: Array
     sine: Array
 
 
-def turn(x_bthd: Array, angles: Angles | None) -> Array:
+def apply_rope(x_bthd: Array, angles: Angles | None) -> Array:
     """Rotary position embedding of queries or keys; None leaves them as they are.
 
-    The first R numbers of a head are turned, number i together with number i + R / 2.
+    The first R numbers of a head are rotated, number i together with number i + R / 2.
     Su et al. 2021, https://arxiv.org/abs/2104.09864.
     """
     if angles is None:
@@ -129,8 +129,8 @@ def turn(x_bthd: Array, angles: Angles | None) -> Array:
     half = cosine.shape[-1]
     x = x_bthd.astype(jnp.float32)
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    turned = [first * cosine - second * sine, second * cosine + first * sine, rest]
-    return jnp.concatenate(turned, axis=-1).astype(x_bthd.dtype)
+    rotated = [first * cosine - second * sine, second * cosine + first * sine, rest]
+    return jnp.concatenate(rotated, axis=-1).astype(x_bthd.dtype)
 
 
 # -------------------------------------------------------------------------------------- attention
@@ -175,11 +175,13 @@ class Attention(nnx.Module):
     def _heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.head_width)
 
-    def _placed(self, query: Array, key: Array, asking: Angles | None, asked: Angles | None):
-        """Queries and keys [B, T, heads, D/H], normed where there is a norm, and turned."""
+    def _norm_and_rotate(
+        self, query: Array, key: Array, query_angles: Angles | None, key_angles: Angles | None
+    ) -> tuple[Array, Array]:
+        """Queries and keys [B, T, heads, D/H], normed where there is a norm, and rotated."""
         if hasattr(self, "query_norm"):
             query, key = self.query_norm(query), self.key_norm(key)
-        return turn(query, asking), turn(key, asked)
+        return apply_rope(query, query_angles), apply_rope(key, key_angles)
 
     def _project(self, x: Array) -> list[Array]:
         """Query, key and value by one product of joined kernels.
@@ -194,28 +196,27 @@ class Attention(nnx.Module):
             joined += jnp.concatenate([part.bias[...] for part in parts]).astype(x.dtype)
         inner, kept = kernels[0].shape[1], kernels[1].shape[1]
         split = jnp.split(joined, [inner, inner + kept], axis=-1)
-        return [own + part.low_rank(x) for own, part in zip(split, parts, strict=True)]
+        return [full + part.low_rank(x) for full, part in zip(split, parts, strict=True)]
 
     def _capped(self, scores: Array) -> Array:
         return self.cap * jnp.tanh(scores / self.cap) if self.cap else scores
 
     def __call__(
         self,
-        asking_bqd: Array,
+        query_bqd: Array,
         x_btd: Array,
         mask_bqt: Array,
-        asking: Angles | None = None,
-        asked: Angles | None = None,
+        query_angles: Angles | None = None,
+        key_angles: Angles | None = None,
     ) -> tuple[Array, Array, Array]:
-        """What the tokens that ask (all of a sequence, or some) take from a sequence.
+        """Attention of some tokens of a sequence, or of all, over the sequence.
 
-        mask_bqt is true where a query (axis 1) sees a key (axis 2); `asking` and `asked` are the
-        angles of the queries' and of the keys' positions. Returns the output [B, Q, D] and the
-        sequence's keys and values, [B, T, K, D/H].
+        mask_bqt is true where a query (axis 1) sees a key (axis 2). Returns the output [B, Q, D]
+        and the sequence's keys and values, [B, T, K, D/H].
         """
-        query = self._heads(self.query(asking_bqd))
+        query = self._heads(self.query(query_bqd))
         key, value = self._heads(self.key(x_btd)), self._heads(self.value(x_btd))
-        query, key = self._placed(query, key, asking, asked)
+        query, key = self._norm_and_rotate(query, key, query_angles, key_angles)
         if self.cap:
             grouped = query.reshape(*query.shape[:2], self.num_key_heads, -1, self.head_width)
             scores = jnp.einsum("bqkgd,btkd->bkgqt", grouped, key).astype(jnp.float32)
@@ -226,28 +227,28 @@ class Attention(nnx.Module):
             mixed = jax.nn.dot_product_attention(
                 query, key, value, mask=mask_bqt[:, None], scale=self.scale
             )
-        return self.output(mixed.reshape(*asking_bqd.shape[:2], -1)), key, value
+        return self.output(mixed.reshape(*query_bqd.shape[:2], -1)), key, value
 
     def decode(
         self,
         x_bnd: Array,
         cache,
         prompt_mask_bp: Array,
-        own_mask_g: Array,
+        new_mask_bg: Array,
         slot: Array,
         angles: Angles | None = None,
     ):
-        """Attend from one new token a row to its prompt (shared by N rows) and its own past.
+        """Attend from one new token a row to its prompt (shared by N rows) and to its row's tokens.
 
-        cache is (prompt keys, prompt values [B, K, P, D/H], own keys, own values
-        [B * N * K, G, D/H]); the new token's key and value are written at `slot`, and the masks
-        say what is seen. The own ones have one leading axis because a reshape between write and
-        read makes XLA write twice, into two copies of the cache.
-        Returns the output [B, N, D] and the new own keys and values.
+        cache is (prompt keys, prompt values [B, K, P, D/H], keys, values [B * N * K, G, D/H] of new
+        tokens); the new token's key and value are written at `slot`, and the masks say what is
+        seen. New tokens' have one leading axis because a reshape between write and read makes XLA
+        write twice, into two copies of the cache.
+        Returns the output [B, N, D] and the keys and values of the new tokens.
         """
         prompt_keys, prompt_values, keys, values = cache
         query, key, value = (self._heads(part) for part in self._project(x_bnd))
-        query, key = self._placed(query, key, angles, angles)
+        query, key = self._norm_and_rotate(query, key, angles, angles)
         one, row = (-1, 1, self.head_width), (len(keys), -1, self.head_width)
         keys = jax.lax.dynamic_update_slice_in_dim(keys, key.reshape(one), slot, axis=1)
         values = jax.lax.dynamic_update_slice_in_dim(values, value.reshape(one), slot, axis=1)
@@ -260,13 +261,13 @@ class Attention(nnx.Module):
             ],
             axis=-1,
         )
-        own = jnp.broadcast_to(own_mask_g, (len(prompt_mask_bp), len(own_mask_g)))
-        mask = jnp.concatenate([prompt_mask_bp, own], axis=-1)[:, None, None, None]
+        new_mask_bg = jnp.broadcast_to(new_mask_bg, (len(prompt_mask_bp), new_mask_bg.shape[1]))
+        mask = jnp.concatenate([prompt_mask_bp, new_mask_bg], axis=-1)[:, None, None, None]
         scores = self._capped(scores.astype(jnp.float32) * self.scale)
         weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(x_bnd.dtype)
         mixed = jnp.einsum("bnkgp,bkpd->bnkgd", weights[..., :prompt_width], prompt_values)
-        own = weights[..., prompt_width:].reshape(len(values), -1, values.shape[1])
-        mixed += jnp.einsum("rqg,rgd->rqd", own, values).reshape(by_head)
+        new_weights = weights[..., prompt_width:].reshape(len(values), -1, values.shape[1])
+        mixed += jnp.einsum("rqg,rgd->rqd", new_weights, values).reshape(by_head)
         return self.output(mixed.reshape(*x_bnd.shape[:2], -1)), keys, values
 
 

@@ -154,6 +154,7 @@ def read_fields(file: pathlib.Path, settings: Mapping[str, Any]) -> Fields:
     from transformers import AutoConfig
 
     told = {name: value for name, value in settings.items() if name not in NOT_OF_THE_NETWORK}
+    told |= {"bos_token_id": None, "eos_token_id": None}  # the defaults are of a large vocabulary
     try:
         # A copy, because transformers writes defaults into the tables that it is given.
         config = AutoConfig.for_model(settings["model_type"], **copy.deepcopy(told))
