@@ -1,12 +1,17 @@
 """Random models of every family, made by transformers, in shapes that differ in all that may."""
 
+import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from vbon_jax.models import classifier
+from vbon_jax.models import classifier, decoder
 from vbon_jax.models.huggingface import model_folder
+
+# One program is compiled faster than its operations one by one.
+forward = jax.jit(decoder.forward, static_argnums=0)
 
 BASE = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 61}
 BASE |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 48}
@@ -226,6 +231,32 @@ def torch_logits(model, tokens, mask=None) -> np.ndarray:
     with torch.no_grad():
         output = model.eval()(torch.tensor(np.asarray(tokens, np.int64)), attention_mask=mask)
     return output.logits.numpy()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode_all(config, params, tokens_bp, lengths_b, responses_bng):
+    """Logits [B, N, 1 + G, V] behind the prompt and behind each token of a given response."""
+    rows, new = responses_bng.shape[1:]
+    last, cache = decoder.prefill(config, params, tokens_bp, lengths_b, num_samples=rows)
+    cache = decoder.grow(cache, new)
+
+    def feed(cache, slot):
+        state, cache = decoder.decode(config, params, cache, responses_bng[:, :, slot], slot)
+        return cache, state
+
+    _, states = jax.lax.scan(feed, cache, jnp.arange(new))
+    first = jnp.broadcast_to(last[None, :, None], (1, *states.shape[1:]))
+    return decoder.logits(config, params, jnp.moveaxis(jnp.concatenate([first, states]), 0, 2))
+
+
+def joined(prompts, lengths, responses) -> np.ndarray:
+    """Each response [B, N, G] right behind its prompt [B, P]: tokens [B * N, P + G]."""
+    rows, new = responses.shape[1:]
+    whole = np.zeros((len(prompts), rows, prompts.shape[1] + new), np.int32)
+    for prompt, length in enumerate(lengths):
+        whole[prompt, :, :length] = prompts[prompt, :length]
+        whole[prompt, :, length : length + new] = responses[prompt]
+    return whole.reshape(-1, whole.shape[2])
 
 
 class Network(NamedTuple):

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -42,7 +41,6 @@ ENCODERS = [
     for family, shapes in families.ENCODERS.items()
     for shape in shapes
 ]
-forward = jax.jit(decoder.forward, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -79,47 +77,27 @@ def prompts_of(config, seed=0):
     return prompts, np.array([9, 4, 1]), responses
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def decode_all(config, params, tokens_bp, mask_bp, responses_bng):
-    """Logits [B, N, 1 + G, V] behind the prompt and behind each token of a given response."""
-    rows, new = responses_bng.shape[1:]
-    last, cache = decoder.prefill(config, params, tokens_bp, mask_bp, num_samples=rows)
-    cache = decoder.grow(cache, new)
-
-    def feed(cache, slot):
-        state, cache = decoder.decode(config, params, cache, responses_bng[:, :, slot], slot)
-        return cache, state
-
-    _, states = jax.lax.scan(feed, cache, jnp.arange(new))
-    first = jnp.broadcast_to(last[None, :, None], (1, *states.shape[1:]))
-    return decoder.logits(config, params, jnp.moveaxis(jnp.concatenate([first, states]), 0, 2))
-
-
 def decoder_errors(model, checkpoint, folder) -> tuple[list[float], float]:
     """Largest differences of prefill, cached decoding and a round trip, and of bfloat16."""
     config, params = checkpoint.config, checkpoint.params
     prompts, lengths, responses = prompts_of(config)
-    whole = np.zeros((3, 2, 16), np.int32)
-    for prompt, length in enumerate(lengths):
-        whole[prompt, :, :length] = prompts[prompt, :length]
-        whole[prompt, :, length : length + 7] = responses[prompt]
-    tokens = whole.reshape(6, 16)
+    tokens = families.joined(prompts, lengths, responses)
     real = np.arange(16) < np.repeat(lengths + 7, 2)[:, None]
     theirs = families.torch_logits(model, tokens, real)
     assert np.abs(theirs[real]).max() > 0.5  # differences of nothing would be small
-    ours = np.asarray(forward(config, params, tokens))
+    ours = np.asarray(families.forward(config, params, tokens))
     prefill = np.abs(ours - theirs)[real].max()
 
-    cached = np.asarray(
-        decode_all(config, params, prompts, np.arange(9) < lengths[:, None], responses)
-    )
+    cached = np.asarray(families.decode_all(config, params, prompts, lengths, responses))
     at = (lengths - 1)[:, None] + np.arange(8)
     expected = np.take_along_axis(theirs.reshape(3, 2, 16, -1), at[:, None, :, None], axis=2)
     cached_error = np.abs(cached - expected).max()
 
     model_folder.save(folder / "again", config, params, settings=checkpoint.settings)
     again = families.torch_logits(loaded(folder / "again"), tokens, real)
-    low = np.float32(forward(dataclasses.replace(config, dtype="bfloat16"), params, tokens))
+    low = np.float32(
+        families.forward(dataclasses.replace(config, dtype="bfloat16"), params, tokens)
+    )
     rough = np.abs(low - ours)[real].max() / np.abs(ours[real]).max()
     return [prefill, cached_error, np.abs(again - theirs)[real].max()], rough
 

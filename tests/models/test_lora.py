@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests import families
+from tests.families import forward
 from vbon_jax.models import decoder
 from vbon_jax.models import lora as adapters
 from vbon_jax.models.decoder import Lora
@@ -17,7 +18,6 @@ from vbon_jax.types import InputError
 
 TOLERANCE = 1e-4  # of a logit, in float32
 EVERY = ".*"
-forward = jax.jit(decoder.forward, static_argnums=0)
 
 
 def model_of(family, folder, *, seed=0):
@@ -147,15 +147,9 @@ def test_cached_decoding_has_the_adapters_too(tmp_path):
     tokens = np.random.default_rng(0).integers(3, 57, (2, 6)).astype(np.int32)
     whole = forward(config, params, tokens)
 
-    @jax.jit
-    def by_cache(params):
-        mask = np.ones((2, 5), bool)
-        _, cache = decoder.prefill(config, params, tokens[:, :5], mask, num_samples=1)
-        state, _ = decoder.decode(config, params, decoder.grow(cache, 1), tokens[:, 5:], 0)
-        return decoder.logits(config, params, state)[:, 0]
-
-    last = by_cache(params)
-    np.testing.assert_allclose(last, whole[:, -1], atol=TOLERANCE)
+    lengths, responses = np.full(2, 5, np.int32), tokens[:, None, 5:]
+    cached = families.decode_all(config, params, tokens[:, :5], lengths, responses)
+    np.testing.assert_allclose(cached[:, 0, -1], whole[:, -1], atol=TOLERANCE)
 
 
 def test_the_description_for_peft(tmp_path):

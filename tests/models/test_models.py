@@ -1,13 +1,14 @@
 """The decoder and the encoder: hand-worked numbers, properties, and transformers' torch models."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import families
+from tests.families import forward
 from vbon_jax.models import decoder, encoder, layers
 from vbon_jax.models.huggingface import model_folder
 
@@ -20,8 +21,6 @@ READER = encoder.EncoderConfig(
     vocab_size=31, width=12, num_layers=2, num_heads=2, mlp_width=10, max_positions=12
 )
 
-# One program is compiled faster than its operations one by one.
-forward = jax.jit(decoder.forward, static_argnums=0)
 classify = jax.jit(encoder.classify, static_argnums=0)
 init_decoder = jax.jit(decoder.init, static_argnums=0)
 
@@ -41,25 +40,6 @@ def noisy(config, scale=0.2):
 
 def tokens_of(config, shape, seed=0):
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape).astype(np.int32)
-
-
-def torch_logits(model, tokens, mask=None):
-    import torch
-
-    mask = None if mask is None else torch.tensor(np.asarray(mask, np.int64))
-    with torch.no_grad():
-        output = model.eval()(torch.tensor(np.asarray(tokens, np.int64)), attention_mask=mask)
-    return output.logits.numpy()
-
-
-def torch_noisy(model, seed):
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 # --------------------------------------------------------------------------------- hand-worked
@@ -122,52 +102,20 @@ def test_number_of_parameters():
 def test_cached_decoding_is_the_full_forward(tied):
     config = dataclasses.replace(SMALL, tie_embeddings=tied, scale_attention_by_layer=True)
     params = noisy(config)
-    lengths, width, rows, new = [5, 2, 1], 5, 2, 4
-    prompts = np.asarray(tokens_of(config, (3, width)))
-    responses = np.asarray(tokens_of(config, (3, rows, new), seed=1))
-    whole = np.zeros((3, rows, width + new), int)  # each prompt with its response right behind it
+    lengths, new = np.array([5, 2, 1]), 4
+    prompts, responses = tokens_of(config, (3, 5)), tokens_of(config, (3, 2, new), seed=1)
+    full = np.asarray(forward(config, params, families.joined(prompts, lengths, responses)))
+    cached = families.decode_all(config, params, prompts, lengths, responses)
     for row, length in enumerate(lengths):
-        whole[row, :, :length] = prompts[row, :length]
-        whole[row, :, length : length + new] = responses[row]
-    full = np.asarray(forward(config, params, whole.reshape(3 * rows, -1)))
-    full = full.reshape(*whole.shape, -1)
-    for left in (False, True):
-        shifts = [width - length if left else 0 for length in lengths]
-        tokens = np.stack([np.roll(p, shift) for p, shift in zip(prompts, shifts, strict=True)])
-        slots = np.arange(width)
-        real = np.array(
-            [(s <= slots) & (slots < s + n) for s, n in zip(shifts, lengths, strict=True)]
-        )
-        cached = decode_all(config, params, tokens, real, responses)
-        for row, length in enumerate(lengths):
-            expected = full[row, :, length - 1 : length + new]
-            np.testing.assert_allclose(cached[row], expected, atol=2e-5)
+        expected = full[2 * row : 2 * row + 2, length - 1 : length + new]
+        np.testing.assert_allclose(cached[row], expected, atol=2e-5)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def decode_all(config, params, tokens_bp, mask_bp, responses_bng):
-    """Logits [B, N, 1 + G, V] behind the prompt and behind each token of a given response."""
-    rows, new = responses_bng.shape[1:]
-    last, cache = decoder.prefill(config, params, tokens_bp, mask_bp, num_samples=rows)
-    cache = decoder.grow(cache, new)
-
-    def feed(cache, slot):
-        state, cache = decoder.decode(config, params, cache, responses_bng[:, :, slot], slot)
-        return cache, state
-
-    _, states = jax.lax.scan(feed, cache, jnp.arange(new))
-    first = jnp.broadcast_to(last[None, :, None], (1, *states.shape[1:]))
-    return decoder.logits(config, params, jnp.moveaxis(jnp.concatenate([first, states]), 0, 2))
-
-
-@pytest.mark.parametrize("left", [True, False])
-def test_padding_changes_no_real_position(left):
-    params = noisy(SMALL)
-    tokens, slots = tokens_of(SMALL, (1, 9)), np.arange(9)
-    real = slots >= 3 if left else slots < 6
-    padded = np.asarray(forward(SMALL, params, tokens, mask_bt=real[None]))[0]
-    alone = forward(SMALL, params, tokens[:, real])[0]
-    np.testing.assert_allclose(padded[real], alone, atol=2e-5)
+def test_padding_changes_no_real_position():
+    params, tokens = noisy(SMALL), tokens_of(SMALL, (1, 9))
+    padded = np.asarray(forward(SMALL, params, tokens))[0]
+    alone = forward(SMALL, params, tokens[:, :6])[0]
+    np.testing.assert_allclose(padded[:6], alone, atol=2e-5)
     assert np.isfinite(padded).all()
 
 
@@ -215,7 +163,7 @@ def test_bfloat16_stays_near_and_keeps_float32_parameters(family):
 
 def test_every_parameter_is_trained():
     tokens, lengths = tokens_of(SMALL, (2, 16)), jnp.array([12, 7])
-    untied = dataclasses.replace(SMALL, num_layers=1, tie_embeddings=False, head_bias=True)
+    untied = dataclasses.replace(SMALL, num_layers=1, tie_embeddings=False)
     params = noisy(untied)
 
     def loss(params, reader):
@@ -299,7 +247,7 @@ def test_real_decoder_against_torch(shared):
     model = AutoModelForCausalLM.from_pretrained(path)
     tokens = tokens_of(checkpoint.config, (2, checkpoint.config.max_positions))
     ours = forward(checkpoint.config, checkpoint.params, tokens)
-    np.testing.assert_allclose(ours, torch_logits(model, tokens), atol=TOLERANCE)
+    np.testing.assert_allclose(ours, families.torch_logits(model, tokens), atol=TOLERANCE)
     assert checkpoint.eos_token_ids == (0,)
     assert sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params)) == 4_273_664
 
@@ -312,7 +260,7 @@ def test_real_encoder_against_torch(shared):
     model = AutoModelForSequenceClassification.from_pretrained(path)
     tokens, lengths = tokens_of(checkpoint.config, (5, 60)), np.array([60, 1, 17, 33, 2])
     ours = classify(checkpoint.config, checkpoint.params, tokens, lengths)
-    theirs = torch_logits(model, tokens, np.arange(60) < lengths[:, None])
+    theirs = families.torch_logits(model, tokens, np.arange(60) < lengths[:, None])
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
     assert checkpoint.config.labels == ("NEGATIVE", "POSITIVE")
 
@@ -334,15 +282,13 @@ def test_real_encoder_against_torch(shared):
     ],
 )
 def test_odd_decoders_against_torch(odd, tmp_path):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     settings = {"n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 57, "n_positions": 19} | odd
-    model = torch_noisy(GPT2LMHeadModel(GPT2Config(**settings)), seed=len(odd))
+    model = families.random_model("gpt2", settings, seed=len(odd))
     model.save_pretrained(tmp_path)
     checkpoint = model_folder.load(tmp_path)
     tokens = tokens_of(checkpoint.config, (3, 19))
     ours = forward(checkpoint.config, checkpoint.params, tokens)
-    theirs = torch_logits(model, tokens)
+    theirs = families.torch_logits(model, tokens)
     assert np.abs(theirs).max() > 1
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
 
@@ -356,15 +302,13 @@ def test_odd_decoders_against_torch(odd, tmp_path):
     ],
 )
 def test_odd_encoders_against_torch(odd, tmp_path):
-    from transformers import DistilBertConfig, DistilBertForSequenceClassification
-
     settings = {"dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 24, "vocab_size": 41} | odd
-    config = DistilBertConfig(max_position_embeddings=17, **settings)
-    model = torch_noisy(DistilBertForSequenceClassification(config), seed=len(odd))
+    settings["max_position_embeddings"] = 17
+    model = families.random_model("distilbert", settings, seed=len(odd), head=True)
     model.save_pretrained(tmp_path)
     checkpoint = model_folder.load(tmp_path)
     tokens, lengths = tokens_of(checkpoint.config, (4, 17)), np.array([17, 5, 1, 11])
     ours = classify(checkpoint.config, checkpoint.params, tokens, lengths)
-    theirs = torch_logits(model, tokens, np.arange(17) < lengths[:, None])
+    theirs = families.torch_logits(model, tokens, np.arange(17) < lengths[:, None])
     assert ours.shape == (4, checkpoint.config.num_labels)
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)

@@ -150,10 +150,8 @@ def _generate(config, params, prompts, keys_b, temperature, top_p, *, num_sample
         temperature,
         top_p,
     )
-    tokens_bp = prompts.tokens_bp
-    mask_bp = jnp.arange(tokens_bp.shape[1]) < prompts.lengths_b[:, None]
-    hidden_bd, cache = decoder.prefill(config, params, tokens_bp, mask_bp, num_samples=num_samples)
-    state = _blank(cache, len(tokens_bp), num_samples, sampling.max_new_tokens)
+    hidden_bd, cache = decoder.prefill(config, params, *prompts, num_samples=num_samples)
+    state = _blank(cache, len(prompts.lengths_b), num_samples, sampling.max_new_tokens)
     state = _draw(config, params, state, hidden_bd[:, None], inputs, sampling=sampling)
     for end in _stages(sampling.max_new_tokens):
         # A slot for each token fed; the one drawn last in a stage is fed in the next, or never.
