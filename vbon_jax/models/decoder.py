@@ -109,6 +109,20 @@ class DecoderConfig:
         """Whether a layer sees its window alone."""
         return bool(self.windowed) and self.windowed[layer]
 
+    def heads(self, layer: int) -> layers.Heads:
+        """The shape of a layer's attention."""
+        width = self.head_width or self.width // self.num_heads
+        scale = width**-0.5 if self.attention_scale is None else self.attention_scale
+        return layers.Heads(
+            num_heads=self.num_heads,
+            num_key_heads=self.num_key_heads or self.num_heads,
+            width=width,
+            scale=scale / (layer + 1) if self.scale_attention_by_layer else scale,
+            cap=self.attention_cap,
+            bias=self.attention_bias,
+            output_bias=self.output_bias,
+        )
+
 
 class Cache(NamedTuple):
     """Keys and values: of each prompt once, and of its N rows; a tuple entry a layer."""
@@ -118,15 +132,6 @@ class Cache(NamedTuple):
     keys: tuple[Array, ...]  # L x [B * N * K, G, D/H]
     values: tuple[Array, ...]
     prompt_lengths_b: Array  # [B] int32
-
-    def layer(self, index: int) -> tuple[Array, Array, Array, Array]:
-        """Prompt keys and values, own keys and values of one layer."""
-        return (
-            self.prompt_keys[index],
-            self.prompt_values[index],
-            self.keys[index],
-            self.values[index],
-        )
 
 
 def _norm(config: DecoderConfig, width: int) -> nnx.Module:
@@ -140,38 +145,26 @@ class Block(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, index: int):
         std, width = config.initializer_std, config.width
-        shared = {
-            "width": width,
-            "dtype": jnp.dtype(config.dtype),
-            "std": std,
-            "output_std": std / (2 * config.num_layers) ** 0.5,
-        }
-        head_width = config.head_width or width // config.num_heads
-        scale = head_width**-0.5 if config.attention_scale is None else config.attention_scale
-        if config.scale_attention_by_layer:
-            scale /= index + 1
+        dense = functools.partial(layers.linear, rngs, dtype=jnp.dtype(config.dtype), std=std)
+        output_std = std / (2 * config.num_layers) ** 0.5
         self.parallel = config.parallel_residual
         self.norm_1 = _norm(config, width)
         self.attention = layers.Attention(
-            rngs,
-            num_heads=config.num_heads,
-            num_key_heads=config.num_key_heads,
-            head_width=head_width,
-            scale=scale,
-            bias=config.attention_bias,
-            output_bias=config.output_bias,
+            dense,
+            config.heads(index),
+            width=width,
+            output_std=output_std,
             head_norm=functools.partial(_norm, config) if config.head_norm else None,
-            cap=config.attention_cap,
-            **shared,
         )
         self.norm_2 = _norm(config, width)
         self.mlp = layers.Mlp(
-            rngs,
+            dense,
+            width=width,
             hidden=config.mlp_width,
             activation=config.activation,
+            output_std=output_std,
             bias=config.mlp_bias,
             gated=config.gated_mlp,
-            **shared,
         )
         if config.output_norms:
             self.norm_3, self.norm_4 = _norm(config, width), _norm(config, width)
@@ -224,10 +217,8 @@ class CacheView(NamedTuple):
     angles: layers.Angles | None
 
 
-def _angles(config: DecoderConfig, layer: int, positions_bt: Array) -> layers.Angles | None:
-    rope = config.rope
-    if config.is_windowed(layer) and config.window_rope is not None:
-        rope = config.window_rope
+def _angles(config: DecoderConfig, windowed: bool, positions_bt: Array) -> layers.Angles | None:
+    rope = (config.window_rope or config.rope) if windowed else config.rope
     if rope is None:
         return None
     frequencies = rope.frequencies(config.head_width or config.width // config.num_heads)
@@ -235,20 +226,15 @@ def _angles(config: DecoderConfig, layer: int, positions_bt: Array) -> layers.An
     return layers.Angles(jnp.cos(angles), jnp.sin(angles))
 
 
-def _sees(config: DecoderConfig, layer: int, offsets: Array) -> Array:
+def _sees(config: DecoderConfig, windowed: bool, offsets: Array) -> Array:
     """Whether a key is seen that lies `offsets` tokens before the query."""
-    seen = offsets >= 0
-    return seen & (offsets < config.window) if config.is_windowed(layer) else seen
+    return (offsets >= 0) & (offsets < config.window) if windowed else offsets >= 0
 
 
-def _by_layer(config: DecoderConfig, view: Callable[[int], NamedTuple]) -> list[NamedTuple]:
-    """`view(layer)` of each layer, made once for all windowed ones and once for the others."""
-    views: dict[bool, NamedTuple] = {}
-    for layer in range(config.num_layers):
-        kind = config.is_windowed(layer)
-        if kind not in views:
-            views[kind] = view(layer)
-    return [views[config.is_windowed(layer)] for layer in range(config.num_layers)]
+def _by_layer(config: DecoderConfig, view: Callable[[bool], NamedTuple]) -> list[NamedTuple]:
+    """The view of each layer, made once for all windowed ones and once for the others."""
+    view = functools.cache(view)
+    return [view(config.is_windowed(layer)) for layer in range(config.num_layers)]
 
 
 class Decoder(nnx.Module):
@@ -296,18 +282,17 @@ class Decoder(nnx.Module):
         """
         positions_1t = jnp.arange(tokens_bt.shape[1])[None]
 
-        def view(layer: int, positions_bq: Array) -> View:
-            angles = [_angles(self.config, layer, p) for p in (positions_bq, positions_1t)]
+        def view(windowed: bool, positions_bq: Array = positions_1t) -> View:
+            angles = [_angles(self.config, windowed, p) for p in (positions_bq, positions_1t)]
             offsets_bqt = positions_bq[:, :, None] - positions_1t[:, None]
-            return View(_sees(self.config, layer, offsets_bqt), *angles)
+            return View(_sees(self.config, windowed, offsets_bqt), *angles)
 
-        views = _by_layer(self.config, lambda layer: view(layer, positions_1t))
+        final, views = self.config.num_layers - 1, _by_layer(self.config, view)
         if last_b is not None:
-            views[-1] = view(self.config.num_layers - 1, last_b[:, None])
+            views[final] = view(self.config.is_windowed(final), last_b[:, None])
         x, keys, values = self.embed(tokens_bt, positions_1t), [], []
-        for index, (block, view) in enumerate(zip(self.blocks(), views, strict=True)):
-            last = last_b if index == self.config.num_layers - 1 else None
-            x, key, value = block(x, view, last)
+        for index, block in enumerate(self.blocks()):
+            x, key, value = block(x, views[index], last_b if index == final else None)
             keys.append(key)
             values.append(value)
         return self.norm_f(x), keys, values
@@ -401,17 +386,17 @@ def decode(
     real_bp = prompt < cache.prompt_lengths_b[:, None]
     slots = jnp.arange(cache.keys[0].shape[1])
 
-    def view(layer: int) -> CacheView:
+    def view(windowed: bool) -> CacheView:
         return CacheView(
-            real_bp & _sees(config, layer, positions_b1 - prompt),
-            _sees(config, layer, slot - slots)[None],
-            _angles(config, layer, positions_b1),
+            real_bp & _sees(config, windowed, positions_b1 - prompt),
+            _sees(config, windowed, slot - slots)[None],
+            _angles(config, windowed, positions_b1),
         )
 
     keys, values = [], []
     views = _by_layer(config, view)
-    for index, (block, view) in enumerate(zip(network.blocks(), views, strict=True)):
-        x, key, value = block.decode(x, cache.layer(index), view, slot)
+    for block, layer_view, *layer_cache in zip(network.blocks(), views, *cache[:4], strict=True):
+        x, key, value = block.decode(x, layer_cache, layer_view, slot)
         keys.append(key)
         values.append(value)
     return network.norm_f(x), cache._replace(keys=tuple(keys), values=tuple(values))

@@ -73,32 +73,25 @@ def shifted(scores: Array, columns: int) -> Array:
 class PositionProjections(nnx.Module):
     """Queries and keys of offsets, where those of content do not serve them."""
 
-    def __init__(self, rngs, relative: RelativePositions, *, width: int, dtype, std: float):
+    def __init__(self, dense: layers.Dense, relative: RelativePositions, *, width: int):
         if relative.content_to_position:
-            self.key = layers.linear(rngs, width, width, dtype=dtype, std=std)
+            self.key = dense(width, width)
         if relative.position_to_content:
-            self.query = layers.linear(rngs, width, width, dtype=dtype, std=std)
+            self.query = dense(width, width)
 
 
 class Attention(nnx.Module):
     """Multi-head attention with scores of relative positions: `layers.Attention`'s counterpart."""
 
     def __init__(
-        self,
-        rngs,
-        relative: RelativePositions,
-        *,
-        width: int,
-        num_heads: int,
-        dtype,
-        std: float,
+        self, dense: layers.Dense, relative: RelativePositions, *, width: int, head_width: int
     ):
-        self.relative, self.head_width = relative, width // num_heads
-        self.scale = (relative.terms * self.head_width) ** -0.5
+        self.relative, self.head_width = relative, head_width
+        self.scale = (relative.terms * head_width) ** -0.5
         for name in ("query", "key", "value", "output"):
-            setattr(self, name, layers.linear(rngs, width, width, dtype=dtype, std=std))
+            setattr(self, name, dense(width, width))
         if not relative.shared:
-            self.positions = PositionProjections(rngs, relative, width=width, dtype=dtype, std=std)
+            self.positions = PositionProjections(dense, relative, width=width)
 
     def _heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.head_width)

@@ -50,32 +50,27 @@ class Block(nnx.Module):
     """Attention and MLP, each added to its input and normalised after (post-norm)."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
-        shared = {
-            "width": config.width,
-            "dtype": jnp.dtype(config.dtype),
-            "std": config.initializer_std,
-        }
+        width, std = config.width, config.initializer_std
+        dense = functools.partial(layers.linear, rngs, dtype=jnp.dtype(config.dtype), std=std)
+        head_width = width // config.num_heads
         if config.relative is not None:
             self.attention = disentangled.Attention(
-                rngs, config.relative, num_heads=config.num_heads, **shared
+                dense, config.relative, width=width, head_width=head_width
             )
         else:
-            self.attention = layers.Attention(
-                rngs,
-                num_heads=config.num_heads,
-                scale=(config.width // config.num_heads) ** -0.5,
-                output_std=config.initializer_std,
-                **shared,
+            heads = layers.Heads(
+                config.num_heads, config.num_heads, head_width, scale=head_width**-0.5
             )
-        self.norm_1 = layers.LayerNorm(config.width, epsilon=config.norm_epsilon)
+            self.attention = layers.Attention(dense, heads, width=width, output_std=std)
+        self.norm_1 = layers.LayerNorm(width, epsilon=config.norm_epsilon)
         self.mlp = layers.Mlp(
-            rngs,
+            dense,
+            width=width,
             hidden=config.mlp_width,
             activation=config.activation,
-            output_std=config.initializer_std,
-            **shared,
+            output_std=std,
         )
-        self.norm_2 = layers.LayerNorm(config.width, epsilon=config.norm_epsilon)
+        self.norm_2 = layers.LayerNorm(width, epsilon=config.norm_epsilon)
 
     def __call__(
         self, x_btd: Array, real_bt: Array, table_rd: Array | None, *, num_queries: int | None

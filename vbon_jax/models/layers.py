@@ -4,6 +4,7 @@ Parameter names are those of the table of logical axes in `training/sharding.py`
 `positions`, `query`, `key`, `value`, `output`, `gate`, `up`, `down`, `norm_*`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -54,6 +55,8 @@ def linear(rngs: nnx.Rngs, inputs: int, outputs: int, *, dtype, std: float, bias
         rngs=rngs,
     )
 
+
+Dense = Callable[..., Linear]  # `linear` with all but the widths given
 
 # ----------------------------------------------------------------------------------------- norms
 
@@ -136,44 +139,50 @@ def apply_rope(x_bthd: Array, angles: Angles | None) -> Array:
 # -------------------------------------------------------------------------------------- attention
 
 
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The shape of an attention; K of its H heads have keys and values, each for H / K queries."""
+
+    num_heads: int
+    num_key_heads: int
+    width: int  # of a head
+    scale: float  # of scores
+    cap: float = 0.0  # scores are bounded to +-cap by a tanh; 0 = not
+    bias: bool = True  # of query, key and value
+    output_bias: bool = True
+
+
 class Attention(nnx.Module):
     """Multi-head attention: over a whole sequence, or of one new token over a cache.
 
-    K of the H heads have keys and values of their own, and each serves H / K queries. `head_norm`
-    makes the norm of queries and keys, head by head, where there is one; `cap` bounds the scores
-    to +-cap by a tanh (0: it does not).
+    `dense` makes a layer from its two widths; `head_norm` makes the norm of queries and keys, head
+    by head, where there is one.
     """
 
     def __init__(
         self,
-        rngs,
+        dense: Dense,
+        heads: Heads,
         *,
         width: int,
-        num_heads: int,
-        scale: float,
-        dtype,
-        std: float,
         output_std: float,
-        num_key_heads: int | None = None,
-        head_width: int | None = None,
-        bias: bool = True,
-        output_bias: bool = True,
         head_norm: Callable[[int], nnx.Module] | None = None,
-        cap: float = 0.0,
     ):
-        self.head_width = head_width or width // num_heads
-        self.num_key_heads = num_key_heads or num_heads
-        self.scale, self.cap = scale, cap
-        inner, kept = num_heads * self.head_width, self.num_key_heads * self.head_width
-        self.query = linear(rngs, width, inner, dtype=dtype, std=std, bias=bias)
-        self.key = linear(rngs, width, kept, dtype=dtype, std=std, bias=bias)
-        self.value = linear(rngs, width, kept, dtype=dtype, std=std, bias=bias)
-        self.output = linear(rngs, inner, width, dtype=dtype, std=output_std, bias=output_bias)
+        self.heads = heads
+        inner, kept = heads.num_heads * heads.width, heads.num_key_heads * heads.width
+        self.query = dense(width, inner, bias=heads.bias)
+        self.key = dense(width, kept, bias=heads.bias)
+        self.value = dense(width, kept, bias=heads.bias)
+        self.output = dense(inner, width, std=output_std, bias=heads.output_bias)
         if head_norm is not None:
-            self.query_norm, self.key_norm = head_norm(self.head_width), head_norm(self.head_width)
+            self.query_norm, self.key_norm = head_norm(heads.width), head_norm(heads.width)
 
-    def _heads(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], -1, self.head_width)
+    def _split(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], -1, self.heads.width)
+
+    def _grouped(self, query: Array) -> Array:
+        """Queries [B, T, H, D/H] by the keys that they share, [B, T, K, H / K, D/H]."""
+        return query.reshape(*query.shape[:2], self.heads.num_key_heads, -1, self.heads.width)
 
     def _norm_and_rotate(
         self, query: Array, key: Array, query_angles: Angles | None, key_angles: Angles | None
@@ -198,8 +207,10 @@ class Attention(nnx.Module):
         split = jnp.split(joined, [inner, inner + kept], axis=-1)
         return [full + part.low_rank(x) for full, part in zip(split, parts, strict=True)]
 
-    def _capped(self, scores: Array) -> Array:
-        return self.cap * jnp.tanh(scores / self.cap) if self.cap else scores
+    def _scores(self, products: Array) -> Array:
+        """Scores from products of queries and keys: float32, scaled and maybe bounded."""
+        scores, cap = products.astype(jnp.float32) * self.heads.scale, self.heads.cap
+        return cap * jnp.tanh(scores / cap) if cap else scores
 
     def __call__(
         self,
@@ -214,18 +225,16 @@ class Attention(nnx.Module):
         mask_bqt is true where a query (axis 1) sees a key (axis 2). Returns the output [B, Q, D]
         and the sequence's keys and values, [B, T, K, D/H].
         """
-        query = self._heads(self.query(query_bqd))
-        key, value = self._heads(self.key(x_btd)), self._heads(self.value(x_btd))
+        query = self._split(self.query(query_bqd))
+        key, value = self._split(self.key(x_btd)), self._split(self.value(x_btd))
         query, key = self._norm_and_rotate(query, key, query_angles, key_angles)
-        if self.cap:
-            grouped = query.reshape(*query.shape[:2], self.num_key_heads, -1, self.head_width)
-            scores = jnp.einsum("bqkgd,btkd->bkgqt", grouped, key).astype(jnp.float32)
-            scores = self._capped(self.scale * scores)
+        if self.heads.cap:
+            scores = self._scores(jnp.einsum("bqkgd,btkd->bkgqt", self._grouped(query), key))
             weights = jax.nn.softmax(jnp.where(mask_bqt[:, None, None], scores, -jnp.inf), axis=-1)
             mixed = jnp.einsum("bkgqt,btkd->bqkgd", weights.astype(value.dtype), value)
         else:
             mixed = jax.nn.dot_product_attention(
-                query, key, value, mask=mask_bqt[:, None], scale=self.scale
+                query, key, value, mask=mask_bqt[:, None], scale=self.heads.scale
             )
         return self.output(mixed.reshape(*query_bqd.shape[:2], -1)), key, value
 
@@ -247,12 +256,12 @@ class Attention(nnx.Module):
         Returns the output [B, N, D] and the keys and values of the new tokens.
         """
         prompt_keys, prompt_values, keys, values = cache
-        query, key, value = (self._heads(part) for part in self._project(x_bnd))
+        query, key, value = (self._split(part) for part in self._project(x_bnd))
         query, key = self._norm_and_rotate(query, key, angles, angles)
-        one, row = (-1, 1, self.head_width), (len(keys), -1, self.head_width)
+        one, row = (-1, 1, self.heads.width), (len(keys), -1, self.heads.width)
         keys = jax.lax.dynamic_update_slice_in_dim(keys, key.reshape(one), slot, axis=1)
         values = jax.lax.dynamic_update_slice_in_dim(values, value.reshape(one), slot, axis=1)
-        grouped = query.reshape(*query.shape[:2], self.num_key_heads, -1, self.head_width)
+        grouped = self._grouped(query)
         by_head, prompt_width = (*grouped.shape[:-1], -1), prompt_keys.shape[2]
         scores = jnp.concatenate(
             [
@@ -263,8 +272,8 @@ class Attention(nnx.Module):
         )
         new_mask_bg = jnp.broadcast_to(new_mask_bg, (len(prompt_mask_bp), new_mask_bg.shape[1]))
         mask = jnp.concatenate([prompt_mask_bp, new_mask_bg], axis=-1)[:, None, None, None]
-        scores = self._capped(scores.astype(jnp.float32) * self.scale)
-        weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(x_bnd.dtype)
+        scores = jnp.where(mask, self._scores(scores), -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1).astype(x_bnd.dtype)
         mixed = jnp.einsum("bnkgp,bkpd->bnkgd", weights[..., :prompt_width], prompt_values)
         new_weights = weights[..., prompt_width:].reshape(len(values), -1, values.shape[1])
         mixed += jnp.einsum("rqg,rgd->rqd", new_weights, values).reshape(by_head)
@@ -279,22 +288,20 @@ class Mlp(nnx.Module):
 
     def __init__(
         self,
-        rngs,
+        dense: Dense,
         *,
         width: int,
         hidden: int,
         activation: str,
-        dtype,
-        std: float,
         output_std: float,
         bias: bool = True,
         gated: bool = False,
     ):
         self.activation = ACTIVATIONS[activation]
         if gated:
-            self.gate = linear(rngs, width, hidden, dtype=dtype, std=std, bias=bias)
-        self.up = linear(rngs, width, hidden, dtype=dtype, std=std, bias=bias)
-        self.down = linear(rngs, hidden, width, dtype=dtype, std=output_std, bias=bias)
+            self.gate = dense(width, hidden, bias=bias)
+        self.up = dense(width, hidden, bias=bias)
+        self.down = dense(hidden, width, std=output_std, bias=bias)
 
     def __call__(self, x: Array) -> Array:
         if hasattr(self, "gate"):

@@ -1,6 +1,7 @@
 """The families of encoders with a classifier: BERT, RoBERTa, DistilBERT, and DeBERTa v2 and v3."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vbon_jax.models.disentangled import RelativePositions
@@ -8,6 +9,15 @@ from vbon_jax.models.encoder import EncoderConfig
 from vbon_jax.models.huggingface.families import Family, Fields, Tensor, dense, family, norm
 
 TERMS = ("c2p", "p2c")  # of DeBERTa's scores: content to position, and position to content
+# A layer's parts by our names, and by each family's in the same order.
+PARTS = ("attention/query", "attention/key", "attention/value", "attention/output", "norm_1")
+PARTS += ("mlp/up", "mlp/down", "norm_2")
+BERT = ("attention.self.query", "attention.self.key", "attention.self.value")
+OUTPUTS = ("attention.output.dense", "attention.output.LayerNorm")
+OUTPUTS += ("intermediate.dense", "output.dense", "output.LayerNorm")
+DISTILBERT = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin")
+DISTILBERT += ("sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm")
+
 
 # ------------------------------------------------------------------------------------- DistilBERT
 
@@ -20,26 +30,6 @@ def _read_distilbert(fields: Fields) -> EncoderConfig:
         mlp_width=fields.size("hidden_dim"),
         activation=fields.activation("activation"),
     )
-
-
-def _distilbert_tensors(config: EncoderConfig) -> Iterator[Tensor]:
-    """DistilBERT keeps dense layers as [outputs, inputs]."""
-    embeddings = "distilbert.embeddings"
-    yield Tensor(f"{embeddings}.word_embeddings.weight", ("tokens/embedding",))
-    yield Tensor(f"{embeddings}.position_embeddings.weight", ("positions/embedding",))
-    yield from norm(f"{embeddings}.LayerNorm", "norm_0")
-    for index in range(config.num_layers):
-        theirs, ours = f"distilbert.transformer.layer.{index}", f"layer_{index}"
-        yield from dense(f"{theirs}.attention.q_lin", f"{ours}/attention/query")
-        yield from dense(f"{theirs}.attention.k_lin", f"{ours}/attention/key")
-        yield from dense(f"{theirs}.attention.v_lin", f"{ours}/attention/value")
-        yield from dense(f"{theirs}.attention.out_lin", f"{ours}/attention/output")
-        yield from norm(f"{theirs}.sa_layer_norm", f"{ours}/norm_1")
-        yield from dense(f"{theirs}.ffn.lin1", f"{ours}/mlp/up")
-        yield from dense(f"{theirs}.ffn.lin2", f"{ours}/mlp/down")
-        yield from norm(f"{theirs}.output_layer_norm", f"{ours}/norm_2")
-    yield from dense("pre_classifier", "pre_classifier")
-    yield from dense("classifier", "classifier")
 
 
 # ------------------------------------------------------------------- BERT and those that follow it
@@ -75,31 +65,6 @@ def _read_roberta(fields: Fields) -> EncoderConfig:
     types = fields.size("type_vocab_size")
     common = _read_common(fields) | positions
     return EncoderConfig(**common, token_types=types, head_activation="tanh")
-
-
-def _bert_tensors(
-    config: EncoderConfig, *, prefix: str, head: tuple[str, str], projection: str = ""
-) -> Iterator[Tensor]:
-    """BERT's names; `projection` follows query, key and value."""
-    embeddings = f"{prefix}embeddings"
-    yield Tensor(f"{embeddings}.word_embeddings.weight", ("tokens/embedding",))
-    if config.position_table:
-        yield Tensor(f"{embeddings}.position_embeddings.weight", ("positions/embedding",))
-    if config.token_types:
-        yield Tensor(f"{embeddings}.token_type_embeddings.weight", ("types/embedding",))
-    yield from norm(f"{embeddings}.LayerNorm", "norm_0")
-    for index in range(config.num_layers):
-        theirs, ours = f"{prefix}encoder.layer.{index}", f"layer_{index}"
-        for part in ("query", "key", "value"):
-            name = f"{theirs}.attention.self.{part}{projection}"
-            yield from dense(name, f"{ours}/attention/{part}")
-        yield from dense(f"{theirs}.attention.output.dense", f"{ours}/attention/output")
-        yield from norm(f"{theirs}.attention.output.LayerNorm", f"{ours}/norm_1")
-        yield from dense(f"{theirs}.intermediate.dense", f"{ours}/mlp/up")
-        yield from dense(f"{theirs}.output.dense", f"{ours}/mlp/down")
-        yield from norm(f"{theirs}.output.LayerNorm", f"{ours}/norm_2")
-    for theirs, ours in zip(head, ("pre_classifier", "classifier"), strict=True):
-        yield from dense(theirs, ours)
 
 
 # ---------------------------------------------------------------------------------------- DeBERTa
@@ -158,57 +123,92 @@ def _read_relative(fields: Fields, positions: int) -> RelativePositions | None:
     )
 
 
-def _deberta_tensors(config: EncoderConfig) -> Iterator[Tensor]:
-    """BERT's names, with a table of relative positions and maybe projections of its own."""
-    yield from _bert_tensors(
-        config, prefix="deberta.", projection="_proj", head=("pooler.dense", "classifier")
-    )
-    relative, table = config.relative, "deberta.encoder.rel_embeddings.weight"
-    if relative is None:
-        return
-    yield Tensor(table, ("relative/positions/embedding",))
+# ---------------------------------------------------------------------------------------- tensors
+
+
+def _tensors(
+    config: EncoderConfig, *, layers: str, names: tuple[str, ...], head: tuple[str, str]
+) -> Iterator[Tensor]:
+    """Embeddings, the layers whose names begin with `layers`, and the two layers of a head."""
+    embeddings = f"{layers.partition('.')[0]}.embeddings"
+    yield Tensor(f"{embeddings}.word_embeddings.weight", ("tokens/embedding",))
+    if config.position_table:
+        yield Tensor(f"{embeddings}.position_embeddings.weight", ("positions/embedding",))
+    if config.token_types:
+        yield Tensor(f"{embeddings}.token_type_embeddings.weight", ("types/embedding",))
+    yield from norm(f"{embeddings}.LayerNorm", "norm_0")
+    for index in range(config.num_layers):
+        for theirs, ours in zip(names, PARTS, strict=True):
+            part = norm if ours.startswith("norm") else dense
+            yield from part(f"{layers}.{index}.{theirs}", f"layer_{index}/{ours}")
+    for theirs, ours in zip(head, ("pre_classifier", "classifier"), strict=True):
+        yield from dense(theirs, ours)
+    if config.relative is not None:
+        yield from _relative_tensors(config, config.relative, layers)
+
+
+def _relative_tensors(
+    config: EncoderConfig, relative: RelativePositions, layers: str
+) -> Iterator[Tensor]:
+    """DeBERTa's table of relative positions, and its projections where they are not shared."""
+    encoder = layers.removesuffix(".layer")
+    yield Tensor(f"{encoder}.rel_embeddings.weight", ("relative/positions/embedding",))
     if relative.normed:
-        yield from norm("deberta.encoder.LayerNorm", "relative/norm")
+        yield from norm(f"{encoder}.LayerNorm", "relative/norm")
     for index in range(0 if relative.shared else config.num_layers):
-        theirs = f"deberta.encoder.layer.{index}.attention.self"
-        ours = f"layer_{index}/attention/positions"
+        theirs, ours = f"{layers}.{index}.attention.self", f"layer_{index}/attention/positions"
         if relative.content_to_position:
             yield from dense(f"{theirs}.pos_key_proj", f"{ours}/key")
         if relative.position_to_content:
             yield from dense(f"{theirs}.pos_query_proj", f"{ours}/query")
 
 
-BUFFERS = r"embeddings\.(position|token_type)_ids"
+def _encoder(
+    stem: str,
+    read_config: Callable[[Fields], EncoderConfig],
+    layers: str,
+    names: tuple[str, ...],
+    head: tuple[str, str],
+    *,
+    ignored: str = "",
+) -> Family:
+    """A family of encoders; `ignored` is what its folders may hold that no classifier reads."""
+    ignored = r"embeddings\.(position|token_type)_ids" + ignored
+    tensors = functools.partial(_tensors, layers=layers, names=names, head=head)
+    return family(stem, f"{layers.partition('.')[0]}.", ignored, read_config, tensors)
+
 
 FAMILIES: dict[str, Family] = {
-    "distilbert": family(
-        "DistilBert", "distilbert.", BUFFERS, _read_distilbert, _distilbert_tensors
+    "distilbert": _encoder(
+        "DistilBert",
+        _read_distilbert,
+        "distilbert.transformer.layer",
+        DISTILBERT,
+        ("pre_classifier", "classifier"),
     ),
-    "bert": family(
+    "bert": _encoder(
         "Bert",
-        "bert.",
-        BUFFERS,
         _read_bert,
-        lambda config: _bert_tensors(
-            config, prefix="bert.", head=("bert.pooler.dense", "classifier")
-        ),
+        "bert.encoder.layer",
+        BERT + OUTPUTS,
+        ("bert.pooler.dense", "classifier"),
     ),
-    "roberta": family(
+    "roberta": _encoder(
         "Roberta",
-        "roberta.",
-        # The language model's pooler; the classifier has its own.
-        BUFFERS + r"|pooler\.dense\.(weight|bias)",
         _read_roberta,
-        lambda config: _bert_tensors(
-            config, prefix="roberta.", head=("classifier.dense", "classifier.out_proj")
-        ),
+        "roberta.encoder.layer",
+        BERT + OUTPUTS,
+        ("classifier.dense", "classifier.out_proj"),
+        # The language model's pooler; the classifier has its own.
+        ignored=r"|pooler\.dense\.(weight|bias)",
     ),
-    "deberta-v2": family(
+    "deberta-v2": _encoder(
         "DebertaV2",
-        "deberta.",
-        # The language model's heads, and positions that only they read.
-        BUFFERS + r"|embeddings\.position_embeddings\.weight|(lm|mask)_predictions\..+",
         _read_deberta,
-        _deberta_tensors,
+        "deberta.encoder.layer",
+        tuple(f"{name}_proj" for name in BERT) + OUTPUTS,
+        ("pooler.dense", "classifier"),
+        # The language model's heads, and positions that only they read.
+        ignored=r"|embeddings\.position_embeddings\.weight|(lm|mask)_predictions\..+",
     ),
 }

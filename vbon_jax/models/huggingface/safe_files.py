@@ -1,6 +1,6 @@
 """Folders of models on disk: found or downloaded, read safely, written whole or not at all.
 
-Nothing here knows what is in a model; `hub.py` does.
+Nothing here knows what is in a model; `model_folder.py` does.
 """
 
 import contextlib
@@ -190,20 +190,19 @@ def write_tensors(
 
     One file when they fit into `max_shard_bytes`, else shards and the index that names them.
     """
-    shards: list[list[str]] = [[]]
-    for name, size in sizes.items():
-        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > max_shard_bytes:
-            shards.append([])
-        shards[-1].append(name)
-    weight_map = {}
-    for number, names in enumerate(shards, start=1):
-        sharded = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        file = WEIGHTS_FILE if len(shards) == 1 else sharded
+    import huggingface_hub
+
+    split = huggingface_hub.split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for file, names in split.filename_to_tensors.items():
         write_file(folder / file, {name: read(name) for name in names})
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        total = {"total_size": sum(sizes.values())}
-        write_json(folder / INDEX_FILE, {"metadata": total, "weight_map": weight_map})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / INDEX_FILE, index)
 
 
 def write_file(file: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
