@@ -88,7 +88,7 @@ def test_the_pattern_chooses_layers(tmp_path):
     ("lora", "message"),
     [
         (Lora("layer_9/.*", 2, 1.0), r"fits no dense layer; names look like layer_0/attention"),
-        (Lora("(", 2, 1.0), r"no regular expression"),
+        (Lora("(", 2, 1.0), r"not a regular expression"),
         (Lora(EVERY, 0, 1.0), r"lora\.rank=0"),
         (Lora(EVERY, 2, 0.0), r"lora\.alpha=0"),
     ],

@@ -266,7 +266,8 @@ def test_several_eos_tokens_survive(tmp_path):
         ({"n_head": 4}, ["n_head = 4", "width 6"]),
         ({"n_layer": 0}, ["n_layer = 0", "at least 1"]),
         ({"n_embd": "wide"}, ['n_embd = "wide"', "whole number"]),
-        ({"layer_norm_epsilon": -1}, ["layer_norm_epsilon = -1", "above 0"]),
+        ({"layer_norm_epsilon": -1.0}, ["layer_norm_epsilon = -1.0", "above 0"]),
+        ({"layer_norm_epsilon": -1}, ["layer_norm_epsilon = -1", "number with a decimal point"]),
         ({"scale_attn_weights": 1}, ["scale_attn_weights = 1", "true or false"]),
         ({"eos_token_id": "<end>"}, ['eos_token_id = "<end>"', "token id"]),
     ],
@@ -322,7 +323,7 @@ def test_the_wrong_kind(folder, reader):
         ),
         (
             lambda t: t.update({"wpe.weight": t["transformer.wpe.weight"]}),
-            ["twice, with and without 'transformer.'"],
+            ["duplicate tensor, with and without 'transformer.'"],
         ),
     ],
 )

@@ -31,13 +31,13 @@ def add(
 ) -> tuple[DecoderConfig, Params]:
     """The config and parameters with fresh adapters, which change nothing yet (B is zero).
 
-    Raises InputError where the pattern is no regular expression or fits no dense layer.
+    Raises InputError where the pattern is not a regular expression or fits no dense layer.
     """
     try:
         re.compile(lora.pattern)
     except re.error as error:
         raise InputError(
-            f"lora.pattern={lora.pattern!r} is no regular expression ({error})"
+            f"lora.pattern={lora.pattern!r} is not a regular expression ({error})"
         ) from error
     if lora.rank < 1 or not lora.alpha > 0:
         raise InputError(f"lora.rank={lora.rank}, lora.alpha={lora.alpha}; give numbers above 0")
@@ -91,6 +91,7 @@ class _Module(NamedTuple):
     first: np.ndarray
     second: np.ndarray
     parts: int  # ours in it that have adapters; its rank and alpha are that many times ours
+    transposed: bool  # kept as [outputs, inputs]
 
 
 def save(
@@ -123,25 +124,28 @@ def save(
         name = f"base_model.model.{module.name}"
         tensors[f"{name}.lora_A.weight"] = module.first.T
         tensors[f"{name}.lora_B.weight"] = module.second.T
-    rank, alpha = config.lora.rank, config.lora.alpha
+    description = _adapter_config(config.lora, modules) | {"base_model_name_or_path": base}
+    with safe_files.whole(path) as folder:
+        safe_files.write_json(folder / safe_files.ADAPTER_CONFIG_FILE, description)
+        safe_files.write_file(folder / WEIGHTS_FILE, tensors)
+
+
+def _adapter_config(lora: Lora, modules: list[_Module]) -> dict[str, Any]:
+    """peft's description of the adapters, but for the model that they adapt."""
     several = [module for module in modules if module.parts > 1]
-    described = {
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {module.name: rank * module.parts for module in several},
-        "alpha_pattern": {module.name: alpha * module.parts for module in several},
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "rank_pattern": {module.name: lora.rank * module.parts for module in several},
+        "alpha_pattern": {module.name: lora.alpha * module.parts for module in several},
         "target_modules": [module.name for module in modules],
-        "fan_in_fan_out": not any(_transposed(family.tensors(plain), m.name) for m in modules),
+        "fan_in_fan_out": not any(module.transposed for module in modules),
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
     }
-    with safe_files.whole(path) as folder:
-        safe_files.write_json(folder / safe_files.ADAPTER_CONFIG_FILE, described)
-        safe_files.write_file(folder / WEIGHTS_FILE, tensors)
 
 
 def _modules(tensors: Iterator[Tensor], flat: dict[str, np.ndarray]) -> Iterator[_Module]:
@@ -166,8 +170,5 @@ def _modules(tensors: Iterator[Tensor], flat: dict[str, np.ndarray]) -> Iterator
             np.concatenate(firsts, axis=1),
             model_folder.join(tensor._replace(transposed=False), blocks),
             len(adapted),
+            tensor.transposed,
         )
-
-
-def _transposed(tensors: Iterator[Tensor], name: str) -> bool:
-    return next(tensor.transposed for tensor in tensors if tensor.name == f"{name}.weight")

@@ -23,7 +23,12 @@ ROPES = ("default", "linear", "llama3")
 NOT_OF_THE_NETWORK = ("model_type", "architectures", "dtype", "torch_dtype", "auto_map")
 NOT_OF_THE_NETWORK += ("id2label", "label2id", "num_labels", "bos_token_id", "eos_token_id")
 NOT_OF_THE_NETWORK += ("transformers_version", "_name_or_path")
-TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+TYPES = {
+    "int": "a whole number",
+    "float": "a number with a decimal point",
+    "bool": "true or false",
+    "str": "a text",
+}
 TYPES |= {"list": "a list", "dict": "an object", "NoneType": "null"}
 # transformers' validators, and the field that each is about.
 VALIDATORS = {"architecture": "num_attention_heads", "layer_type": "layer_types"}
@@ -176,7 +181,8 @@ def _refusal(file: pathlib.Path, settings: Mapping[str, Any], error: Exception) 
     )
     if validator:
         name = VALIDATORS.get(validator[1], validator[1])
-        return field_error(file, name, settings.get(name), f"{validator[2]} Correct it")
+        remedy = f"{validator[2].rstrip('.')}; correct it"
+        return field_error(file, name, settings.get(name), remedy)
     return InputError(f"{file}: {reason}; correct it")
 
 

@@ -10,7 +10,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def _read(fields: Fields, **differences: Any) -> DecoderConfig:
-    """What the descendants of Llama have in common, and what one of them has of its own."""
+    """The config of a descendant of Llama, from its differences from Llama 2."""
     config, sizes = fields.config, fields.sizes()
     queries, keys = sizes["num_heads"], fields.size("num_key_value_heads")
     if queries % keys:

@@ -99,19 +99,11 @@ def save(
     `settings`, else the tokenizer's. A model that lies at `path` is replaced; InputError where
     something else does.
     """
-    settings = {name: value for name, value in settings.items() if name not in DROPPED_FIELDS}
-    settings |= _token_fields(settings, tokenizer, eos_token_ids)
-    described = config_of(settings, labels=config.labels, source=str(path))
-    if dataclasses.replace(config, dtype=described.dtype) != described:
-        raise ValueError(f"the settings describe {described}, the config is {config}")
     family, shapes = FAMILIES[settings["model_type"]], _shapes(config)
+    settings = _written_settings(config, settings, tokenizer, eos_token_ids)
     flat = traverse_util.flatten_dict(params, sep="/")
     if {name: tuple(value.shape) for name, value in flat.items()} != shapes:
         raise ValueError("the parameters are not those of this config")
-    settings |= {"dtype": "float32", "architectures": [_architecture(family, config)]}
-    if config.labels:
-        settings["id2label"] = {str(index): name for index, name in enumerate(config.labels)}
-        settings["label2id"] = {name: index for index, name in enumerate(config.labels)}
     tensors = {tensor.name: tensor for tensor in family.tensors(config) if not tensor.copy}
     sizes = {
         name: 4 * sum(int(np.prod(shapes[part])) for part in tensor.paths)
@@ -211,15 +203,28 @@ def _eos_token_ids(folder: pathlib.Path, settings: Mapping[str, Any]) -> tuple[i
     return ()
 
 
-def _token_fields(
-    settings: Mapping[str, Any], tokenizer: Any, eos_token_ids: tuple[int, ...] | None
+def _written_settings(
+    config: Config,
+    settings: Mapping[str, Any],
+    tokenizer: Any,
+    eos_token_ids: tuple[int, ...] | None,
 ) -> dict[str, Any]:
-    """Special tokens' ids, all of them: transformers would fill in its own where one is absent."""
-    fields = {name: settings.get(name, getattr(tokenizer, name, None)) for name in TOKEN_FIELDS}
+    """The config.json of what is written; ValueError where `settings` describe another network."""
+    written = {name: value for name, value in settings.items() if name not in DROPPED_FIELDS}
+    # All special tokens' ids: transformers would fill in its own where one is absent.
+    written |= {name: settings.get(name, getattr(tokenizer, name, None)) for name in TOKEN_FIELDS}
     if eos_token_ids is not None:
-        several = list(eos_token_ids) or None
-        fields["eos_token_id"] = several[0] if several and len(several) == 1 else several
-    return fields
+        one = len(eos_token_ids) == 1
+        written["eos_token_id"] = eos_token_ids[0] if one else list(eos_token_ids) or None
+    described = config_of(written, labels=config.labels, source=CONFIG_FILE)
+    if dataclasses.replace(config, dtype=described.dtype) != described:
+        raise ValueError(f"the settings describe {described}, the config is {config}")
+    architecture = _architecture(FAMILIES[settings["model_type"]], config)
+    written |= {"dtype": "float32", "architectures": [architecture]}
+    if config.labels:
+        written["id2label"] = {str(index): name for index, name in enumerate(config.labels)}
+        written["label2id"] = {name: index for index, name in enumerate(config.labels)}
+    return written
 
 
 # ------------------------------------------------------------------------------------- weights
@@ -235,14 +240,14 @@ def _read_params(folder: pathlib.Path, family: Family, config: Config) -> Params
     stored, shapes = safe_files.stored_tensors(folder), _shapes(config)
     on_disk = {name.removeprefix(family.prefix): name for name in stored}
     if len(on_disk) < len(stored):
-        raise InputError(f"{folder}: a tensor is there twice, with and without {family.prefix!r}")
+        raise InputError(f"{folder}: duplicate tensor, with and without {family.prefix!r}")
     flat: dict[str, jax.Array] = {}
-    found, copies = [], []
+    originals, copies = [], []
     for tensor in family.tensors(config):
         name = on_disk.pop(tensor.name.removeprefix(family.prefix), None)
         if name is not None:
             stored[name].check(name, _joined_shape(tensor, shapes))
-            (copies if tensor.copy else found).append((tensor, name))
+            (copies if tensor.copy else originals).append((tensor, name))
         elif not tensor.copy:
             raise InputError(f"{folder}: no tensor {tensor.name}; give a complete model")
     unknown = sorted(name for short, name in on_disk.items() if not family.ignored.fullmatch(short))
@@ -251,7 +256,7 @@ def _read_params(folder: pathlib.Path, family: Family, config: Config) -> Params
             f"{stored[unknown[0]].file}: unknown tensor {unknown[0]} (of {len(unknown)}); "
             f"give a plain {_architecture(family, config)}"
         )
-    for tensor, name in found:
+    for tensor, name in originals:
         for part, value in zip(tensor.paths, _split(tensor, name, stored, shapes), strict=True):
             flat[part] = jnp.array(value)
     for tensor, name in copies:

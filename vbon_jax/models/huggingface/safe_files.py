@@ -58,7 +58,7 @@ class Stored(NamedTuple):
 
 
 def find(path: str | pathlib.Path) -> pathlib.Path:
-    """The folder that `path` names; `owner/name` that is no folder is fetched from the hub.
+    """The folder that `path` names; `owner/name` that is not a folder is fetched from the hub.
 
     Raises InputError where there is neither.
     """
@@ -255,11 +255,11 @@ def _refuse_foreign(target: pathlib.Path) -> None:
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file; choose another folder")
     if target.is_dir():
-        own = (*MODEL_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG_FILE)
-        ours = {file.name for file in matching(target, own)}
-        foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in ours)
+        patterns = (*MODEL_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG_FILE)
+        replaceable = {file.name for file in matching(target, patterns)}
+        foreign = sorted({entry.name for entry in target.iterdir()} - replaceable)
         if foreign:
             raise InputError(
-                f"{target}: would be replaced, but holds {foreign[0]!r}, which is no part of a "
+                f"{target}: would be replaced, but holds {foreign[0]!r}, which is not part of a "
                 "model; choose another folder"
             )
