@@ -86,7 +86,7 @@ def check_comparison(workdir, methods: set[str]) -> None:
     assert trained == methods
     judged = (workdir / "judges.csv").read_text()
     assert all(method in judged for method in trained)
-    assert "Models made on the way" in (workdir / "report.html").read_text()
+    assert "Models trained first" in (workdir / "report.html").read_text()
 
 
 def test_summaries_from_nothing(posts, tmp_path):
