@@ -301,5 +301,7 @@ def test_rows_that_fit_are_left_alone():
     fitted = token_ids.fit(rows, 3, "truncate", places, keep="beginning", remedy="")
     assert fitted == ([(1, 5, 6), (1, 5), (1, 8, 9)], {0})
     assert token_ids.fit(rows, 3, "drop", places, **options) == ([None, *rows[1:]], {0})
-    with pytest.raises(InputError, match=r"c has 3 tokens where 2 fit, and 1 of 3 .* or raise it"):
+    with pytest.raises(
+        InputError, match=r"c has 3 tokens where 2 fit, and 1 of 3 .* too long; raise it"
+    ):
         token_ids.fit(rows, [4, 2, 2], "error", places, **options)

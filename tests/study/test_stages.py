@@ -15,7 +15,7 @@ from tests.tiny_config import check_refusal, program
 from vbon_jax.config import defaults
 from vbon_jax.data import prompt_sets
 from vbon_jax.models.huggingface import model_folder
-from vbon_jax.study import check, plan, stages
+from vbon_jax.study import check, materials, plan, stages
 from vbon_jax.workdir import results
 
 SIZES = {
@@ -128,10 +128,25 @@ def test_dialogue_from_nothing(dialogues, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     check_comparison(workdir, {"bonbon"})
     check_stages(workdir, "llama")
-    command = arguments("configs/hh.py", tmp_path / "given", folders | models(workdir), **one)
-    done = program("compare", *command)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "bonbon" in (tmp_path / "given" / "judges.csv").read_text()
+
+    config = hh.get_config()
+    config.update_from_flattened_dict(
+        {"data.train": str(dialogues / "prompts"), "data.eval": str(dialogues / "prompts")}
+        | {"data.longest_prompt": 160, "data.train_limit": 16, "data.eval_limit": 8}
+        | {"sampling.max_new_tokens": 8}
+    )
+    given = models(workdir)
+    for group, name in ((config.policy, "POLICY"), (config.reward, "REWARD"),
+                        (config.judges.judge, "JUDGE")):  # fmt: skip
+        group.path = str(given[name])
+    tables = check.check(config, plan.plan(config, tmp_path))
+    paths = stages.make(config, tmp_path / "given")
+    assert paths == (config.policy.path, config.reward.path, {"judge": config.judges.judge.path})
+    assert not (tmp_path / "given").exists()
+    shared = materials.load(config, tmp_path / "given", paths, tables)
+    scores = shared.scorer(shared.eval_prompts)([0, 1], [[5, 6], [7]])
+    assert scores.shape == (2,)
+    assert np.isfinite(scores).all()
 
 
 def configured(recipe, **changes):
@@ -150,18 +165,8 @@ def test_real_dialogues(shared, tmp_path):
     rows = {f"stages__sft__data__{split}": tmp_path / "dialogues" for split in ("train", "eval")}
     config = configured(hh, data__train=prompts, data__eval=prompts, **rows)
     config.data.train_limit, config.data.eval_limit = 16, 8
-    before = config.to_dict()
     tables = check.check(config, plan.plan(config, tmp_path))
-    paths = stages.make(config, tmp_path)
-    assert config.to_dict() == before
-    check_stages(tmp_path, "llama")
-    folder = tmp_path / "stages"
-    assert paths == (
-        str(folder / "sft" / "model"),
-        str(folder / "reward_model" / "model"),
-        {"judge": str(folder / "judge" / "model")},
-    )
-    tokenizer = model_folder.load_tokenizer(paths.policy)
+    tokenizer = model_folder.load_tokenizer(stages.train(config, tmp_path, "sft"))
     train, held_out = prompt_sets.train_and_eval(
         config, tables, tokenizer, config.data.longest_prompt
     )
@@ -235,8 +240,14 @@ def test_a_stage_of_adapters_is_merged(posts, tmp_path):
     config = from_posts(posts)
     with config.unlocked():
         config.stages.reward_model.policy = {"lora": {"pattern": r"layer_1/attention/query"}}
-    folder = stages.train(config, tmp_path, "reward_model")
-    params = model_folder.load(folder, kind="classifier").params
+    config.judges.judge.path = "stage:reward_model"
+    before = config.to_dict()
+    paths = stages.make(config, tmp_path)
+    assert config.to_dict() == before
+    folder = tmp_path / "stages"
+    reward = str(folder / "reward_model" / "model")
+    assert paths == (str(folder / "sft" / "model"), reward, {"judge": reward})
+    params = model_folder.load(reward, kind="classifier").params
     base = model_folder.load(tmp_path / "stages" / "sft" / "model", kind="decoder").params
     assert params.pop("score")["kernel"].shape == (64, 1)
     moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), params,

@@ -229,7 +229,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
         task = methods.Task(config=run, model=start.model, mesh=mesh, rows=batch)
         loop.run(run, folder / "run", task, start.params, inputs={})
         params = loop.restore(folder / "run", which="last", task=task, network=start.params)
-        model, params = lora.merge(start.model, params)
+        model = start.model
+        if not isinstance(model, EncoderConfig):  # encoders take no adapters
+            model, params = lora.merge(model, params)
         model_folder.save(
             folder / "model", model, params, settings=start.settings,
             tokenizer=start.tokenizer, eos_token_ids=start.eos_token_ids,
