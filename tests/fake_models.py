@@ -86,7 +86,7 @@ def write_cache(folder: pathlib.Path, *, prompts: int) -> None:
 
 
 def make_record(cell: dict) -> run.Record:
-    """What a cell's run is shown as: `vbon` with its bound, and any key besides N and the seed."""
+    """The record of a cell's run; its label has vbon's bound and any key besides N and the seed."""
     method, n, seed = cell["method"], cell["n"], cell["seed"]
     words = [f"{key}={cell[key]}" for key in sorted(cell.keys() - {"method", "n", "seed"})]
     bound = "l1" if method == "vbon" else None

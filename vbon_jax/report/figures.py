@@ -37,7 +37,7 @@ LABELLED = 8  # points of a figure at most, for each to carry its N
 
 
 class Policies(NamedTuple):
-    """What figures draw."""
+    """The points of a figure, and how their methods look."""
 
     points: list[dict[str, Any]]  # of policies, of Best-of-N and of the reference
     looks: Mapping[str, style.Look]  # of all methods
@@ -160,9 +160,10 @@ def _scatter(
     x_options: Mapping[str, Any],
     below: Callable[[Callable, Callable], list[alt.Chart]] = lambda x, y: [],
 ) -> Drawing:
-    """Policies as points with their intervals, larger for a larger N; a few points carry their N.
+    """Policies as points with their intervals, larger for a larger N.
 
-    `below(x, y)` makes the layers under them from the makers of both axes.
+    Up to `LABELLED` points carry their N. `below(x, y)` makes the layers under them from the makers
+    of both axes.
     """
     looks, base = policies.shown(), _base(policies.data, across, along)
     x = functools.partial(alt.X, title=TITLES[across], **x_options)

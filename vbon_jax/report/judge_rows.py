@@ -33,7 +33,7 @@ class Judged(NamedTuple):
 def read(work: layout.Work, ruler: list[dict[str, Any]]) -> Judged:
     """All judges of a working directory; `ruler` are the rows of Best-of-N.
 
-    What cannot be read becomes one of `work.problems`.
+    A file that cannot be read becomes one of `work.problems`.
     """
     folder = work.path / "references" / "eval" / stored_responses.JUDGES
     rows, curves = [], {}

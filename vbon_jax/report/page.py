@@ -2,7 +2,7 @@
 
 It loads nothing: Vega, its style, its data and its script are inside it, and its policy forbids the
 rest. Every text that came from a model or a file is escaped by the template or set as text by the
-script. What would make it too big is left out, and the page says what.
+script. Samples that would make it too big are left out, and the page says how many.
 """
 
 import base64
@@ -70,7 +70,7 @@ def write(
 
 
 def _data(shown: Sequence, curves, looks: Mapping[str, style.Look], best: bool) -> dict[str, Any]:
-    """What the page's script reads, samples apart; data that several figures draw is there once."""
+    """The data of the page's script, without samples; data of several figures is there once."""
     datasets: dict[str, Any] = {}
     specs = {}
     for figure in shown:

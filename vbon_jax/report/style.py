@@ -16,7 +16,7 @@ import vl_convert
 
 from vbon_jax import files
 
-# Okabe and Ito's palette, told apart by every common colour vision; black is Best-of-N's own and
+# Okabe and Ito's palette, distinct for every common colour vision; black is Best-of-N's own and
 # grey replaces the yellow, which is hard to see on a white page.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
 SHAPES = (

@@ -11,7 +11,7 @@ WORDS = results.WORDS | {"stage", "quality"}  # columns of words; all others hav
 
 
 class Kind(NamedTuple):
-    """What a table shows."""
+    """A table without its rows."""
 
     title: str
     legend: str

@@ -152,9 +152,10 @@ def _evaluated(folder: pathlib.Path, record: Record, cache) -> tuple[str, list[d
         return "trained, not evaluated yet", []
     if cache is None:
         return "evaluated, but there is no reference cache to compare it with", []
-    for key, value in cache.provenance._asdict().items():
-        if stage["inputs"].get(f"references {key}", value) != value:
-            return f"evaluated against another reference cache (its {key} differs)", []
+    for key, value in cache.provenance.inputs().items():
+        if stage["inputs"].get(key) != value:
+            name = key.removeprefix("references ")
+            return f"evaluated against another reference cache (its {name} differs)", []
     return "evaluated", run_rows(folder, record, cache)
 
 
