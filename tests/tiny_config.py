@@ -109,7 +109,8 @@ def program(
 
 def _run_here(module: str, words: list[str]) -> subprocess.CompletedProcess:
     """A program's main in this process, with its flags forgotten and its streams captured."""
-    stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+    stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    status = 0
     before, argv, progress = set(flags.FLAGS), sys.argv, logging.getLogger("vbon_jax")
     sys.argv = [module, *words]
     with (

@@ -82,5 +82,5 @@ def test_it_goes_through_training_evaluation_and_the_report(folder, tiny, tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     rows = results.read_results(tmp_path / "results.csv")
     assert [row["method"] for row in rows if row["seed"] is not None] == ["dpo", NAME]
-    assert [row["label"] for row in rows if row["seed"] is not None] == ["simpo", "dpo"]
+    assert [row["label"] for row in rows if row["seed"] is not None] == ["dpo", "simpo"]
     assert '"simpo">simpo</th>' in (tmp_path / "report.html").read_text()
