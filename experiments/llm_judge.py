@@ -27,7 +27,7 @@ def main() -> None:
     work = layout.read(workdir)
     outcome = llm_judge.judge(
         contests.read(work, config.llm_judge),
-        config,
+        config.llm_judge,
         workdir,
         seed=work.settings["seed"],
         resamples=work.settings["resamples"],

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from vbon_jax import files
 from vbon_jax.config import defaults
 from vbon_jax.evaluation import measures, stored_responses
-from vbon_jax.evaluation.measured_responses import MeasuredResponses
+from vbon_jax.evaluation.measures import MeasuredResponses
 from vbon_jax.sampling import reference_cache
 from vbon_jax.types import Responses
 from vbon_jax.workdir import results, run

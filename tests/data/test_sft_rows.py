@@ -157,7 +157,6 @@ def test_bradley_terry_by_hand():
     assert by_name["accuracy"] == 0.5
     assert by_name["margin"] == pytest.approx(0.0, abs=1e-6)
     assert by_name["confidence"] == pytest.approx(0.75)
-    assert by_name["brier"] == pytest.approx((1 / 16 + 9 / 16) / 2)
     assert by_name["reward"] == pytest.approx(three / 4)
     tie, _ = objectives.bradley_terry(jnp.zeros(1), jnp.zeros(1))
     assert tie.total == pytest.approx(np.log(2.0))

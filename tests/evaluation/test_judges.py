@@ -194,16 +194,13 @@ def test_every_response_is_scored_in_its_place(tmp_path):
     reference = work / "reference"
     judges.judge_policy(judge, reference, cache, batch_prompts=2, seed=0, resamples=50)
     (path,) = stored_responses.paths(reference)
-    stored = stored_responses.read(path)
-    responses = stored.responses
+    responses = stored_responses.read(path)
     inside = np.arange(responses.tokens_bng.shape[2]) < responses.lengths_bn[..., None]
     sums_bk = (responses.tokens_bng * inside).sum(axis=2) + np.arange(3)[:, None]
     rewards = pq.read_table(reference / "judges" / "sums" / "rewards-t1.parquet")["rewards"]
     np.testing.assert_array_equal(rewards.to_pylist(), sums_bk)
-    one = stored._replace(
-        responses=responses._replace(
-            rewards_bn=responses.rewards_bn[:, :1], lengths_bn=responses.lengths_bn[:, :1]
-        )
+    one = responses._replace(
+        rewards_bn=responses.rewards_bn[:, :1], lengths_bn=responses.lengths_bn[:, :1]
     )
     row = judges.policy_row(judge, cache, one, sums_bk[:, :1], seed=0, resamples=50)
     assert "agreement" not in row  # there is no pair

@@ -70,53 +70,51 @@ def test_rewards_that_order_nothing_agree_in_nothing():
 # ------------------------------------------------------------------------------- Best-of-N
 
 
-def test_expected_best_equals_all_subsets():
-    rewards_bm = np.random.default_rng(0).normal(size=(3, 7)).astype("f4")
-    rewards_bm[1, 2] = rewards_bm[1, 5]
-    for n in (1, 2, 4, 7):
-        expected = [
-            np.mean([max(chosen) for chosen in itertools.combinations(row, n)])
-            for row in rewards_bm.astype("f8")
-        ]
-        ours = best_of_n.expected_best(rewards_bm, rewards_bm, n)
-        np.testing.assert_allclose(ours, expected, rtol=1e-12)
+def enumerated(rewards_m, judge_m, n) -> tuple[float, float]:
+    """The judge's reward and win rate of the best of N over all draws, by all other opponents.
+
+    A tied best is each of them equally often.
+    """
+    rewards, wins = [], []
+    for drawn in itertools.combinations(range(len(rewards_m)), n):
+        best = [i for i in drawn if rewards_m[i] == max(rewards_m[list(drawn)])]
+        rewards.append(judge_m[best].mean())
+        for opponent in set(range(len(rewards_m))) - set(drawn):
+            wins.append(np.mean((np.sign(judge_m[best] - judge_m[opponent]) + 1) / 2))
+    return np.mean(rewards), np.mean(wins) if wins else np.nan
 
 
-def test_best_of_n_win_rate_equals_all_subsets_and_opponents():
-    rewards_bm = np.random.default_rng(1).integers(0, 4, size=(4, 6)).astype("f4")
-    rewards_bm[3] = 2.0
-    for n in (1, 2, 3, 5):
-        expected = []
-        for row in rewards_bm:
-            wins = []
-            for opponent in range(6):
-                others = np.delete(row, opponent)
-                for chosen in itertools.combinations(others, n):
-                    best = max(chosen)
-                    wins.append((best > row[opponent]) + 0.5 * (best == row[opponent]))
-            expected.append(np.mean(wins))
-        ours = best_of_n.best_of_n_win_rate(rewards_bm, rewards_bm, n)
-        np.testing.assert_allclose(ours, expected, rtol=1e-12)
+WITH_TIES = np.random.default_rng(1).integers(0, 4, size=(4, 6)).astype("f4")
+WITH_TIES[3] = 2.0
+DISTINCT = np.random.default_rng(0).normal(size=(3, 7)).astype("f4")
+DISTINCT[1, 2] = DISTINCT[1, 5]
+
+
+@pytest.mark.parametrize(
+    ("rewards_bm", "judge_bm"),
+    [
+        (DISTINCT, DISTINCT),
+        (WITH_TIES, WITH_TIES),
+        (np.array([[0.0, 2, 2, 1, 0]]), np.array([[3.0, 1, 4, 4, 0]])),
+    ],
+)
+def test_best_of_n_by_enumeration_of_all_draws(rewards_bm, judge_bm):
+    m = rewards_bm.shape[1]
+    for n in range(1, m + 1):
+        both = zip(rewards_bm, judge_bm.astype("f8"), strict=True)
+        rewards, wins = zip(*(enumerated(*of_prompt, n) for of_prompt in both), strict=True)
+        found = best_of_n.expected_best(rewards_bm, judge_bm, n)
+        np.testing.assert_allclose(found, rewards, rtol=1e-12)
+        if n < m:
+            found = best_of_n.best_of_n_win_rate(rewards_bm, judge_bm, n)
+            np.testing.assert_allclose(found, wins, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 127])
+def test_win_rate_of_distinct_rewards(n):
     distinct = np.random.default_rng(2).permutation(128).reshape(1, 128).astype("f4")
-    for n in (1, 2, 8, 127):
-        ours = best_of_n.best_of_n_win_rate(distinct, distinct, n)
-        np.testing.assert_allclose(ours, n / (n + 1), rtol=1e-12)
-
-
-def test_best_of_n_by_enumeration_of_all_draws():
-    """Every choice of N of M = 5 and an opponent; a tied best is each of them equally often."""
-    rewards_m, judge_m = np.array([0.0, 2.0, 2.0, 1.0, 0.0]), np.array([3.0, 1.0, 4.0, 4.0, 0.0])
-    for n in (1, 2, 3, 4):
-        rewards, wins = [], []
-        for drawn in itertools.combinations(range(5), n):
-            top = max(rewards_m[list(drawn)])
-            best = [i for i in drawn if rewards_m[i] == top]
-            rewards.append(judge_m[best].mean())
-            for opponent in set(range(5)) - set(drawn):
-                wins.append(np.mean((np.sign(judge_m[best] - judge_m[opponent]) + 1) / 2))
-        both = rewards_m[None], judge_m[None], n
-        assert best_of_n.expected_best(*both)[0] == pytest.approx(np.mean(rewards), rel=1e-12)
-        assert best_of_n.best_of_n_win_rate(*both)[0] == pytest.approx(np.mean(wins), rel=1e-12)
+    found = best_of_n.best_of_n_win_rate(distinct, distinct, n)
+    np.testing.assert_allclose(found, n / (n + 1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("ties", [False, True])

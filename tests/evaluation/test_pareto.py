@@ -7,32 +7,29 @@ import pytest
 
 from vbon_jax.evaluation import pareto
 
-
-def front(points) -> list[bool]:
-    cost, quality = zip(*points, strict=True)
-    return pareto.on_front(cost, quality).tolist()
+NAN, INF = float("nan"), float("inf")
 
 
-def test_by_hand():
-    points = [(1.0, 0.6), (2.0, 0.5), (2.0, 0.8), (3.0, 0.8), (4.0, 0.9), (0.5, 0.6)]
-    assert front(points) == [False, False, True, False, True, True]
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([(1, 0.6), (2, 0.5), (2, 0.8), (3, 0.8), (4, 0.9), (0.5, 0.6)], [0, 0, 1, 0, 1, 1]),
+        ([(3.0, -1.0)], [1]),
+        # equal points are on it together or not at all
+        ([(1.0, 0.5), (1.0, 0.5), (2.0, 0.7), (2.0, 0.7)], [1, 1, 1, 1]),
+        ([(1.0, 0.5), (0.5, 0.5), (1.0, 0.5)], [0, 1, 0]),
+        ([(1.0, 0.5), (1.0, 0.6), (1.0, 0.6)], [0, 1, 1]),
+        # a point that is not finite is off it and beats none
+        ([(NAN, 9.0), (1.0, NAN), (-INF, 2.0), (1.0, 0.5)], [0, 0, 0, 1]),
+        ([(NAN, NAN)], [0]),
+    ],
+)
+def test_fronts_by_hand(points, front):
+    assert pareto.on_front(*zip(*points, strict=True)).tolist() == front
 
 
-def test_equal_points_are_on_the_front_together_or_not_at_all():
-    assert front([(1.0, 0.5), (1.0, 0.5), (2.0, 0.7), (2.0, 0.7)]) == [True] * 4
-    assert front([(1.0, 0.5), (0.5, 0.5), (1.0, 0.5)]) == [False, True, False]
-    assert front([(1.0, 0.5), (1.0, 0.6), (1.0, 0.6)]) == [False, True, True]
-
-
-def test_one_point_and_none():
-    assert front([(3.0, -1.0)]) == [True]
+def test_no_points():
     assert pareto.on_front(np.zeros((4, 0)), np.zeros((4, 0))).shape == (4, 0)
-
-
-def test_a_point_that_is_not_finite_is_off_the_front_and_beats_none():
-    nan, inf = float("nan"), float("inf")
-    assert front([(nan, 9.0), (1.0, nan), (-inf, 2.0), (1.0, 0.5)]) == [False] * 3 + [True]
-    assert front([(nan, nan)]) == [False]
 
 
 def test_shapes_must_agree():

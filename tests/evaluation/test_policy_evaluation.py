@@ -30,6 +30,10 @@ def policies():
     ]
 
 
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def numpy_log_probs(params, ids, temperature=1.0):
     """log softmax of every position's logits, [T, V] float64, without the package's help."""
     padded = np.zeros((1, 8), np.int32)  # behind the end, where no token looks
@@ -61,17 +65,12 @@ def score(policies, sequences, temperature=1.0, reference_temperature=1.0, new_t
     """`score_sequences` on 32 rows, and the policy's own log-probabilities between its two."""
     rows = len(sequences.lengths_s)
     filled = jax.tree.map(lambda each: np.resize(each, (32, *each.shape[1:])), sequences)
+    options = {"new_tokens": new_tokens, "temperature": temperature}
     kl, reference = sampled_policy.score_sequences(
-        TINY,
-        *policies,
-        filled,
-        new_tokens=new_tokens,
-        temperature=temperature,
-        reference_temperature=reference_temperature,
+        TINY, *policies, filled, reference_temperature=reference_temperature, **options
     )
-    own = log_probs.sequence_log_probs(
-        TINY, policies[0], filled, new_tokens=new_tokens, temperature=temperature or 1.0
-    )
+    options["temperature"] = temperature or 1.0
+    own = log_probs.sequence_log_probs(TINY, policies[0], filled, **options)
     return [np.asarray(each)[:rows] for each in (kl, own, reference)]
 
 
@@ -161,7 +160,7 @@ def collected(policies):
 
 def test_collect_keeps_prompt_order_and_measures_what_it_sampled(policies, collected):
     found, counts = collected
-    responses, tokens = found.responses, sampled_policy.token_lists(found.responses)
+    responses, tokens = found.responses, measures.token_lists(found.responses)
     assert counts == [(2, 5), (4, 5), (5, 5)]
     assert responses.rewards_bn.shape == found.kl_bn.shape == (5, 2)
     assert responses.rewards_bn.dtype == np.float32
@@ -251,7 +250,7 @@ def test_curve_hand_worked():
 
 
 def test_win_rate_at_interpolates_and_is_monotone():
-    reference_bm = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
+    reference_bm = normal(0, 20, 64)
     best = bon_curve.mean_curve(bon_curve.curve(reference_bm))
     curve = best.kl_bg, best.win_rate_bg
     assert bon_curve.win_rate_at(0.0, *curve) == bon_curve.win_rate_at(-1e-9, *curve) == 0.5
@@ -261,9 +260,8 @@ def test_win_rate_at_interpolates_and_is_monotone():
         assert bon_curve.win_rate_at(bon.kl(n), *curve) == pytest.approx(bon.win_rate(n), abs=0.004)
     assert bon_curve.win_rate_at(50.0, *curve) == pytest.approx(1 - 1 / 128, abs=1e-5)
     kls = np.array([0.1, 0.5, 2.0])
-    np.testing.assert_allclose(
-        bon_curve.kl_at(bon_curve.win_rate_at(kls, *curve), *curve), kls, rtol=1e-6
-    )
+    again = bon_curve.kl_at(bon_curve.win_rate_at(kls, *curve), *curve)
+    np.testing.assert_allclose(again, kls, rtol=1e-6)
     np.testing.assert_array_equal(bon_curve.kl_at(np.array([0.4, 0.5]), *curve), 0.0)
 
 
@@ -272,22 +270,20 @@ def test_curve_of_tied_rewards_ends_where_nothing_more_can_be_won():
     reference_bm = np.tile(np.float32([0, 0, 0, 1]), (3, 1))
     best = bon_curve.mean_curve(bon_curve.curve(reference_bm))
     assert best.kl_bg[-1] == pytest.approx(np.log(4), abs=1e-4)
-    assert bon_curve.win_rate_at(3.0, best.kl_bg, best.win_rate_bg) == pytest.approx(
-        0.875, abs=1e-4
-    )
+    win_rate = bon_curve.win_rate_at(3.0, best.kl_bg, best.win_rate_bg)
+    assert win_rate == pytest.approx(0.875, abs=1e-4)
     constant = bon_curve.mean_curve(bon_curve.curve(np.zeros((3, 4), np.float32)))
     assert bon_curve.win_rate_at(1.0, constant.kl_bg, constant.win_rate_bg) == pytest.approx(0.5)
 
 
 def test_ruler_of_distinct_rewards():
-    reference_bm = np.random.default_rng(1).normal(size=(50, 32)).astype(np.float32)
+    reference_bm = normal(1, 50, 32)
     rows = bon_curve.ruler(reference_bm, [1, 2, 4, 2.5, 32, 100], seed=0, resamples=200)
     by_n = {row.n: row for row in rows}
     assert by_n[1].kl.value == pytest.approx(0, abs=1e-6)
     for n in (1, 2, 4):  # whatever the rewards are, so there is no spread over prompts
-        np.testing.assert_allclose(
-            by_n[n].win_rate, [n / (n + 1), 0, *[n / (n + 1)] * 2], atol=1e-6
-        )
+        exact = n / (n + 1)
+        np.testing.assert_allclose(by_n[n].win_rate, [exact, 0, exact, exact], atol=1e-6)
     assert by_n[32].reward.value == pytest.approx(reference_bm.max(axis=1).mean(), rel=1e-5)
     rising = [by_n[n].reward.value for n in (1, 2, 2.5, 4, 32)]
     assert rising == sorted(rising)
@@ -307,7 +303,7 @@ def responses_of(rewards_bk, kl_bk):
         rewards_bn=rewards_bk,
     )
     reference_bk = np.full(shape, -4.0, np.float32)
-    return sampled_policy.MeasuredResponses(responses, kl_bk, reference_bk)
+    return measures.MeasuredResponses(responses, kl_bk, reference_bk)
 
 
 def best_of_n_policy(reference_bm, n, samples, random):
@@ -331,9 +327,8 @@ def test_best_of_n_has_no_deficit_to_itself(ties):
     found = measures.summarise(responses_of(rewards_bk, kl_bk), reference_bm, seed=0)
     assert found["deficit"].lo <= 0 <= found["deficit"].hi
     assert abs(found["deficit"].value) < 0.01
-    assert found["win_rate"].value == pytest.approx(
-        bon_curve.ruler(reference_bm, [4], seed=0)[0].win_rate.value, abs=0.02
-    )
+    (ruler,) = bon_curve.ruler(reference_bm, [4], seed=0)
+    assert found["win_rate"].value == pytest.approx(ruler.win_rate.value, abs=0.02)
     if not ties:
         assert found["win_rate"].value == pytest.approx(0.8, abs=0.02)
 
@@ -359,7 +354,7 @@ def test_means_over_seeds_keep_each_one_s_own_deficit():
     best = bon_curve.curve(reference_bm)
     policies = [best_of_n_policy(reference_bm, n, 16, random) for n in (4, 2, 8)]
     policies[1][1][...] += 0.4  # nats for nothing
-    found = [measures.summarise(responses_of(*of), reference_bm, best, seed=3) for of in policies]
+    found = [measures.summarise(responses_of(*of), reference_bm, seed=3) for of in policies]
     kl_bp, reward_bp = (
         np.stack([np.asarray(of[at], np.float64).mean(axis=1) for of in policies], axis=1)
         for at in (1, 0)
@@ -396,10 +391,8 @@ def test_the_reference_itself():
     assert found["perplexity"].value == pytest.approx(np.exp(2.0))
     assert found["length"].value == 2 and found["eos_rate"].value == 1
     assert found["distinct2"].value == 1 / 16
-    assert set(found) == {
-        *("reward", "win_rate", "kl", "length", "eos_rate", "distinct2", "perplexity"),
-        *("bon_win_rate_at_kl", "deficit"),
-    }
+    names = "reward win_rate kl length eos_rate distinct2 perplexity bon_win_rate_at_kl deficit"
+    assert set(found) == set(names.split())
 
 
 def test_perplexity_weighs_tokens_not_responses():
@@ -413,7 +406,7 @@ def test_perplexity_weighs_tokens_not_responses():
 
 
 def test_soft_best_of_n_lies_between_the_reference_and_best_of_n():
-    rewards = np.random.default_rng(3).normal(size=(40, 32)).astype(np.float32)
+    rewards = normal(3, 40, 32)
     (best,) = bon_curve.ruler(rewards, [4], seed=0, resamples=50)
     colder, warmer = (
         bon_curve.soft_ruler(rewards, [4], temperature=t, seed=0, resamples=50)[0]

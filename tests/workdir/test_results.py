@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vbon_jax import files
-from vbon_jax.evaluation import bon_curve, measures, sampled_policy
+from vbon_jax.evaluation import bon_curve, measures
 from vbon_jax.evaluation.bootstrap import Estimate
 from vbon_jax.types import Responses
 from vbon_jax.workdir import results
@@ -83,7 +83,7 @@ def test_summary_of_an_evaluation_fills_a_row():
         log_probs_bng=np.full((10, 3, 2), -1.5),
         rewards_bn=random.normal(size=(10, 3)).astype(np.float32),
     )
-    measured = sampled_policy.MeasuredResponses(
+    measured = measures.MeasuredResponses(
         responses, random.random((10, 3), np.float32), np.full((10, 3), -4.0)
     )
     summary = measures.summarise(measured, reference_bm, seed=0, resamples=50)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate, estimate_of_means
+from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate, estimate_of_means, ratio
 
 
 class Agreement(NamedTuple):
@@ -21,34 +21,22 @@ class Agreement(NamedTuple):
     ordered: Estimate  # share of all pairs that both order: neither reward ties
 
 
-class PairCounts(NamedTuple):
-    """Counts of the K(K−1)/2 pairs of each prompt, [B] float64 each."""
+def pair_counts(first_bk: np.ndarray, second_bk: np.ndarray) -> np.ndarray:
+    """Counts of each prompt's K(K−1)/2 pairs, for two rewards [B, K] of the same responses.
 
-    concordant_b: np.ndarray  # both order them, the same way
-    discordant_b: np.ndarray  # both order them, one the other way round
-    first_b: np.ndarray  # the first reward orders them: no tie
-    second_b: np.ndarray  # the second one does
-
-
-def pair_counts(first_bk: np.ndarray, second_bk: np.ndarray) -> PairCounts:
-    """Concordant, discordant and ordered pairs of two rewards [B, K] of the same responses.
-
-    Raises ValueError for shapes that differ or are not of rank 2.
+    Returns [4, B] float64: pairs that both order the same way (concordant), one the other way round
+    (discordant), pairs that the first reward orders (no tie), and that the second one does. Raises
+    ValueError for shapes that differ or are not of rank 2.
     """
-    first_bk, second_bk = np.asarray(first_bk), np.asarray(second_bk)
-    if first_bk.shape != second_bk.shape or first_bk.ndim != 2:
-        raise ValueError(f"two rewards of shapes {first_bk.shape} and {second_bk.shape}")
-    one, other = np.triu_indices(first_bk.shape[1], 1)
+    if np.shape(first_bk) != np.shape(second_bk) or np.ndim(first_bk) != 2:
+        raise ValueError(f"two rewards of shapes {np.shape(first_bk)} and {np.shape(second_bk)}")
+    one, other = np.triu_indices(np.shape(first_bk)[1], 1)
     counts = []
-    for first_k, second_k in zip(first_bk, second_bk, strict=True):
-        first, second = (
-            np.sign(first_k[one] - first_k[other]),
-            np.sign(second_k[one] - second_k[other]),
-        )
+    for rewards_2k in zip(first_bk, second_bk, strict=True):
+        first, second = (np.sign(rewards_k[one] - rewards_k[other]) for rewards_k in rewards_2k)
         both = first * second
-        ordered = np.count_nonzero(first), np.count_nonzero(second)
-        counts.append(((both > 0).sum(), (both < 0).sum(), *ordered))
-    return PairCounts(*np.asarray(counts, np.float64).reshape(-1, 4).T)
+        counts.append([(both > 0).sum(), (both < 0).sum(), *map(np.count_nonzero, (first, second))])
+    return np.asarray(counts, np.float64).reshape(-1, 4).T
 
 
 def agreement(
@@ -74,9 +62,3 @@ def agreement(
         tau_b=estimate_of_means(np.stack([tau_b, known_b], axis=1), ratio, **options),
         ordered=estimate((c_b + d_b) / pairs, **options),
     )
-
-
-def ratio(means_r2: np.ndarray) -> np.ndarray:
-    """First over second mean, [R, 2] -> [R]; NaN where the second is 0."""
-    over_r = means_r2[:, 1]
-    return np.where(over_r > 0, means_r2[:, 0] / np.where(over_r > 0, over_r, 1.0), np.nan)

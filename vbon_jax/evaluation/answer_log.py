@@ -10,14 +10,13 @@ import pathlib
 import threading
 from typing import Any
 
+from vbon_jax import files
 from vbon_jax.types import InputError
 
 try:
     import fcntl
 except ImportError:  # Windows, where two commands at once are not refused
     fcntl = None
-
-FIELDS = ("key", "verdict", "cost")  # of a line, at least
 
 
 class AnswerLog:
@@ -36,7 +35,10 @@ class AnswerLog:
         self._file = self.path.open("a+b")
         try:
             self._lock()
-            self._read()
+            for entry in files.read_jsonl(self.path, "key", "verdict", "cost"):
+                self._count(entry)
+            self._file.seek(0)  # a kill may have cut the last line off
+            self._file.truncate(self._file.read().rfind(b"\n") + 1)
         except BaseException:
             self._file.close()
             raise
@@ -77,34 +79,17 @@ class AnswerLog:
 
     def _lock(self) -> None:
         """Two commands at once would pay for the same answers."""
-        if fcntl is None:
-            return
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(
-                f"{self.path} is in use by another command; wait for its end, or stop it"
+                f"{self.path} is in use by another command; wait for its end"
             ) from None
 
-    def _read(self) -> None:
-        """Count the lines; a last one that a kill cut off is removed."""
-        self._file.seek(0)
-        text = self._file.read()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):
-            self._file.truncate(whole)
-        for number, line in enumerate(text[:whole].splitlines(), start=1):
-            try:
-                self._count(json.loads(line))
-            except (ValueError, LookupError, TypeError) as error:
-                raise InputError(
-                    f"{self.path}, line {number} is not a verdict ({error!r}); correct the line, "
-                    "or move the file away"
-                ) from None
-
     def _count(self, entry: dict[str, Any]) -> None:
-        key, verdict, cost = (entry[name] for name in FIELDS)
-        self.costs[key] = self.costs.get(key, 0.0) + float(cost)
+        key, verdict = entry["key"], entry["verdict"]
+        self.costs[key] = self.costs.get(key, 0.0) + float(entry["cost"])
         if verdict is not None:
             self.verdicts.setdefault(key, verdict)
         elif entry.get("error") is None:

@@ -3,7 +3,6 @@
 G  values of N on a curve
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -100,13 +99,13 @@ def ruler(
     most = reference_bm.shape[1]
     rows = []
     for n in n_values:
-        reward_b, win_rate_b, kl_b = bon.empirical_best_of_n(reference_bm, n)
+        law = bon.empirical_best_of_n(reference_bm, n)
+        same = reference_bm, reference_bm, int(n)
         if n == int(n) and n <= most:
-            reward_b = best_of_n.expected_best(reference_bm, reference_bm, int(n))
+            law = law._replace(reward_b=best_of_n.expected_best(*same))
         if n == int(n) and n <= most - 1:
-            win_rate_b = best_of_n.best_of_n_win_rate(reference_bm, reference_bm, int(n))
-        measure = functools.partial(estimate, seed=seed, resamples=resamples)
-        rows.append(RulerRow(n, measure(reward_b), measure(win_rate_b), measure(kl_b)))
+            law = law._replace(win_rate_b=best_of_n.best_of_n_win_rate(*same))
+        rows.append(RulerRow(n, *(estimate(of_b, seed=seed, resamples=resamples) for of_b in law)))
     return rows
 
 
@@ -123,12 +122,8 @@ def soft_ruler(
     `temperature`, in the reward's unit, is that of its softmax. Raises ValueError as
     `bon.empirical_soft_best_of_n` and `resampled_means` do.
     """
-    measure = functools.partial(estimate, seed=seed, resamples=resamples)
-    laws = (
-        bon.empirical_soft_best_of_n(reference_bm, n, jax.random.key(seed), temperature=temperature)
-        for n in n_values
-    )
-    return [
-        RulerRow(n, measure(law.reward_b), measure(law.win_rate_b), measure(law.kl_b))
-        for n, law in zip(n_values, laws, strict=True)
-    ]
+    rows, key = [], jax.random.key(seed)
+    for n in n_values:
+        law = bon.empirical_soft_best_of_n(reference_bm, n, key, temperature=temperature)
+        rows.append(RulerRow(n, *(estimate(of_b, seed=seed, resamples=resamples) for of_b in law)))
+    return rows

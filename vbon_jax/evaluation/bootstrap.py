@@ -5,7 +5,7 @@ Host arithmetic in numpy's float64: arrays in, numbers out.
     B  prompts     C  columns to average over them     R  resamples
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -61,10 +61,10 @@ def estimate(values: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Es
     means_b = values if values.ndim == 1 else values.mean(axis=1)
     means_r = resampled_means(means_b[:, None], seed=seed, resamples=resamples)[:, 0]
     standard_error = means_b.std(ddof=1) / len(means_b) ** 0.5
-    return from_resamples(means_b.mean(), means_r)._replace(se=float(standard_error))
+    return _from_resamples(means_b.mean(), means_r)._replace(se=float(standard_error))
 
 
-def from_resamples(value: float, resampled_r: np.ndarray) -> Estimate:
+def _from_resamples(value: float, resampled_r: np.ndarray) -> Estimate:
     """A number with the spread and the interval of its values [R] on resamples of prompts."""
     lo, hi = np.percentile(resampled_r, [2.5, 97.5])
     return Estimate(float(value), float(resampled_r.std(ddof=1)), float(lo), float(hi))
@@ -82,7 +82,28 @@ def estimate_of_means(
     `statistic` maps means [R, C] to numbers [R]. value is the statistic of the means, se the
     standard deviation over bootstrap resamples, lo and hi their percentiles.
     """
+    options = {"seed": seed, "resamples": resamples}
+    return estimates_of_means(columns_bc, lambda rc: {"": statistic(rc)}, **options)[""]
+
+
+def estimates_of_means(
+    columns_bc: np.ndarray,
+    statistics: Callable[[np.ndarray], dict[Hashable, np.ndarray]],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> dict[Hashable, Estimate]:
+    """`estimate_of_means` of several functions of the same means, by name: on the same resamples.
+
+    `statistics` maps means [R, C] to numbers [R] by name.
+    """
     columns_bc = np.asarray(columns_bc, np.float64)
-    resampled_r = statistic(resampled_means(columns_bc, seed=seed, resamples=resamples))
-    value = statistic(columns_bc.mean(axis=0, keepdims=True))[0]
-    return from_resamples(value, resampled_r)
+    resampled = statistics(resampled_means(columns_bc, seed=seed, resamples=resamples))
+    observed = statistics(columns_bc.mean(axis=0, keepdims=True))
+    return {name: _from_resamples(value[0], resampled[name]) for name, value in observed.items()}
+
+
+def ratio(means_r2: np.ndarray) -> np.ndarray:
+    """First over second mean, [R, 2] -> [R]; NaN where the second is 0."""
+    over_r = means_r2[:, 1]
+    return np.where(over_r > 0, means_r2[:, 0] / np.where(over_r > 0, over_r, 1.0), np.nan)

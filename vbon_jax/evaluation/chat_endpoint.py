@@ -1,8 +1,7 @@
-"""A chat-completions endpoint: one question, its answer, and what a failed request means.
+"""A chat-completions endpoint: one question, its answer, and the meaning of a failed request.
 
-The client is that of `huggingface_hub`, which speaks to OpenAI's API and to all that has its form.
 The key is read from the environment, is sent to the given host alone, over TLS unless that is this
-machine, and is in no message.
+machine, and is in no message. The connection is that of `huggingface_hub`.
 """
 
 import email.utils
@@ -20,7 +19,7 @@ from vbon_jax.types import InputError
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 RETRYABLE_STATUS = (408, 409, 425, 429)  # and all from 500 on
 FATAL_STATUS = (*range(300, 400), 401, 402, 403, 404, 405)  # any question would fail like this
-NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}  # the client's errors, by name
+NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # the client's errors, by name
 
 
 class Answer(NamedTuple):
@@ -54,44 +53,35 @@ class Endpoint:
         self._key = os.environ.get(name, "").strip() if name else ""
         if name and not (self._key.isascii() and self._key.isprintable() and self._key):
             raise InputError(
-                f"llm_judge.key_variable={name!r}: the environment has no such variable, or it is "
-                f"not a key; export {name}=YOUR-KEY"
+                f"llm_judge.key_variable={name!r} is not set or not a key; export {name}=YOUR-KEY"
             )
         parts = urllib.parse.urlsplit(self.url)
         if self._key and parts.scheme == "http" and parts.hostname not in LOCAL_HOSTS:
             raise InputError(
                 f"llm_judge.url={options.url!r} would send the key in the clear; give https://"
             )
-        self._client = huggingface_hub.InferenceClient(
-            base_url=self.url,
-            api_key=self._key or "EMPTY",  # without one the client sends the Hub's token
-            timeout=options.timeout_seconds,
-        )
-        session = huggingface_hub.get_session()
-        if _refuse_redirect not in session.event_hooks["response"]:
-            hooks = [*session.event_hooks["response"], _refuse_redirect]
-            session.event_hooks = {**session.event_hooks, "response": hooks}
 
     def ask(self, messages: list[dict[str, str]]) -> Answer | Failure:
-        """Send one question, once."""
+        """Send one question, once. A redirect is refused: questions and key are for one host."""
         options = self.options
+        question = {"model": options.model, "messages": messages}
+        question[options.limit_field] = options.answer_tokens
+        if options.temperature >= 0:
+            question["temperature"] = options.temperature
         try:
-            completion = self._client.chat_completion(
-                messages,
-                model=options.model,
-                temperature=options.temperature if options.temperature >= 0 else None,
-                extra_body={options.limit_field: options.answer_tokens},
+            response = huggingface_hub.get_session().post(
+                self.url,
+                json=question,
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                timeout=options.timeout_seconds,
+                follow_redirects=False,
             )
         except errors.OfflineModeIsEnabled as error:
             return Failure(str(error), retryable=False, fatal=True)
-        except errors.HfHubHTTPError as error:
-            return self._refused(error.response)
         except errors.HTTPError as error:
-            sent = NOT_SENT.isdisjoint((type(error).__name__, type(error.__cause__).__name__))
-            return Failure(f"{type(error).__name__} {self._printable(str(error))}", billable=sent)
-        except ValueError:  # not JSON, or not a completion
-            return Answer("")
-        return _answer(completion)
+            name = type(error).__name__
+            return Failure(f"{name} {self._printable(str(error))}", billable=name not in NOT_SENT)
+        return _answer(response) if response.is_success else self._refused(response)
 
     def _refused(self, response: Any) -> Failure:
         """The meaning of a status other than success."""
@@ -123,34 +113,26 @@ def completions_url(url: str) -> str:
     return parts._replace(path=f"{path}/chat/completions").geturl()
 
 
-def _refuse_redirect(response: Any) -> None:
-    """A hook of the client: questions and key are for one host."""
-    if response.is_redirect and response.request.url.path.endswith("/chat/completions"):
-        response.read()
-        raise errors.HfHubHTTPError("a redirect", response=response)
-
-
-def _answer(completion: Any) -> Answer:
+def _answer(response: Any) -> Answer:
     """The parts of a completion; what is missing or of another type is left out."""
     try:
-        text = completion.choices[0].message.content
-    except (AttributeError, LookupError, TypeError):
+        completion = response.json()
+        text, usage = completion["choices"][0]["message"]["content"], completion.get("usage")
+    except (ValueError, LookupError, TypeError):
         return Answer("")
-    names = ("prompt_tokens", "completion_tokens")
-    counts = (getattr(completion.usage, name, None) for name in names)
-    whole = (n if type(n) is int and n >= 0 else None for n in counts)
+    counts = usage if isinstance(usage, dict) else {}
+    tokens = (counts.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    whole = (n if type(n) is int and n >= 0 else None for n in tokens)
     return Answer(text if isinstance(text, str) else "", *whole)
 
 
 def retry_after(header: str | None) -> float | None:
     """The seconds that a Retry-After header asks for, as a number or as a date; else None."""
-    if header is None:
-        return None
     try:
-        return max(0.0, float(header))
+        return max(0.0, float(header or "none"))
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(header or "").timestamp() - time.time())
     except ValueError:
         return None

@@ -9,11 +9,13 @@ regression of the win on the difference of lengths, read off where that differen
     B  prompts   K  responses of the policy   M  of the reference   D  differences   R  resamples
 """
 
+import functools
+
 import numpy as np
 from scipy.special import expit, logit
 
 from vbon_jax.evaluation.best_of_n import wins
-from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, from_resamples, resampled_means
+from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate_of_means
 
 RIDGE = (1e-9, 1e-4)  # half of it times intercept^2 and slope^2 is added to the mean log-loss
 ITERATIONS = 100  # of Newton's method, at most
@@ -44,10 +46,8 @@ def length_controlled_win_rate(
         rewards_bk, lengths_bk, reference_bm, reference_lengths_bm
     )
     columns_bc = np.concatenate([count_bd, wins_bd], axis=1)
-    resampled_rc = resampled_means(columns_bc, seed=seed, resamples=resamples)
-    start_r, value_r = _at_no_difference(differences_d, columns_bc.mean(axis=0, keepdims=True))
-    resampled_r = _at_no_difference(differences_d, resampled_rc, start_r)[1]
-    return from_resamples(value_r[0], resampled_r)
+    statistic = functools.partial(_at_no_difference, differences_d)
+    return estimate_of_means(columns_bc, statistic, seed=seed, resamples=resamples)
 
 
 def pairs_by_difference(
@@ -83,26 +83,24 @@ def pairs_by_difference(
     return differences_d, count_bd[:, occurs], wins_bd[:, occurs]
 
 
-def _at_no_difference(differences_d, means_rc, start=None) -> tuple[np.ndarray, np.ndarray]:
-    """(intercepts and slopes [R, 2], P(win) at no difference [R]) of means (counts, wins)."""
+def _at_no_difference(differences_d: np.ndarray, means_rc: np.ndarray) -> np.ndarray:
+    """P(win) at no difference [R] of means (counts, wins)."""
     count_rd, wins_rd = np.split(means_rc, 2, axis=1)
     mean_r = count_rd @ differences_d
     variance_r = count_rd @ differences_d**2 - mean_r**2
     spread = variance_r > 1e-9 * (1 + mean_r**2)
     scale_r = np.sqrt(np.where(spread, variance_r, 1.0))
     x_rd = np.tanh(differences_d / scale_r[:, None]) * spread[:, None]
-    theta_r2 = _regressions(x_rd, count_rd, wins_rd, start)
+    intercept_r = _regressions(x_rd, count_rd, wins_rd)[:, 0]
     inside = (count_rd[:, differences_d <= 0] > 0).any(axis=1)
     inside &= (count_rd[:, differences_d >= 0] > 0).any(axis=1)
-    return theta_r2, np.where(inside, expit(theta_r2[:, 0]), np.nan)
+    return np.where(inside, expit(intercept_r), np.nan)
 
 
-def _regressions(x_rd, count_rd, wins_rd, start) -> np.ndarray:
+def _regressions(x_rd, count_rd, wins_rd) -> np.ndarray:
     """theta: intercept and slope [R, 2] of each row's logistic regression, by Newton's method."""
-    if start is None:
-        share_r = np.clip(wins_rd.sum(axis=1), 1e-6, 1 - 1e-6)
-        start = np.stack([logit(share_r), np.zeros_like(share_r)], axis=1)
-    theta_r2 = np.broadcast_to(start, (len(x_rd), 2)).copy()
+    share_r = np.clip(wins_rd.sum(axis=1), 1e-6, 1 - 1e-6)
+    theta_r2 = np.stack([logit(share_r), np.zeros_like(share_r)], axis=1)
     for _ in range(ITERATIONS):
         p_rd = expit(theta_r2[:, :1] + theta_r2[:, 1:] * x_rd)
         residual_rd, weight_rd = wins_rd - count_rd * p_rd, count_rd * p_rd * (1 - p_rd)

@@ -88,16 +88,13 @@ class Outcome(NamedTuple):
 def check(config: ConfigDict) -> None:
     """Refuse options of the judge that cannot be used: InputError, before anything is sent."""
     options = config.llm_judge
+    check_keys(config, [key for key in KEYS if key.name.startswith("llm_judge.")])
     for name in ("url", "model"):
         if not options[name]:
             raise InputError(f"llm_judge.{name} is empty; name the API's address and a model")
-    check_keys(config, [key for key in KEYS if key.name.startswith("llm_judge.")])
     for name in ("price_in", "price_out"):
         if options[name] < 0:
-            raise InputError(
-                f"llm_judge.{name} is not given: dollars for a million tokens, 0 where they are "
-                "free; max_cost cannot be kept without it"
-            )
+            raise InputError(f"llm_judge.{name} is not given; give dollars a million tokens, or 0")
     for place in PLACES:
         if options.template.count(place) != 1:
             raise InputError(f"llm_judge.template: give {place} once ({', '.join(PLACES)})")
@@ -107,11 +104,11 @@ def questions(contest: Contest, options: ConfigDict) -> list[Pair | None]:
     """Each pair of a contest in both orders, the run's response first; None for equal responses."""
     pairs: list[Pair | None] = []
     texts = zip(contest.prompts, contest.texts, contest.baseline_texts, strict=True)
-    for index, (prompt, own, other) in enumerate(texts):
+    for index, (prompt, response, other) in enumerate(texts):
         about = {"run": contest.row["run"], "baseline": options.baseline, "prompt": index}
-        first = question(options, (prompt, own, other), about | {"order": "run first"})
-        second = question(options, (prompt, other, own), about | {"order": "baseline first"})
-        pairs.append(None if own == other else (first, second))
+        first = question(options, (prompt, response, other), about | {"order": "run first"})
+        second = question(options, (prompt, other, response), about | {"order": "baseline first"})
+        pairs.append(None if response == other else (first, second))
     return pairs
 
 
@@ -123,11 +120,9 @@ def question(options: ConfigDict, texts: Sequence[str], about: dict[str, Any]) -
     texts = [text.encode("utf-8", "replace").decode() for text in texts]
     key = files.digest(options.model, SYSTEM, options.template, *texts)
     marker = key[:16]
-    tags = (f"prompt-{marker}", f"response-A-{marker}", f"response-B-{marker}")
-    blocks = {
-        place: f"<{tag}>\n{text}\n</{tag}>"
-        for place, tag, text in zip(PLACES, tags, texts, strict=True)
-    }
+    tags = (f"{name}-{marker}" for name in ("prompt", "response-A", "response-B"))
+    marked = (f"<{tag}>\n{text}\n</{tag}>" for tag, text in zip(tags, texts, strict=True))
+    blocks = dict(zip(PLACES, marked, strict=True))
     # in one pass, so that "{second}" in a response stays as it is
     content = re.sub("|".join(map(re.escape, PLACES)), lambda m: blocks[m[0]], options.template)
     messages = [
@@ -139,12 +134,9 @@ def question(options: ConfigDict, texts: Sequence[str], about: dict[str, Any]) -
 
 def verdict_of(text: str) -> str | None:
     """A, B or tie, in brackets or as the whole answer; None where it is neither or several."""
-    verdicts = {match.upper() for match in VERDICT.findall(text)}
-    if not verdicts:
-        verdicts = {text.strip(" \t\r\n.*\"'`[]()").upper()}
-    if len(verdicts) != 1:
-        return None
-    return {"A": "A", "B": "B", "TIE": "tie"}.get(verdicts.pop())
+    words = VERDICT.findall(text) or [text.strip(" \t\r\n.*\"'`[]()")]
+    verdicts = {word.upper() for word in words}
+    return {"A": "A", "B": "B", "TIE": "tie"}.get(verdicts.pop()) if len(verdicts) == 1 else None
 
 
 def max_cost_of(question: Question, options: ConfigDict) -> float:
@@ -160,11 +152,11 @@ def _cost(options: ConfigDict, tokens_in: int, tokens_out: int) -> float:
 # ------------------------------------------------------------------------------- requests
 
 
-class Judge:
+class Asker:
     """Sends questions, several at once, and logs every answer."""
 
-    def __init__(self, options: ConfigDict, endpoint: Endpoint, log: AnswerLog):
-        self.options, self.endpoint, self.log = options, endpoint, log
+    def __init__(self, options: ConfigDict, log: AnswerLog):
+        self.options, self.endpoint, self.log = options, Endpoint(options), log
         self.unfinished = ""  # why questions are left
         self._stopped = threading.Event()
         self._failures = 0  # consecutive questions without an answer
@@ -202,8 +194,7 @@ class Judge:
             if not self.log.reserve(most, self._stopped):
                 self._stop(
                     f"llm_judge.max_cost={self.options.max_cost:g} dollars would be exceeded: "
-                    f"{self.log.spent:.4f} are spent and the next question may cost {most:.4f}; "
-                    "raise max_cost and run the same command again"
+                    f"{self.log.spent:.4f} are spent, the next may cost {most:.4f}; raise it"
                 )
                 return
             answer = self.endpoint.ask(question.messages)
@@ -227,13 +218,8 @@ class Judge:
             return entry | lost if answer.billable else None
         tokens = answer.tokens_in, answer.tokens_out
         cost = most if None in tokens else _cost(self.options, *tokens)
-        return entry | {
-            "verdict": verdict_of(answer.text),
-            "cost": cost,
-            "answer": answer.text,
-            "tokens_in": answer.tokens_in,
-            "tokens_out": answer.tokens_out,
-        }
+        parts = {"answer": answer.text, "tokens_in": tokens[0], "tokens_out": tokens[1]}
+        return entry | {"verdict": verdict_of(answer.text), "cost": cost} | parts
 
     def _failed(self, failure: Failure) -> None:
         """Count a question without an answer; several in a row mean that none will come."""
@@ -241,8 +227,7 @@ class Judge:
             self._failures += 1
         if failure.fatal or self._failures >= MAX_CONSECUTIVE_FAILURES:
             self._stop(
-                f"{self.endpoint.url} does not answer ({failure.reason}); correct what it says, "
-                "then run the same command again"
+                f"{self.endpoint.url} does not answer ({failure.reason}); correct that, try again"
             )
 
     def _stop(self, why: str) -> None:
@@ -268,26 +253,20 @@ def retry_seconds(attempt: int, options: ConfigDict, wanted: float | None) -> fl
 
 
 def judge(
-    contests: Sequence[Contest],
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    *,
-    seed: int,
-    resamples: int,
+    contests: Sequence[Contest], options: ConfigDict, workdir: pathlib.Path, **bootstrap: int
 ) -> Outcome:
     """Ask what has no answer yet; returns a row for each contest, from all answers so far.
 
-    Answers are kept in `workdir/verdicts.jsonl`. Raises InputError for options that cannot be used.
+    `options` are `config.llm_judge`, checked; `bootstrap` are the seed and resamples of intervals.
+    Answers are kept in `workdir/verdicts.jsonl`. Raises InputError as `Endpoint` does.
     """
-    check(config)
-    options = config.llm_judge
-    endpoint = Endpoint(options)
     pairs = [questions(contest, options) for contest in contests]
-    with AnswerLog(workdir / VERDICTS_FILE, max_cost=options.max_cost) as log:
-        asker = Judge(options, endpoint, log)
+    log = AnswerLog(workdir / VERDICTS_FILE, max_cost=options.max_cost)
+    asker = Asker(options, log)
+    with log:
         asker.ask_all(question for of_run in pairs for pair in of_run if pair for question in pair)
         rows = [
-            result_row(contest, of_run, log, options, seed=seed, resamples=resamples)
+            result_row(contest, of_run, log, options, **bootstrap)
             for contest, of_run in zip(contests, pairs, strict=True)
         ]
         return Outcome(rows, log.spent, asker.unfinished)
@@ -298,9 +277,7 @@ def result_row(
     pairs: list[Pair | None],
     log: AnswerLog,
     options: ConfigDict,
-    *,
-    seed: int,
-    resamples: int,
+    **bootstrap: int,
 ) -> dict[str, Any]:
     """A run's row of `llm_judge.csv`; what is measured comes from pairs with both verdicts."""
     verdicts_2b = _verdicts(pairs, log)
@@ -316,12 +293,9 @@ def result_row(
     }  # fmt: skip
     if known_b.sum() < 2:
         return row
-    summary = pairwise.summarise(
-        *verdicts_2b[:, known_b], contest.margin_b[known_b], seed=seed, resamples=resamples
-    )
-    for name, estimate in summary.items():
-        row |= stored_responses.columns(name, estimate)
-    return row
+    margin_b = contest.margin_b[known_b]
+    summary = pairwise.summarise(*verdicts_2b[:, known_b], margin_b, **bootstrap)
+    return row | stored_responses.columns(**summary)
 
 
 def _verdicts(pairs: list[Pair | None], log: AnswerLog) -> np.ndarray:
@@ -331,9 +305,7 @@ def _verdicts(pairs: list[Pair | None], log: AnswerLog) -> np.ndarray:
     """
     for_first = {"A": 1.0, "B": -1.0, "tie": 0.0, None: np.nan}
     verdicts_b2 = [
-        (0.0, 0.0)
-        if pair is None
-        else [for_first[log.verdicts.get(question.key)] for question in pair]
+        [for_first[log.verdicts.get(question.key)] for question in pair] if pair else (0.0, 0.0)
         for pair in pairs
     ]
     return np.asarray(verdicts_b2).T * [[1], [-1]]

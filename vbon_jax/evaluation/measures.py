@@ -6,22 +6,25 @@ K samples of a prompt are one cluster, never K independent observations.
     K  samples per prompt of the policy under evaluation      G  (in curves) values of N
 """
 
-import functools
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from vbon_jax.evaluation import bootstrap
+from vbon_jax.evaluation.best_of_n import wins
 from vbon_jax.evaluation.bon_curve import Curve, curve, kl_at, win_rate_at
-from vbon_jax.evaluation.bootstrap import (
-    RESAMPLES,
-    Estimate,
-    estimate,
-    estimate_of_means,
-    from_resamples,
-    resampled_means,
-)
-from vbon_jax.evaluation.measured_responses import MeasuredResponses, token_lists
+from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate
+from vbon_jax.types import Responses
+
+
+class MeasuredResponses(NamedTuple):
+    """K responses to each of B prompts, with rewards, and what else is measured on them."""
+
+    responses: Responses
+    kl_bn: np.ndarray  # float32, nats a response, see `sampled_policy.score_sequences`
+    reference_log_probs_bn: np.ndarray  # float32, nats a response
 
 
 def win_rates(rewards_bk: np.ndarray, reference_bm: np.ndarray) -> np.ndarray:
@@ -32,12 +35,17 @@ def win_rates(rewards_bk: np.ndarray, reference_bm: np.ndarray) -> np.ndarray:
     rewards_bk, reference_bm = np.asarray(rewards_bk), np.asarray(reference_bm)
     if len(rewards_bk) != len(reference_bm):
         raise ValueError(f"{len(rewards_bk)} prompts, and cached rewards of {len(reference_bm)}")
-    sorted_bm = np.sort(reference_bm, axis=1)
-    twice_bk = [
-        np.searchsorted(sorted_m, rewards_k, "left") + np.searchsorted(sorted_m, rewards_k, "right")
-        for sorted_m, rewards_k in zip(sorted_bm, rewards_bk, strict=True)
-    ]
-    return np.stack(twice_bk) / (2.0 * reference_bm.shape[1])
+    both = zip(rewards_bk, reference_bm, strict=True)
+    return np.stack(
+        [wins(rewards_k[:, None], rewards_m).mean(axis=1) for rewards_k, rewards_m in both]
+    )
+
+
+def token_lists(responses: Responses) -> list[list[list[int]]]:
+    """The token ids of each prompt's responses, without padding."""
+    prompts, samples = responses.lengths_bn.shape
+    ids = responses.token_ids()
+    return [ids[b * samples : (b + 1) * samples] for b in range(prompts)]
 
 
 def distinct_2(responses: Sequence[Sequence[int]]) -> float:
@@ -58,7 +66,6 @@ def perplexity(means_r2: np.ndarray) -> np.ndarray:
 def summarise(
     measured: MeasuredResponses,
     reference_bm: np.ndarray,
-    best: Curve | None = None,
     *,
     seed: int,
     resamples: int = RESAMPLES,
@@ -70,11 +77,9 @@ def summarise(
     exp of total negative log-likelihood over total tokens) · bon_win_rate_at_kl (Best-of-N's win
     rate at this policy's KL) · deficit (that minus this policy's win rate: 0 on the curve, positive
     below it). The last two and perplexity resample prompts jointly: win rate, KL and the Best-of-N
-    curve are those of the same prompts. `best` is `curve(reference_bm)`, where it is at hand.
-    Raises ValueError as `resampled_means` does.
+    curve are those of the same prompts. Raises ValueError as `resampled_means` does.
     """
-    best = curve(reference_bm) if best is None else best
-    responses = measured.responses
+    best, responses = curve(reference_bm), measured.responses
     kl_bk = np.asarray(measured.kl_bn, np.float64)
     win_bk = win_rates(responses.rewards_bn, reference_bm)
     values = {
@@ -85,17 +90,23 @@ def summarise(
         "eos_rate": responses.finished_bn,
         "distinct2": [distinct_2(of_prompt) for of_prompt in token_lists(responses)],
     }
-    measure = functools.partial(estimate, seed=seed, resamples=resamples)
-    summary = {name: measure(value) for name, value in values.items()}
+    options = {"seed": seed, "resamples": resamples}
+    summary = {name: bootstrap.estimate(value, **options) for name, value in values.items()}
 
-    joint = functools.partial(estimate_of_means, seed=seed, resamples=resamples)
     sums = [measured.reference_log_probs_bn.sum(axis=1), responses.lengths_bn.sum(axis=1)]
-    summary["perplexity"] = joint(np.stack(sums, axis=1), perplexity)
+    summary["perplexity"] = bootstrap.estimate_of_means(
+        np.stack(sums, axis=1), perplexity, **options
+    )
     means_b2 = np.stack([kl_bk.mean(axis=1), win_bk.mean(axis=1)], axis=1)
     columns_bc = np.concatenate([means_b2, best.kl_bg, best.win_rate_bg], axis=1)
-    summary["bon_win_rate_at_kl"] = joint(columns_bc, _best_win_rate)
-    summary["deficit"] = joint(columns_bc, lambda rc: _best_win_rate(rc) - rc[:, 1])
-    return summary
+    return summary | bootstrap.estimates_of_means(columns_bc, _distance, **options)
+
+
+def _distance(means_rc: np.ndarray) -> dict[str, np.ndarray]:
+    """Best-of-N's win rate at a policy's KL, from means (KL, win rate, the curve's two)."""
+    kl_r, win_rate_r = means_rc[:, 0], means_rc[:, 1]
+    best_r = _on_curve(win_rate_at, kl_r, *np.split(means_rc[:, 2:], 2, axis=1))
+    return {"bon_win_rate_at_kl": best_r, "deficit": best_r - win_rate_r}
 
 
 def group_means(
@@ -119,45 +130,46 @@ def group_means(
     for all policies and the curve, and leave out the spread over seeds. Groups in order of
     first appearance. Raises ValueError as `resampled_means` does.
     """
-    policies, points = len(groups), len(best.n_g)
     columns_bc = np.concatenate(
         [kl_bp, win_rate_bp, reward_bp, best.kl_bg, best.win_rate_bg], axis=1
     )
-    ends = np.cumsum([policies, policies, policies, points])
+    members = {
+        name: [p for p, group in enumerate(groups) if group == name]
+        for name in dict.fromkeys(groups)
+    }
 
-    def statistics(means_rc: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """Each group's numbers, [R] each."""
-        kl_rp, win_rp, reward_rp, kl_rg, win_rg = np.split(means_rc, ends, axis=1)
-        best_rp = [win_rate_at(*row) for row in zip(kl_rp, kl_rg, win_rg, strict=True)]
-        needed_rp = [kl_at(*row) for row in zip(win_rp, kl_rg, win_rg, strict=True)]
-        values = {
-            "kl": kl_rp,
-            "win_rate": win_rp,
-            "reward": reward_rp,
-            "deficit": np.asarray(best_rp) - win_rp,
-            "needed": np.asarray(needed_rp),
+    def statistics(means_rc: np.ndarray) -> dict[Hashable, np.ndarray]:
+        values = _policy_numbers(means_rc, len(groups))
+        means = {
+            (name, key): value_rp[:, of_group].mean(axis=1)
+            for name, of_group in members.items()
+            for key, value_rp in values.items()
         }
-        means_g = []
-        for members in members_g:
-            mean = {name: value_rp[:, members].mean(axis=1) for name, value_rp in values.items()}
-            needed_r = mean.pop("needed")
-            means_g.append(mean | {"efficiency": needed_r / mean["kl"]})
-        return means_g
+        for name in members:
+            means[name, "efficiency"] = means.pop((name, "needed")) / means[name, "kl"]
+        return means
 
-    names = list(dict.fromkeys(groups))
-    members_g = [[p for p, group in enumerate(groups) if group == name] for name in names]
-    observed = statistics(columns_bc.mean(axis=0, keepdims=True))
-    resampled = statistics(resampled_means(columns_bc, seed=seed, resamples=resamples))
+    estimates = bootstrap.estimates_of_means(columns_bc, statistics, seed=seed, resamples=resamples)
     return {
-        name: {key: from_resamples(value[key][0], value_r[key]) for key in value}
-        for name, value, value_r in zip(names, observed, resampled, strict=True)
+        name: {key: value for (group, key), value in estimates.items() if group == name}
+        for name in members
     }
 
 
-def _best_win_rate(means_rc: np.ndarray) -> np.ndarray:
-    """Best-of-N's win rate at the KL of means (KL, win rate, curve's KLs, its win rates)."""
-    points = (means_rc.shape[1] - 2) // 2
-    split = means_rc[:, 2 : 2 + points], means_rc[:, 2 + points :]
-    return np.asarray(
-        [win_rate_at(kl, *points) for kl, *points in zip(means_rc[:, 0], *split, strict=True)]
-    )
+def _policy_numbers(means_rc: np.ndarray, policies: int) -> dict[str, np.ndarray]:
+    """Each of P policies' numbers [R, P], from means (KLs, win rates, rewards, the curve's two)."""
+    of_policies, curve_rc = np.split(means_rc, [3 * policies], axis=1)
+    kl_rp, win_rp, reward_rp = np.split(of_policies, 3, axis=1)
+    kl_rg, win_rg = np.split(curve_rc, 2, axis=1)
+    return {
+        "kl": kl_rp,
+        "win_rate": win_rp,
+        "reward": reward_rp,
+        "deficit": _on_curve(win_rate_at, kl_rp, kl_rg, win_rg) - win_rp,
+        "needed": _on_curve(kl_at, win_rp, kl_rg, win_rg),  # KL of Best-of-N
+    }
+
+
+def _on_curve(read: Callable, values_rp, kl_rg, win_rate_rg) -> np.ndarray:
+    """`read` (`win_rate_at` or `kl_at`) of each resample's values, on its own curve."""
+    return np.stack([read(*row) for row in zip(values_rp, kl_rg, win_rate_rg, strict=True)])

@@ -8,8 +8,7 @@ A verdict is +1 where the judge takes the policy's response, −1 where it takes
 
 import numpy as np
 
-from vbon_jax.evaluation.agreement import ratio
-from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate, estimate_of_means
+from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate, estimate_of_means, ratio
 
 
 def scores(first_b: np.ndarray, second_b: np.ndarray) -> np.ndarray:
@@ -18,7 +17,11 @@ def scores(first_b: np.ndarray, second_b: np.ndarray) -> np.ndarray:
     first_b are the verdicts with the policy's response in the first place, second_b those with it
     in the second, both in terms of the policy. Raises ValueError for anything but −1, 0 and 1.
     """
-    first_b, second_b = _checked(first_b, second_b)
+    first_b, second_b = np.asarray(first_b, np.float64), np.asarray(second_b, np.float64)
+    if first_b.shape != second_b.shape or first_b.ndim != 1:
+        raise ValueError(f"verdicts of shapes {first_b.shape} and {second_b.shape}")
+    if not np.isin([first_b, second_b], (-1, 0, 1)).all():
+        raise ValueError("a verdict is +1 (the policy), -1 (the baseline) or 0 (a tie)")
     return np.where(first_b == second_b, (first_b + 1) / 2, 0.5)
 
 
@@ -41,10 +44,7 @@ def summarise(
     minus that of the baseline's. Raises ValueError as `scores` and `resampled_means` do.
     """
     score_b = scores(first_b, second_b)
-    first_b, second_b = _checked(first_b, second_b)
-    margin_b = np.sign(np.asarray(margin_b, np.float64))
-    if margin_b.shape != first_b.shape:
-        raise ValueError(f"{len(margin_b)} margins of {len(first_b)} pairs")
+    first_b, second_b = np.asarray(first_b, np.float64), np.asarray(second_b, np.float64)
     values = {
         "win_rate": score_b,
         "ties": (first_b == 0) & (second_b == 0),
@@ -53,16 +53,6 @@ def summarise(
     }
     options = {"seed": seed, "resamples": resamples}
     summary = {name: estimate(value_b, **options) for name, value_b in values.items()}
-    both_b = (2 * score_b - 1) * margin_b
+    both_b = (2 * score_b - 1) * np.sign(margin_b)
     columns_b2 = np.stack([both_b > 0, both_b != 0], axis=1)
     return summary | {"reward_agreement": estimate_of_means(columns_b2, ratio, **options)}
-
-
-def _checked(first_b, second_b) -> tuple[np.ndarray, np.ndarray]:
-    """The verdicts as float64, or a ValueError."""
-    first_b, second_b = np.asarray(first_b, np.float64), np.asarray(second_b, np.float64)
-    if first_b.shape != second_b.shape or first_b.ndim != 1:
-        raise ValueError(f"verdicts of shapes {first_b.shape} and {second_b.shape}")
-    if not np.isin(np.concatenate([first_b, second_b]), (-1, 0, 1)).all():
-        raise ValueError("a verdict is +1 (the policy), -1 (the baseline) or 0 (a tie)")
-    return first_b, second_b

@@ -5,12 +5,13 @@ Host arithmetic in numpy's float64, next to the bootstrap that gives it its inte
     B  prompts     P  points (policies)     R  resamples     G  groups of points (methods)
 """
 
+import collections
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, resampled_means
+from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimates_of_means
 
 
 class Membership(NamedTuple):
@@ -68,21 +69,16 @@ def membership(
         raise ValueError(
             f"{len(groups)} groups, costs {cost_bp.shape} and qualities {quality_bp.shape}"
         )
-    names = list(dict.fromkeys(groups))
-    shares_pg = np.asarray([[group == name for name in names] for group in groups], np.float64)
-    shares_pg = shares_pg.reshape(len(groups), len(names))
-    shares_pg = shares_pg / shares_pg.sum(axis=0)
     known_p = np.isfinite(cost_bp).all(axis=0) & np.isfinite(quality_bp).all(axis=0)
     columns_bc = np.concatenate([cost_bp[:, known_p], quality_bp[:, known_p]], axis=1)
-    means_rc = resampled_means(columns_bc, seed=seed, resamples=resamples)
-    observed_rg, resampled_rg = (
-        on_front(*np.split(means, 2, axis=1)) @ shares_pg[known_p]
-        for means in (columns_bc.mean(axis=0, keepdims=True), means_rc)
-    )
-    lo_g, hi_g = np.percentile(resampled_rg, [2.5, 97.5], axis=0)
-    spread_g = resampled_rg.std(axis=0, ddof=1)
-    estimates = zip(observed_rg[0], spread_g, lo_g, hi_g, strict=True)
-    return {
-        name: Membership(list(groups).count(name), Estimate(*map(float, estimate)))
-        for name, estimate in zip(names, estimates, strict=True)
+    sizes = collections.Counter(groups)
+    members = {
+        name: np.asarray([group == name for group in groups], bool)[known_p] for name in sizes
     }
+
+    def shares(means_rc: np.ndarray) -> dict[str, np.ndarray]:
+        front_rp = on_front(*np.split(means_rc, 2, axis=1))
+        return {name: front_rp[:, members[name]].sum(axis=1) / sizes[name] for name in sizes}
+
+    estimates = estimates_of_means(columns_bc, shares, seed=seed, resamples=resamples)
+    return {name: Membership(sizes[name], share) for name, share in estimates.items()}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbon_jax.data import batching
-from vbon_jax.evaluation.measured_responses import MeasuredResponses, token_lists
+from vbon_jax.evaluation.measures import MeasuredResponses
 from vbon_jax.functional import logprobs
 from vbon_jax.models import decoder, log_probs
 from vbon_jax.sampling import sampler
@@ -17,15 +17,12 @@ from vbon_jax.types import Array, InputError, Params, Sequences
 
 
 @functools.partial(jax.jit, static_argnames=("config", "new_tokens", "greedy"))
-def _score(config, params, reference_params, sequences, temperatures, *, new_tokens, greedy):
+def _score(config, networks, sequences, temperatures, *, new_tokens, greedy):
     tokens_sg, mask_sg = log_probs.response_tokens(sequences, new_tokens=new_tokens)
+    read = functools.partial(log_probs.response_hidden, config, new_tokens=new_tokens)
     networks = tuple(
-        log_probs.Network(
-            weights,
-            log_probs.response_hidden(config, weights, sequences, new_tokens=new_tokens),
-            temperature,
-        )
-        for weights, temperature in zip((params, reference_params), temperatures, strict=True)
+        log_probs.Network(params, read(params, sequences), temperature)
+        for params, temperature in zip(networks, temperatures, strict=True)
     )
 
     def statistics(logits_scv: Array, reference_scv: Array, tokens_sc: Array):
@@ -65,15 +62,8 @@ def score_sequences(
         )
     greedy = temperature == 0
     temperatures = np.asarray([1.0 if greedy else temperature, reference_temperature], np.float32)
-    return _score(
-        config,
-        params,
-        reference_params,
-        sequences,
-        temperatures,
-        new_tokens=new_tokens,
-        greedy=greedy,
-    )
+    networks = params, reference_params
+    return _score(config, networks, sequences, temperatures, new_tokens=new_tokens, greedy=greedy)
 
 
 class Options(NamedTuple):
@@ -113,11 +103,10 @@ def collect(
         filled = _measure(config, params, reference_params, prompt_ids, rows, options, key=key)
         # the rows that only fill up the batch are cut off before they cost a reward call
         batch = jax.tree.map(lambda array_b, count=count: array_b[:count], filled)
-        ids = [ids for of_prompt in token_lists(batch.responses) for ids in of_prompt]
-        rewards_s = score(np.repeat(rows[:count], options.num_samples), ids)
+        place_s = np.repeat(rows[:count], options.num_samples)
+        rewards_s = score(place_s, batch.responses.token_ids())
         rewards_bn = rewards_s.reshape(count, options.num_samples)
-        responses = batch.responses._replace(rewards_bn=rewards_bn)
-        batches.append(batch._replace(responses=responses))
+        batches.append(batch._replace(responses=batch.responses._replace(rewards_bn=rewards_bn)))
         done += count
         if progress is not None:
             progress(done, len(order))
@@ -147,16 +136,11 @@ def _measure(
     config, params, reference_params, prompt_ids, rows: np.ndarray, options: Options, *, key: Array
 ) -> MeasuredResponses:
     """Responses to some rows of the prompts, a batch of fixed shape, still without rewards."""
-    sampling = options.sampling
+    sampling, keys = options.sampling, sampler.prompt_keys(key, rows)
     room = config.max_positions - sampling.max_new_tokens
     prompts = batching.pad_prompts([prompt_ids[row] for row in rows], longest=room)
     responses = sampler.generate(
-        config,
-        params,
-        prompts,
-        sampler.prompt_keys(key, rows),
-        num_samples=options.num_samples,
-        sampling=sampling,
+        config, params, prompts, keys, num_samples=options.num_samples, sampling=sampling
     )
     responses = jax.device_get(responses)._replace(prompt_index_b=rows)
     width = prompts.tokens_bp.shape[1] + sampling.max_new_tokens

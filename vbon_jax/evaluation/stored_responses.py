@@ -7,7 +7,7 @@ from them later is in a folder of its own beneath it, with a row for each temper
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from vbon_jax import files
 from vbon_jax.data import batching
 from vbon_jax.evaluation.bootstrap import Estimate
 from vbon_jax.evaluation.length_control import length_controlled_win_rate
-from vbon_jax.evaluation.measured_responses import MeasuredResponses, token_lists
+from vbon_jax.evaluation.measures import MeasuredResponses, token_lists
 from vbon_jax.sampling import reference_cache
 from vbon_jax.types import Responses
 
@@ -25,16 +25,6 @@ ROWS_FILE = "rows.json"
 LENGTH_CONTROL = "length_control"  # the folder of a policy's length-controlled win rate
 JUDGES = "judges"  # the folder of the judges' rewards, of an evaluation and of the cache
 ENDS = {"": "value", "_lo": "lo", "_hi": "hi"}  # of a number's columns
-
-
-class Stored(NamedTuple):
-    """The K responses of a policy to each of B prompts, at one temperature."""
-
-    temperature: float
-    prompts: list[str]
-    texts: list[list[str]]
-    responses: Responses  # with rewards, without log-probabilities
-    kl_bn: np.ndarray  # float32, nats
 
 
 def path(folder: pathlib.Path, temperature: float) -> pathlib.Path:
@@ -68,16 +58,15 @@ def write(
     pq.write_table(pa.table(columns), path)
 
 
-def read(path: pathlib.Path) -> Stored:
-    """The responses of one file. Raises Damaged."""
-    names = ("prompt", "responses", "rewards", "kl", "lengths", "finished", "tokens")
-    table = files.read_parquet(path, names)
-    columns = {name: table[name].to_pylist() for name in names}
+def read(path: pathlib.Path) -> Responses:
+    """The responses of one file, with rewards and without log-probabilities. Raises Damaged."""
+    table = files.read_parquet(path, ("rewards", "lengths", "finished", "tokens"))
+    columns = {name: table[name].to_pylist() for name in table.column_names}
     lengths_bn = np.asarray(columns["lengths"], np.int32)
     ids = [ids for of_prompt in columns["tokens"] for ids in of_prompt]
     tokens_sg = batching.pad_rows(ids, lengths_bn.reshape(-1), int(lengths_bn.max()))
     tokens_bng = tokens_sg.reshape(*lengths_bn.shape, -1)
-    responses = Responses(
+    return Responses(
         tokens_bng=tokens_bng,
         lengths_bn=lengths_bn,
         finished_bn=np.asarray(columns["finished"], bool),
@@ -85,22 +74,15 @@ def read(path: pathlib.Path) -> Stored:
         rewards_bn=np.asarray(columns["rewards"], np.float32),
         prompt_index_b=np.arange(len(lengths_bn)),
     )
-    return Stored(
-        temperature=float(path.stem.removeprefix("responses-t")),
-        prompts=columns["prompt"],
-        texts=columns["responses"],
-        responses=responses,
-        kl_bn=np.asarray(columns["kl"], np.float32),
-    )
 
 
 # ------------------------------------------------------------------------------- derived rows
 
 
-def _inputs(folder: pathlib.Path, cache: reference_cache.References | None) -> dict[str, Any]:
+def _inputs(folder: pathlib.Path, cache: reference_cache.References) -> dict[str, Any]:
     """The inputs of every row that is derived from an evaluation's responses."""
     digests = {file.name: files.digest(file.read_bytes()) for file in paths(folder)}
-    return digests | ({} if cache is None else cache.provenance.inputs())
+    return digests | cache.provenance.inputs()
 
 
 def derive(
@@ -108,9 +90,9 @@ def derive(
     name: str,
     cache: reference_cache.References,
     inputs: dict[str, Any],
-    compute: Callable[[Stored, pathlib.Path], dict[str, Any]],
+    compute: Callable[[Responses, float], dict[str, Any]],
 ) -> None:
-    """Write `folder/name/rows.json` unless it exists: a row `compute(stored, folder/name)` each.
+    """Write `folder/name/rows.json` unless it exists: `compute(responses, temperature)` each.
 
     `inputs` are what its rows depend on besides the responses and the cache. Raises InputError
     where it was made from others.
@@ -119,14 +101,15 @@ def derive(
     if not artifact.begin():
         return
     rows = []
-    for stored in map(read, paths(folder)):
-        rows.append({"temperature": stored.temperature} | compute(stored, artifact.folder))
+    for path in paths(folder):
+        temperature = float(path.stem.removeprefix("responses-t"))
+        rows.append({"temperature": temperature} | compute(read(path), temperature))
     files.write_json(artifact.folder / ROWS_FILE, rows)
     artifact.finish()
 
 
 def rows(
-    folder: pathlib.Path, name: str, cache: reference_cache.References | None
+    folder: pathlib.Path, name: str, cache: reference_cache.References
 ) -> dict[float, dict[str, Any]]:
     """The derived rows by temperature; none where there are none, or they are of other responses.
 
@@ -135,32 +118,32 @@ def rows(
     record = files.recorded(folder / name)
     if record is None or not record["finished"]:
         return {}
-    if any(record["inputs"].get(key) != value for key, value in _inputs(folder, cache).items()):
+    if not _inputs(folder, cache).items() <= record["inputs"].items():
         return {}
     return {row["temperature"]: row for row in files.read_json(folder / name / ROWS_FILE)}
 
 
-def columns(name: str, estimate: Estimate) -> dict[str, float | None]:
-    """A number and its interval by their columns' names; None where they are not defined."""
-    values = {f"{name}{end}": getattr(estimate, field) for end, field in ENDS.items()}
+def columns(**estimates: Estimate) -> dict[str, float | None]:
+    """Numbers and their intervals by their columns' names; None where they are not defined."""
+    values = {
+        name + end: getattr(estimate, field)
+        for name, estimate in estimates.items()
+        for end, field in ENDS.items()
+    }
     return {key: value if np.isfinite(value) else None for key, value in values.items()}
 
 
 def length_control(
-    folder: pathlib.Path, cache: reference_cache.References, *, seed: int, resamples: int
+    folder: pathlib.Path, cache: reference_cache.References, **bootstrap: int
 ) -> None:
-    """The length-controlled win rate of a policy, in `folder/length_control`, unless it exists."""
-    options = {"seed": seed, "resamples": resamples}
+    """Write a policy's length-controlled win rate in `folder/length_control`, unless it exists.
 
-    def compute(stored: Stored, stage: pathlib.Path) -> dict[str, Any]:
-        responses = stored.responses
-        controlled = length_controlled_win_rate(
-            responses.rewards_bn,
-            responses.lengths_bn,
-            cache.rewards_pm,
-            cache.lengths_pm,
-            **options,
-        )
-        return columns("lc_win_rate", controlled)
+    `bootstrap` are the seed and resamples of its interval.
+    """
 
-    derive(folder, LENGTH_CONTROL, cache, options, compute)
+    def compute(responses: Responses, temperature: float) -> dict[str, Any]:
+        policy = responses.rewards_bn, responses.lengths_bn
+        reference = cache.rewards_pm, cache.lengths_pm
+        return columns(lc_win_rate=length_controlled_win_rate(*policy, *reference, **bootstrap))
+
+    derive(folder, LENGTH_CONTROL, cache, bootstrap, compute)

@@ -142,8 +142,7 @@ def bradley_terry(
     Returns:
         The loss, a Mean over pairs, and metrics, Means over the same: `margin` (r_c − r_r),
         `accuracy` (r_c > r_r, a tie one half), `confidence` (σ(|margin|): where the model is
-        calibrated, its mean is the accuracy), `brier` ((1 − σ(margin))²) and `reward` (the mean of
-        the two).
+        calibrated, its mean is the accuracy) and `reward` (the mean of the two).
     """
     chosen_b = checks.floats("chosen_b", chosen_b, rank=1)
     rejected_b = checks.floats("rejected_b", rejected_b, chosen_b.shape)
@@ -154,7 +153,6 @@ def bradley_terry(
         "margin": margin_b,
         "accuracy": 0.5 * (1.0 + jnp.sign(margin_b)),
         "confidence": jax.nn.sigmoid(jnp.abs(margin_b)),
-        "brier": jax.nn.sigmoid(-margin_b) ** 2,
         "reward": 0.5 * (chosen_b + rejected_b),
     }
     metrics = {name: _weighted(value_b, weight_b) for name, value_b in metrics_b.items()}

@@ -64,9 +64,8 @@ def _cached_rewards(folder: pathlib.Path, cache: reference_cache.References) -> 
     inputs = cache.provenance.inputs()
     if stage is None or not stage["finished"] or not inputs.items() <= stage["inputs"].items():
         return None
-    path = folder / "rewards.parquet"
-    rewards = files.read_parquet(path, ("rewards",))["rewards"].to_pylist()
-    cached_pm = np.asarray(rewards, np.float32)
+    path = folder / judges.REWARDS_FILE
+    cached_pm = judges.read_rewards(path)
     if cached_pm.shape != cache.rewards_pm.shape:
         raise Damaged(path, f"its rewards have the shape {cached_pm.shape}; delete {folder}")
     return cached_pm
@@ -105,7 +104,7 @@ def _cache_rows(
         "samples_per_prompt": most,
     }
     cells = {"label": CACHE, "method": CACHE, "run": CACHE, "n": 1.0}
-    cells |= columns("reward", estimate(cached_pm, **options))
+    cells |= columns(reward=estimate(cached_pm, **options))
     cells |= judges.agreement_columns(rewards_pm, cached_pm, **options)
     rows = [common | cells]
     for row in ruler:
@@ -113,8 +112,10 @@ def _cache_rows(
             continue
         both = rewards_pm, cached_pm, int(row["n"])
         cells = {key: row[key] for key in ("label", "method", "n", "run", "kl", "kl_lo", "kl_hi")}
-        cells |= columns("reward", estimate(best_of_n.expected_best(*both), **options))
-        cells |= columns("win_rate", estimate(best_of_n.best_of_n_win_rate(*both), **options))
+        cells |= columns(
+            reward=estimate(best_of_n.expected_best(*both), **options),
+            win_rate=estimate(best_of_n.best_of_n_win_rate(*both), **options),
+        )
         rows.append(common | cells | {"training_win_rate": row["win_rate"]})
     return rows
 

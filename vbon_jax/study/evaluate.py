@@ -140,7 +140,7 @@ def _measure(
 def _store(
     folder: pathlib.Path,
     temperature: float,
-    measured: sampled_policy.MeasuredResponses,
+    measured: measures.MeasuredResponses,
     materials: Materials,
 ) -> None:
     """Write every sampled response with its reward, KL and length: the evidence behind a row."""
@@ -149,7 +149,7 @@ def _store(
         stored_responses.path(folder, temperature),
         measured,
         prompts=materials.eval_prompts.texts,
-        texts=list(map(decode, sampled_policy.token_lists(measured.responses))),
+        texts=list(map(decode, measures.token_lists(measured.responses))),
     )
 
 
@@ -191,7 +191,7 @@ def sample_policy(
     count: int | None = None,
     temperature: float | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> sampled_policy.MeasuredResponses:
+) -> measures.MeasuredResponses:
     """K responses of a policy to the first `count` held-out prompts, with rewards and KL."""
     config, sampling = materials.config, materials.sampling
     if temperature is not None:

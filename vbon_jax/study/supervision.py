@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from vbon_jax.data import batching, sft_rows
+from vbon_jax.evaluation.best_of_n import wins
 from vbon_jax.evaluation.bootstrap import Estimate, estimate, estimate_of_means
 from vbon_jax.evaluation.measures import perplexity
 from vbon_jax.models import classifier, log_probs
@@ -29,10 +30,9 @@ def measure(
         }
     if isinstance(rows, sft_rows.PreferenceRows):
         rewards_rc = _in_batches(_rewards, model, params, rows, batch_size)
-        margin_r = (rewards_rc[:, 0] - rewards_rc[:, 1]).astype(np.float64)
         return {
-            "accuracy": estimate(0.5 * (1 + np.sign(margin_r)), seed=seed),
-            "margin": estimate(margin_r, seed=seed),
+            "accuracy": estimate(wins(*rewards_rc.T), seed=seed),
+            "margin": estimate(rewards_rc[:, 0] - rewards_rc[:, 1], seed=seed),
         }
     logits_rc = _in_batches(_logits, model, params, rows, batch_size)
     return {"accuracy": estimate(logits_rc.argmax(axis=1) == rows.labels_r, seed=seed)}

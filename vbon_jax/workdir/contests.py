@@ -28,12 +28,10 @@ def read(work: layout.Work, options: ConfigDict) -> list[Contest]:
         others, rewards_b = _first_responses(work, evaluated[options.baseline], count)
     contests = []
     for run in runs:
-        row = layout.main_rows(run.rows, work.temperature)[0]
-        lo, hi = results.interval(row, "kl") or (None, None)
-        named = row | {"kl_lo": lo, "kl_hi": hi}
-        texts, own_b = _first_responses(work, run, count)
-        named = {name: named[name] for name in RUN_COLUMNS}
-        contests.append(Contest(named, prompts, texts, others, own_b - rewards_b))
+        (row,) = layout.main_rows(run.rows, work.temperature)
+        texts, run_b = _first_responses(work, run, count)
+        columns = {name: row[name] for name in RUN_COLUMNS}
+        contests.append(Contest(columns, prompts, texts, others, run_b - rewards_b))
     return contests
 
 
@@ -57,10 +55,7 @@ def _chosen(
 def _reference(work: layout.Work, count: int) -> tuple[list[str], np.ndarray]:
     """The first cached response to each prompt, and its reward."""
     if not work.cache.has_responses:
-        raise InputError(
-            f"{work.path}: its reference rewards were imported without responses; give "
-            "llm_judge.baseline the name of a run"
-        )
+        raise InputError(f"{work.path}: its cache has no responses; give llm_judge.baseline a run")
     texts = [responses[0] for responses in reference_cache.read(work.cache, range(count))]
     return texts, work.cache.rewards_pm[:count, 0].astype(np.float64)
 
@@ -69,7 +64,7 @@ def _first_responses(
     work: layout.Work, run: layout.Run, count: int
 ) -> tuple[list[str], np.ndarray]:
     """The first stored response of a run to each prompt, and its reward."""
-    row = layout.main_rows(run.rows, work.temperature)[0]
+    (row,) = layout.main_rows(run.rows, work.temperature)
     lines = layout.responses(run.folder / "evaluation", row, ("responses", "rewards"))[:count]
     if len(lines) < count:
         raise InputError(f"{run.folder}: responses to {len(lines)} prompts, not {count}")

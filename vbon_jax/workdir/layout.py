@@ -211,9 +211,8 @@ def stages(work: Work) -> list[dict[str, Any]]:
             work.problems.append(f"{error}.")
             continue
         row = {name: measured.pop(name) for name in ("stage", "method", "rows")}
-        for name, value in measured.items():
-            row |= stored_responses.columns(name, Estimate(**value))
-        rows.append(row)
+        estimates = {name: Estimate(**value) for name, value in measured.items()}
+        rows.append(row | stored_responses.columns(**estimates))
     return rows
 
 
