@@ -8,10 +8,10 @@ from vbon_jax.evaluation import bootstrap
 
 def test_hand_worked_mean_and_standard_error():
     # prompt means 1, 2, 6: mean 3, deviations -2, -1, 3, variance 14 / 2, se sqrt(7 / 3)
-    found = bootstrap.estimate([[0.0, 2.0], [2.0, 2.0], [5.0, 7.0]], seed=0)
-    assert found.value == 3.0
-    assert found.se == pytest.approx((7 / 3) ** 0.5)
-    assert 1.0 <= found.lo < found.value < found.hi <= 6.0
+    estimate = bootstrap.estimate([[0.0, 2.0], [2.0, 2.0], [5.0, 7.0]], seed=0)
+    assert estimate.value == 3.0
+    assert estimate.se == pytest.approx((7 / 3) ** 0.5)
+    assert 1.0 <= estimate.lo < estimate.value < estimate.hi <= 6.0
 
 
 def test_two_prompts_by_enumeration():
@@ -34,11 +34,11 @@ def test_columns_of_a_resample_see_the_same_prompts():
 
 def test_interval_is_the_analytic_one_for_many_prompts():
     values_b = np.random.default_rng(1).normal(size=400)
-    found = bootstrap.estimate(values_b, seed=0, resamples=8000)
-    assert found.hi - found.value == pytest.approx(1.96 * found.se, rel=0.05)
-    assert found.value - found.lo == pytest.approx(1.96 * found.se, rel=0.05)
+    estimate = bootstrap.estimate(values_b, seed=0, resamples=8000)
+    assert estimate.hi - estimate.value == pytest.approx(1.96 * estimate.se, rel=0.05)
+    assert estimate.value - estimate.lo == pytest.approx(1.96 * estimate.se, rel=0.05)
     spread = bootstrap.estimate_of_means(values_b[:, None], lambda rc: rc[:, 0], seed=0).se
-    assert spread == pytest.approx(found.se, rel=0.05)
+    assert spread == pytest.approx(estimate.se, rel=0.05)
 
 
 def test_interval_covers_and_samples_of_a_prompt_are_one_cluster():
@@ -46,9 +46,9 @@ def test_interval_covers_and_samples_of_a_prompt_are_one_cluster():
     covered, naive = 0, 0
     for trial in range(200):
         values_bk = random.normal(size=(40, 1)) + 0.1 * random.normal(size=(40, 8))
-        found = bootstrap.estimate(values_bk, seed=trial, resamples=400)
-        covered += found.lo <= 0 <= found.hi
-        naive += abs(found.value) <= 1.96 * values_bk.std() / values_bk.size**0.5
+        estimate = bootstrap.estimate(values_bk, seed=trial, resamples=400)
+        covered += estimate.lo <= 0 <= estimate.hi
+        naive += abs(estimate.value) <= 1.96 * values_bk.std() / values_bk.size**0.5
     assert 0.88 <= covered / 200 <= 0.99
     assert naive / 200 < 0.65  # what independent samples would claim
 

@@ -157,11 +157,9 @@ def test_judges_without_a_meaning_are_refused(own, message):
 
 
 def test_a_judge_has_the_keys_of_a_reward_and_its_defaults():
-    found = plan.judges(configuration(gold={"path": "folder", "label": "0"}))
-    assert found["gold"].to_dict() == defaults().reward.to_dict() | {
-        "path": "folder",
-        "label": "0",
-    }
+    given = {"path": "folder", "label": "0"}
+    gold = plan.judges(configuration(gold=given))["gold"].to_dict()
+    assert gold == defaults().reward.to_dict() | given
     assert plan.judges(defaults()) == {}
 
 

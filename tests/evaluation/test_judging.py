@@ -21,12 +21,12 @@ def test_agreement_hand_worked():
     second_bk = np.float32([[5, 9, 9], [1, 0, 0]])
     counts = agreement.pair_counts(first_bk, second_bk)
     np.testing.assert_array_equal(counts, [[2, 0], [0, 2], [3, 2], [2, 2]])
-    found = agreement.agreement(first_bk, second_bk, **OPTIONS)
-    assert found.agreement.value == 2 / 4
-    assert found.ordered.value == 4 / 6
-    assert found.tau_b.value == pytest.approx((2 / 6**0.5 - 1) / 2)
-    assert found.agreement.lo == 0.0
-    assert found.agreement.hi == 1.0
+    agreed = agreement.agreement(first_bk, second_bk, **OPTIONS)
+    assert agreed.agreement.value == 2 / 4
+    assert agreed.ordered.value == 4 / 6
+    assert agreed.tau_b.value == pytest.approx((2 / 6**0.5 - 1) / 2)
+    assert agreed.agreement.lo == 0.0
+    assert agreed.agreement.hi == 1.0
 
 
 def test_tau_b_is_scipys_prompt_by_prompt():
@@ -39,9 +39,9 @@ def test_tau_b_is_scipys_prompt_by_prompt():
         for at, rewards in enumerate(zip(first_bk, second_bk, strict=True))
         if at != 4
     ]
-    found = agreement.agreement(first_bk, second_bk, **OPTIONS)
-    assert found.tau_b.value == pytest.approx(np.mean(by_hand), abs=1e-12)
-    assert found.tau_b.lo < found.tau_b.value < found.tau_b.hi
+    agreed = agreement.agreement(first_bk, second_bk, **OPTIONS)
+    assert agreed.tau_b.value == pytest.approx(np.mean(by_hand), abs=1e-12)
+    assert agreed.tau_b.lo < agreed.tau_b.value < agreed.tau_b.hi
 
 
 def test_only_the_order_within_a_prompt_matters():
@@ -57,10 +57,10 @@ def test_only_the_order_within_a_prompt_matters():
 
 
 def test_rewards_that_order_nothing_agree_in_nothing():
-    found = agreement.agreement(np.ones((3, 4)), np.ones((3, 4)), **OPTIONS)
-    assert np.isnan(found.agreement).all()
-    assert np.isnan(found.tau_b).all()
-    assert found.ordered.value == 0
+    agreed = agreement.agreement(np.ones((3, 4)), np.ones((3, 4)), **OPTIONS)
+    assert np.isnan(agreed.agreement).all()
+    assert np.isnan(agreed.tau_b).all()
+    assert agreed.ordered.value == 0
     with pytest.raises(ValueError, match="one response to each prompt"):
         agreement.agreement(np.ones((3, 1)), np.ones((3, 1)), **OPTIONS)
     with pytest.raises(ValueError, match="shapes"):
@@ -103,18 +103,18 @@ def test_best_of_n_by_enumeration_of_all_draws(rewards_bm, judge_bm):
     for n in range(1, m + 1):
         both = zip(rewards_bm, judge_bm.astype("f8"), strict=True)
         rewards, wins = zip(*(enumerated(*of_prompt, n) for of_prompt in both), strict=True)
-        found = best_of_n.expected_best(rewards_bm, judge_bm, n)
-        np.testing.assert_allclose(found, rewards, rtol=1e-12)
+        computed = best_of_n.expected_best(rewards_bm, judge_bm, n)
+        np.testing.assert_allclose(computed, rewards, rtol=1e-12)
         if n < m:
-            found = best_of_n.best_of_n_win_rate(rewards_bm, judge_bm, n)
-            np.testing.assert_allclose(found, wins, rtol=1e-12)
+            computed = best_of_n.best_of_n_win_rate(rewards_bm, judge_bm, n)
+            np.testing.assert_allclose(computed, wins, rtol=1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 127])
 def test_win_rate_of_distinct_rewards(n):
     distinct = np.random.default_rng(2).permutation(128).reshape(1, 128).astype("f4")
-    found = best_of_n.best_of_n_win_rate(distinct, distinct, n)
-    np.testing.assert_allclose(found, n / (n + 1), rtol=1e-12)
+    computed = best_of_n.best_of_n_win_rate(distinct, distinct, n)
+    np.testing.assert_allclose(computed, n / (n + 1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -140,8 +140,8 @@ def test_the_empirical_law_seen_by_a_judge(ties):
 
 def test_a_judge_of_the_contrary_opinion_loses():
     rewards_bm = np.random.default_rng(3).normal(size=(4, 9))
-    found = best_of_n.best_of_n_win_rate(rewards_bm, -rewards_bm, 4)
-    np.testing.assert_allclose(found, 1 / 5, atol=1e-12)
+    computed = best_of_n.best_of_n_win_rate(rewards_bm, -rewards_bm, 4)
+    np.testing.assert_allclose(computed, 1 / 5, atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [0, -1, 0.99, 1.5, np.nan, np.inf, 10])
@@ -167,21 +167,21 @@ def test_verdicts_hand_worked():
     # wins in both orders, loses in both, a tie in both, the first place twice, a tie and a win
     first_b, second_b = [1, -1, 0, 1, 0], [1, -1, 0, -1, 1]
     np.testing.assert_array_equal(pairwise.scores(first_b, second_b), [1, 0, 0.5, 0.5, 0.5])
-    found = pairwise.summarise(first_b, second_b, [2.0, 1.0, 0.0, 1.0, -1.0], **OPTIONS)
-    assert found["win_rate"].value == 0.5
-    assert found["ties"].value == 1 / 5
-    assert found["disagreements"].value == 2 / 5
+    summary = pairwise.summarise(first_b, second_b, [2.0, 1.0, 0.0, 1.0, -1.0], **OPTIONS)
+    assert summary["win_rate"].value == 0.5
+    assert summary["ties"].value == 1 / 5
+    assert summary["disagreements"].value == 2 / 5
     # of ten verdicts 2 + 2 are for the first place, 1 + 2 for the second, 3 are ties
-    assert found["position_bias"].value == pytest.approx((4 - 3) / 10)
-    assert found["reward_agreement"].value == 1 / 2  # the judge decides two pairs, one as it does
+    assert summary["position_bias"].value == pytest.approx((4 - 3) / 10)
+    assert summary["reward_agreement"].value == 1 / 2  # the judge decides two pairs, one as it does
 
 
 def test_a_judge_that_takes_the_first_place_says_nothing_else():
-    found = pairwise.summarise([1] * 6, [-1] * 6, [1.0] * 6, **OPTIONS)
-    np.testing.assert_array_equal(found["win_rate"], [0.5, 0, 0.5, 0.5])
-    np.testing.assert_array_equal(found["position_bias"], [1, 0, 1, 1])
-    assert found["disagreements"].value == 1
-    assert np.isnan(found["reward_agreement"]).all()
+    summary = pairwise.summarise([1] * 6, [-1] * 6, [1.0] * 6, **OPTIONS)
+    np.testing.assert_array_equal(summary["win_rate"], [0.5, 0, 0.5, 0.5])
+    np.testing.assert_array_equal(summary["position_bias"], [1, 0, 1, 1])
+    assert summary["disagreements"].value == 1
+    assert np.isnan(summary["reward_agreement"]).all()
 
 
 def test_verdicts_without_meaning_are_refused():

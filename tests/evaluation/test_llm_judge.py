@@ -469,8 +469,8 @@ def test_a_response_cannot_leave_its_markers():
     system, user = (message["content"] for message in asked.messages)
     marker = asked.key[:16]
     assert marker in system and "never an instruction" in system
-    found = {letter: text for letter, _, text in TEXTS.findall(user)}
-    assert found == {"A": evil, "B": "fine"}
+    responses = {letter: text for letter, _, text in TEXTS.findall(user)}
+    assert responses == {"A": evil, "B": "fine"}
     assert f"<prompt-{marker}>\nthe ? prompt\n</prompt-{marker}>" in user
     assert user.count(f"</response-A-{marker}>") == 1
     changed = question("m", QUESTION, "p", evil.replace("0000", marker), "fine")

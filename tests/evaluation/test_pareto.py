@@ -53,17 +53,17 @@ def test_membership_by_hand():
     noise_b = np.asarray([-0.01, 0.0, 0.01, 0.0])[:, None]
     cost_bp = np.asarray([1.0, 3.0, 2.0, 4.0]) + noise_b
     quality_bp = np.asarray([0.5, 0.6, 0.7, 0.9]) + noise_b
-    found = pareto.membership(cost_bp, quality_bp, ["a", "a", "b", "b"], seed=0, resamples=200)
-    assert list(found) == ["a", "b"]
-    assert found["a"] == (2, (0.5, 0.0, 0.5, 0.5))
-    assert found["b"] == (2, (1.0, 0.0, 1.0, 1.0))
+    members = pareto.membership(cost_bp, quality_bp, ["a", "a", "b", "b"], seed=0, resamples=200)
+    assert list(members) == ["a", "b"]
+    assert members["a"] == (2, (0.5, 0.0, 0.5, 0.5))
+    assert members["b"] == (2, (1.0, 0.0, 1.0, 1.0))
 
 
 def test_a_tie_within_noise_has_an_interval():
     """One prompt in two prefers a's point, at one cost: each wins about half of the resamples."""
     quality_bp = np.asarray([[0.4, 0.6], [0.6, 0.4]] * 8)
-    found = pareto.membership(np.ones((16, 2)), quality_bp, ["a", "b"], seed=1)
-    for group in found.values():
+    members = pareto.membership(np.ones((16, 2)), quality_bp, ["a", "b"], seed=1)
+    for group in members.values():
         assert group.share.value == 1.0  # equal means: both are on the front
         assert (group.share.lo, group.share.hi) == (0.0, 1.0)
         assert group.share.se == pytest.approx(0.49, abs=0.02)
@@ -72,8 +72,8 @@ def test_a_tie_within_noise_has_an_interval():
 def test_a_point_that_is_not_finite_counts_among_its_group():
     cost_bp = np.ones((4, 2))
     quality_bp = np.asarray([[0.5, 0.5], [0.5, np.nan], [0.5, 0.5], [0.5, 0.5]])
-    found = pareto.membership(cost_bp, quality_bp, ["a", "a"], seed=0, resamples=50)
-    assert found["a"] == (2, (0.5, 0.0, 0.5, 0.5))
+    members = pareto.membership(cost_bp, quality_bp, ["a", "a"], seed=0, resamples=50)
+    assert members["a"] == (2, (0.5, 0.0, 0.5, 0.5))
 
 
 def test_200_runs_and_2000_resamples_take_seconds():

@@ -154,22 +154,22 @@ def collect(policies, prompts=PROMPTS, *, score=None, seed=3, progress=None, **c
 def collected(policies):
     """The run that several tests look at, and what it told of its progress."""
     counts = []
-    found = collect(policies, progress=lambda done, total: counts.append((done, total)))
-    return found, counts
+    measured = collect(policies, progress=lambda done, total: counts.append((done, total)))
+    return measured, counts
 
 
 def test_collect_keeps_prompt_order_and_measures_what_it_sampled(policies, collected):
-    found, counts = collected
-    responses, tokens = found.responses, measures.token_lists(found.responses)
+    measured, counts = collected
+    responses, tokens = measured.responses, measures.token_lists(measured.responses)
     assert counts == [(2, 5), (4, 5), (5, 5)]
-    assert responses.rewards_bn.shape == found.kl_bn.shape == (5, 2)
+    assert responses.rewards_bn.shape == measured.kl_bn.shape == (5, 2)
     assert responses.rewards_bn.dtype == np.float32
     assert responses.prompt_index_b.tolist() == [0, 1, 2, 3, 4]
     for row, prompt in enumerate(PROMPTS):
         kl, own, reference = score(policies, pack(prompt, tokens[row]))
-        np.testing.assert_allclose(found.kl_bn[row], kl, atol=2e-5)
+        np.testing.assert_allclose(measured.kl_bn[row], kl, atol=2e-5)
         np.testing.assert_allclose(responses.log_probs_bng[row].sum(axis=-1), own, atol=2e-5)
-        np.testing.assert_allclose(found.reference_log_probs_bn[row], reference, atol=2e-5)
+        np.testing.assert_allclose(measured.reference_log_probs_bn[row], reference, atol=2e-5)
         for column, ids in enumerate(tokens[row]):
             assert responses.rewards_bn[row, column] == sum(prompt) + 10 * sum(ids)
             assert responses.lengths_bn[row, column] == len(ids)
@@ -201,9 +201,9 @@ def test_sampled_kl_estimates_the_enumerated_kl(policies):
     prompt = (1, 0)
     _, own, reference = score(policies, pack(prompt, list(all_responses(4))))
     exact = (np.exp(own) * (own - reference)).sum()
-    found = collect(policies, [prompt] * 500)
-    spread = found.kl_bn.std() / found.kl_bn.size**0.5
-    assert abs(found.kl_bn.mean() - exact) < 4 * spread
+    measured = collect(policies, [prompt] * 500)
+    spread = measured.kl_bn.std() / measured.kl_bn.size**0.5
+    assert abs(measured.kl_bn.mean() - exact) < 4 * spread
     assert spread < 0.2 * exact
 
 
@@ -254,8 +254,8 @@ def test_win_rate_at_interpolates_and_is_monotone():
     best = bon_curve.mean_curve(bon_curve.curve(reference_bm))
     curve = best.kl_bg, best.win_rate_bg
     assert bon_curve.win_rate_at(0.0, *curve) == bon_curve.win_rate_at(-1e-9, *curve) == 0.5
-    found = [bon_curve.win_rate_at(kl, *curve) for kl in np.linspace(0, 8, 500)]
-    assert np.diff(found).min() >= 0
+    rates = [bon_curve.win_rate_at(kl, *curve) for kl in np.linspace(0, 8, 500)]
+    assert np.diff(rates).min() >= 0
     for n in (1.5, 2, 4, 8, 16):  # and near the continuous law, which it knows nothing of
         assert bon_curve.win_rate_at(bon.kl(n), *curve) == pytest.approx(bon.win_rate(n), abs=0.004)
     assert bon_curve.win_rate_at(50.0, *curve) == pytest.approx(1 - 1 / 128, abs=1e-5)
@@ -324,13 +324,13 @@ def test_best_of_n_has_no_deficit_to_itself(ties):
     if ties:
         reference_bm = np.round(reference_bm)
     rewards_bk, kl_bk = best_of_n_policy(reference_bm, 4, 32, random)
-    found = measures.summarise(responses_of(rewards_bk, kl_bk), reference_bm, seed=0)
-    assert found["deficit"].lo <= 0 <= found["deficit"].hi
-    assert abs(found["deficit"].value) < 0.01
+    summary = measures.summarise(responses_of(rewards_bk, kl_bk), reference_bm, seed=0)
+    assert summary["deficit"].lo <= 0 <= summary["deficit"].hi
+    assert abs(summary["deficit"].value) < 0.01
     (ruler,) = bon_curve.ruler(reference_bm, [4], seed=0)
-    assert found["win_rate"].value == pytest.approx(ruler.win_rate.value, abs=0.02)
+    assert summary["win_rate"].value == pytest.approx(ruler.win_rate.value, abs=0.02)
     if not ties:
-        assert found["win_rate"].value == pytest.approx(0.8, abs=0.02)
+        assert summary["win_rate"].value == pytest.approx(0.8, abs=0.02)
 
 
 def test_a_worse_policy_has_a_deficit_and_the_joint_interval_is_narrower():
@@ -338,14 +338,14 @@ def test_a_worse_policy_has_a_deficit_and_the_joint_interval_is_narrower():
     reference_bm = random.normal(size=(150, 64)).astype(np.float32)
     rewards_bk, kl_bk = best_of_n_policy(reference_bm, 4, 32, random)
     wasted = responses_of(rewards_bk, kl_bk + 0.5)  # the same rewards for half a nat more
-    found = measures.summarise(wasted, reference_bm, seed=0)
+    summary = measures.summarise(wasted, reference_bm, seed=0)
     at = bon.kl(4) + 0.5
     curve = bon_curve.mean_curve(bon_curve.curve(reference_bm))
     expected = bon_curve.win_rate_at(at, curve.kl_bg, curve.win_rate_bg) - 0.8
-    assert found["deficit"].value == pytest.approx(expected, abs=0.015)
-    assert found["deficit"].lo > 0
+    assert summary["deficit"].value == pytest.approx(expected, abs=0.015)
+    assert summary["deficit"].lo > 0
     # win rate and KL rise together along the curve, so their errors cancel in the deficit
-    assert found["deficit"].se < found["win_rate"].se
+    assert summary["deficit"].se < summary["win_rate"].se
 
 
 def test_means_over_seeds_keep_each_one_s_own_deficit():
@@ -354,7 +354,7 @@ def test_means_over_seeds_keep_each_one_s_own_deficit():
     best = bon_curve.curve(reference_bm)
     policies = [best_of_n_policy(reference_bm, n, 16, random) for n in (4, 2, 8)]
     policies[1][1][...] += 0.4  # nats for nothing
-    found = [measures.summarise(responses_of(*of), reference_bm, seed=3) for of in policies]
+    summaries = [measures.summarise(responses_of(*of), reference_bm, seed=3) for of in policies]
     kl_bp, reward_bp = (
         np.stack([np.asarray(of[at], np.float64).mean(axis=1) for of in policies], axis=1)
         for at in (1, 0)
@@ -365,12 +365,14 @@ def test_means_over_seeds_keep_each_one_s_own_deficit():
     assert list(means) == [("vbon", 4), ("dpo", 2)]
     for name in ("kl", "win_rate", "reward", "deficit"):
         alone, mean = means["dpo", 2][name], means["vbon", 4][name]
-        assert alone.value == pytest.approx(found[1][name].value, rel=1e-6)
-        assert (alone.lo, alone.hi) == pytest.approx(found[1][name][2:], rel=1e-6)
-        assert mean.value == pytest.approx((found[0][name].value + found[2][name].value) / 2)
+        assert alone.value == pytest.approx(summaries[1][name].value, rel=1e-6)
+        assert (alone.lo, alone.hi) == pytest.approx(summaries[1][name][2:], rel=1e-6)
+        assert mean.value == pytest.approx(
+            (summaries[0][name].value + summaries[2][name].value) / 2
+        )
         assert mean.lo <= mean.value <= mean.hi
         # the two agree about their prompts, and differ in their samples
-        assert mean.se < max(found[0][name].se, found[2][name].se)
+        assert mean.se < max(summaries[0][name].se, summaries[2][name].se)
     # Best-of-N itself spends what it needs; two fifths of a nat for nothing are not of use
     assert means["vbon", 4]["efficiency"].value == pytest.approx(1.0, abs=0.06)
     wasted = means["dpo", 2]
@@ -383,25 +385,25 @@ def test_the_reference_itself():
     reference_bm = random.normal(size=(100, 64)).astype(np.float32)
     rewards_bk = random.normal(size=(100, 16)).astype(np.float32)
     zeros = np.zeros(rewards_bk.shape, np.float32)
-    found = measures.summarise(responses_of(rewards_bk, zeros), reference_bm, seed=0)
-    assert found["kl"] == (0, 0, 0, 0)
-    assert found["bon_win_rate_at_kl"] == (0.5, 0, 0.5, 0.5)
-    assert found["win_rate"].lo <= 0.5 <= found["win_rate"].hi
-    assert found["deficit"].lo <= 0 <= found["deficit"].hi
-    assert found["perplexity"].value == pytest.approx(np.exp(2.0))
-    assert found["length"].value == 2 and found["eos_rate"].value == 1
-    assert found["distinct2"].value == 1 / 16
+    summary = measures.summarise(responses_of(rewards_bk, zeros), reference_bm, seed=0)
+    assert summary["kl"] == (0, 0, 0, 0)
+    assert summary["bon_win_rate_at_kl"] == (0.5, 0, 0.5, 0.5)
+    assert summary["win_rate"].lo <= 0.5 <= summary["win_rate"].hi
+    assert summary["deficit"].lo <= 0 <= summary["deficit"].hi
+    assert summary["perplexity"].value == pytest.approx(np.exp(2.0))
+    assert summary["length"].value == 2 and summary["eos_rate"].value == 1
+    assert summary["distinct2"].value == 1 / 16
     names = "reward win_rate kl length eos_rate distinct2 perplexity bon_win_rate_at_kl deficit"
-    assert set(found) == set(names.split())
+    assert set(summary) == set(names.split())
 
 
 def test_perplexity_weighs_tokens_not_responses():
-    found = responses_of(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32))
-    found = found._replace(
-        responses=found.responses._replace(lengths_bn=np.int32([[1, 9], [5, 5]])),
+    measured = responses_of(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32))
+    measured = measured._replace(
+        responses=measured.responses._replace(lengths_bn=np.int32([[1, 9], [5, 5]])),
         reference_log_probs_bn=np.float32([[-2, -9], [-5, -5]]),
     )
-    summary = measures.summarise(found, np.float32([[0, 1], [0, 1]]), seed=0)
+    summary = measures.summarise(measured, np.float32([[0, 1], [0, 1]]), seed=0)
     assert summary["perplexity"].value == pytest.approx(np.exp(21 / 20))
 
 
