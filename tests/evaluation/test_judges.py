@@ -71,6 +71,7 @@ def judge_table(workdir):
 # ------------------------------------------------------------------------------- with a model
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_the_reward_has_its_numbers(evaluated):
     rows = results.read_results(evaluated / "results.csv")
     policies = [row for row in rows if row["method"] == "reference"]
@@ -107,6 +108,7 @@ def test_a_judge_that_is_the_reward_has_its_numbers(evaluated):
     assert (cache["agreement"], cache["samples_per_prompt"], cache["win_rate"]) == (1, 8, None)
 
 
+@pytest.mark.slow
 def test_the_rewards_of_a_judge_are_those_of_the_same_bytes(evaluated):
     folder = evaluated / "reference"
     for temperature in ("0.1", "0.5", "1"):
@@ -115,6 +117,7 @@ def test_the_rewards_of_a_judge_are_those_of_the_same_bytes(evaluated):
         assert stored["rewards"].to_pylist() == judge["rewards"].to_pylist()
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_judges(evaluated):
     text = (evaluated / "report.html").read_text()
     for part in ("Other judges", "Win rate by contrary against KL", "tau-b"):
@@ -123,6 +126,7 @@ def test_the_page_shows_the_judges(evaluated):
         assert (evaluated / "figures" / f"win-rate-by-{name}-against-kl.svg").is_file()
 
 
+@pytest.mark.slow
 def test_finished_judges_are_not_repeated_and_another_one_is_refused(evaluated, tiny):
     def stamps():
         return {path: path.stat().st_mtime_ns for path in evaluated.rglob("judges/*/*")}
@@ -240,6 +244,7 @@ def work(tmp_path):
     return work
 
 
+@pytest.mark.slow
 def test_a_judge_is_read_without_any_model(work):
     outputs.write(work)
     rows = judge_table(work)

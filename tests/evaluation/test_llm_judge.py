@@ -176,6 +176,7 @@ def main(work, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_the_program_writes_results_and_page_and_says_what_it_spent(work, main, capsys, caplog):
     caplog.set_level("INFO", logger="vbon_jax")
     with serving(for_policy) as server:

@@ -77,6 +77,7 @@ def score(policies, sequences, temperature=1.0, reference_temperature=1.0, new_t
 # ------------------------------------------------------------------------------- score_sequences
 
 
+@pytest.mark.slow
 def test_kl_is_the_enumerated_one(policies):
     prompt, responses = (1, 0, 1), list(all_responses(4))
     temperatures = 0.7, 1.3
@@ -98,6 +99,7 @@ def test_kl_is_the_enumerated_one(policies):
     assert (p * kl).sum() == pytest.approx(exact, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_prompt_is_excluded_and_eos_is_counted_once(policies):
     prompt, response = (0, 1, 1, 0), (1, EOS)
     log_p, log_q = (numpy_log_probs(params, prompt + response) for params in policies)
@@ -110,12 +112,14 @@ def test_prompt_is_excluded_and_eos_is_counted_once(policies):
         assert own[0] == pytest.approx(log_p[3, 1] + log_p[4, EOS], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_kl_of_a_policy_to_itself_is_zero(policies):
     kl, own, reference = score([policies[0]] * 2, pack((1, 1), list(all_responses(4))))
     assert np.abs(kl).max() <= 1e-6
     np.testing.assert_array_equal(own, reference)
 
 
+@pytest.mark.slow
 def test_greedy_policy_is_a_point_mass(policies):
     sequences = pack((1, 1), [(0, EOS), (1, 1, 0, 1)])
     kl, own, reference = score(policies, sequences, 0.0, 1.5)
@@ -123,11 +127,11 @@ def test_greedy_policy_is_a_point_mass(policies):
     np.testing.assert_allclose(own, score(policies, sequences)[1], rtol=1e-5)
 
 
-def test_temperatures_without_meaning_are_refused(policies):
+def test_temperatures_without_meaning_are_refused():
     sequences = Sequences(np.ones((1, 4), np.int32), np.int32([2]), np.int32([4]))
     for temperatures in ((-1.0, 1.0), (1.0, 0.0)):
         with pytest.raises(ValueError, match="reference_temperature"):
-            score(policies, sequences, *temperatures)
+            score((None, None), sequences, *temperatures)
 
 
 # ------------------------------------------------------------------------------- collect
@@ -158,6 +162,7 @@ def collected(policies):
     return measured, counts
 
 
+@pytest.mark.slow
 def test_collect_keeps_prompt_order_and_measures_what_it_sampled(policies, collected):
     measured, counts = collected
     responses, tokens = measured.responses, measures.token_lists(measured.responses)
@@ -177,6 +182,7 @@ def test_collect_keeps_prompt_order_and_measures_what_it_sampled(policies, colle
             assert EOS not in ids[:-1]
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_batch_and_follow_the_key(policies, collected):
     first = collected[0].responses
     again = collect(policies, batch_prompts=5).responses
@@ -185,6 +191,7 @@ def test_samples_do_not_depend_on_the_batch_and_follow_the_key(policies, collect
     assert (first.tokens_bng != collect(policies, seed=4).responses.tokens_bng).any()
 
 
+@pytest.mark.slow
 def test_fillers_cost_no_reward_call_and_nothing_is_compiled_twice(policies, collected):
     calls, compiled = [], sampled_policy._score._cache_size()
 
@@ -197,6 +204,7 @@ def test_fillers_cost_no_reward_call_and_nothing_is_compiled_twice(policies, col
     assert sampled_policy._score._cache_size() == compiled
 
 
+@pytest.mark.slow
 def test_sampled_kl_estimates_the_enumerated_kl(policies):
     prompt = (1, 0)
     _, own, reference = score(policies, pack(prompt, list(all_responses(4))))
@@ -215,9 +223,9 @@ def test_sampled_kl_estimates_the_enumerated_kl(policies):
         ({"sampling": sampler.Sampling(max_new_tokens=4, top_p=0.9)}, "top_p=0.9"),
     ],
 )
-def test_collect_refuses(policies, changes, message):
+def test_collect_refuses(changes, message):
     with pytest.raises(InputError, match=message):
-        collect(policies, **changes)
+        collect((None, None), **changes)
 
 
 # ------------------------------------------------------------------------------- the ruler
@@ -276,6 +284,7 @@ def test_curve_of_tied_rewards_ends_where_nothing_more_can_be_won():
     assert bon_curve.win_rate_at(1.0, constant.kl_bg, constant.win_rate_bg) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_ruler_of_distinct_rewards():
     reference_bm = normal(1, 50, 32)
     rows = bon_curve.ruler(reference_bm, [1, 2, 4, 2.5, 32, 100], seed=0, resamples=200)
@@ -317,6 +326,7 @@ def best_of_n_policy(reference_bm, n, samples, random):
     return rewards_bk, np.log(mass / (at_or_below - below)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ties", [False, True])
 def test_best_of_n_has_no_deficit_to_itself(ties):
     random = np.random.default_rng(5)
@@ -407,6 +417,7 @@ def test_perplexity_weighs_tokens_not_responses():
     assert summary["perplexity"].value == pytest.approx(np.exp(21 / 20))
 
 
+@pytest.mark.slow
 def test_soft_best_of_n_lies_between_the_reference_and_best_of_n():
     rewards = normal(3, 40, 32)
     (best,) = bon_curve.ruler(rewards, [4], seed=0, resamples=50)
