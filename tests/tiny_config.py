@@ -130,6 +130,8 @@ def _run_here(module: str, words: list[str]) -> subprocess.CompletedProcess:
             sys.argv, progress.handlers, progress.propagate = argv, [], True
             for flag in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, flag)
-    return subprocess.CompletedProcess(
-        [module, *words], status, stdout.getvalue(), stderr.getvalue()
-    )
+    texts = []
+    for stream in (stdout, stderr):
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode())
+    return subprocess.CompletedProcess([module, *words], status, *texts)
