@@ -1,13 +1,17 @@
 """What rows mean: every shape and form, and what is refused before anything is computed."""
 
 import json
+import logging
 import pathlib
 import re
+import types
 
 import pytest
 
+from vbon_jax.config import defaults
 from vbon_jax.data import formats, tokenizers
 from vbon_jax.data.sources import Table, read
+from vbon_jax.study import materials
 from vbon_jax.types import InputError
 
 TEMPLATE = (
@@ -263,6 +267,55 @@ def test_numbers_of_a_textual_file():
     for row in (1, 2):
         with pytest.raises(InputError, match=rf"line {row + 1}: field 'r' is '.?', not a number"):
             rows.number(row, "r")
+
+
+# Given pairs --------------------------------------------------------------------------------------
+
+
+def given_pairs(path, **changes):
+    tokenizer = tokenizers.train_tokenizer(["a small text"], vocab_size=260)
+    shared = types.SimpleNamespace(
+        tokenizer=tokenizer,
+        models=types.SimpleNamespace(policy="policy"),
+        sampling=types.SimpleNamespace(eos_token_ids=(tokenizer.eos_token_id,)),
+        checkpoint=types.SimpleNamespace(config=types.SimpleNamespace(max_positions=120)),
+    )
+    config = defaults()
+    with config.unlocked():
+        config.pairs.update({"path": str(path), **changes})
+    return materials.given_pairs(config, shared), tokenizer
+
+
+def test_pairs_of_dialogues_filtered_and_renamed(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    start = "\n\nHuman: hi\n\nAssistant:"
+    rows = [
+        {"better": f"{start} yes", "worse": f"{start} no", "kind": "good"},
+        {"better": f"{start} same", "worse": f"{start} same", "kind": "good"},
+        {"better": f"{start} other", "worse": f"{start} no", "kind": "bad"},
+        {"better": f"{start} a", "worse": start, "kind": "good"},
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    changes = {"columns": {"chosen": "better", "rejected": "worse"}, "filter": {"kind": "good"}}
+    with pytest.raises(InputError, match=r"train\.json: row 4: the rejected response is empty"):
+        given_pairs(tmp_path, on_tie="drop", **changes)
+    pairs, tokenizer = given_pairs(tmp_path, on_tie="drop", on_empty="drop", **changes)
+    assert [tokenizer.decode(ids) for ids in pairs.prompt_ids] == [start]
+    assert [tokenizer.decode(ids[:-1]) for ids in pairs.chosen_ids] == [" yes"]
+    assert [tokenizer.decode(ids[:-1]) for ids in pairs.rejected_ids] == [" no"]
+    assert pairs.tied == 1
+    assert "1 pairs in" in caplog.text
+    assert "1 with equal responses left out, 1 with an empty one" in caplog.text
+    with pytest.raises(InputError, match=r"row 2: chosen and rejected are equal"):
+        given_pairs(tmp_path, **changes)
+
+
+def test_an_over_long_pair_is_named_by_its_place(tmp_path):
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "a"}, {"prompt": "p", "chosen": "b" * 50,
+            "rejected": "c"}]  # fmt: skip
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"train\.jsonl: line 2: field 'chosen' has \d+ tokens"):
+        given_pairs(tmp_path, on_tie="drop")
 
 
 # The BoNBoN release -------------------------------------------------------------------------------

@@ -3,12 +3,15 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from vbon_jax.config import defaults
 from vbon_jax.data import formats, sources
 from vbon_jax.types import InputError
 
@@ -40,12 +43,7 @@ def write_parquet(path, content=CONTENT):
     pq.write_table(pa.Table.from_pylist(content), path)
 
 
-WRITERS = {
-    "jsonl": write_jsonl,
-    "json": write_json,
-    "csv": write_csv,
-    "parquet": write_parquet,
-}
+WRITERS = {"jsonl": write_jsonl, "json": write_json, "csv": write_csv, "parquet": write_parquet}
 
 
 def typed(table: sources.Table) -> list[dict]:
@@ -210,11 +208,11 @@ def test_columns_get_our_names(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": {"sub": 1}}, r"row 1 has no column 'sub' .it has: label, subreddit, text.; corr"),
-        ({"keep": {"not sub": 1}}, r"row 1 has no column 'sub'"),
+        ({"keep": {"sub": 1}}, r"row 1 has no field 'sub' .it has: label, subreddit, text.; corr"),
+        ({"keep": {"not sub": 1}}, r"row 1 has no field 'sub'"),
         (
             {"columns": {"prompt": "query"}},
-            r"row 1 has no column 'query' .*correct the columns .pr",
+            r"row 1 has no field 'query' .*correct the columns .pr",
         ),
         ({"keep": {"label": (7, 8)}}, r"no row of 5 has label = \['7', '8'\]; correct the filt"),
         ({"split": "train+test"}, r"the folder holds no train\+test\.jsonl"),
@@ -228,10 +226,8 @@ def test_what_is_not_there_is_named(tmp_path, options, message):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_for_a_file(tmp_path):
-    import subprocess
-    import sys
-
     write_jsonl(tmp_path / "train.jsonl")
     code = (
         "import sys; from vbon_jax.data import formats, sources; "
@@ -301,14 +297,7 @@ def test_the_hub_fails_in_one_line_that_names_what_was_asked_for(hub):
         sources.read("owner/name:small", split="other")
 
 
-def test_blank_lines_are_passed_over_at_the_end(tmp_path):
-    write_jsonl(tmp_path / "rows.jsonl")
-    with (tmp_path / "rows.jsonl").open("a") as file:
-        file.write("\n \n")
-    assert sources.read(tmp_path / "rows.jsonl").rows == CONTENT
-
-
-def test_lines_may_end_as_on_windows(tmp_path):
+def test_lines_may_end_as_on_windows_and_with_blank_ones(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(
         '{"text": "ä\\u2028b", "label": 1}\r\n{"text": "", "label": 0}\n\n \n'.encode()
@@ -334,3 +323,55 @@ def test_bad_rows_are_named(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as error:
         formats.labelled(sources.read(file))
     assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+# The splits of a configuration --------------------------------------------------------------------
+
+
+SUBREDDITS = ("relationships", "tifu", "relationships", "askreddit")
+POSTS = {
+    split: [
+        {"query": f"{split} {name} {number}", "subreddit": name}
+        for number, name in enumerate(SUBREDDITS)
+    ]
+    for split in ("train", "test")
+}
+QUERIES = {split: [row["query"] for row in rows] for split, rows in POSTS.items()}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Two files of posts in a folder, and a configuration that reads them."""
+    for split, rows in POSTS.items():
+        write_csv(tmp_path / f"{split}.csv", rows)
+    config = defaults()
+    with config.unlocked():
+        config.data.train = config.data.eval = str(tmp_path)
+        config.data.columns.prompt = "query"
+    return config
+
+
+def read_prompts(config, split: str) -> list[str]:
+    return [row["prompt"] for row in sources.read_split(config.data, split).rows]
+
+
+def test_each_split_is_read_from_its_own_file(config):
+    assert read_prompts(config, "train") == QUERIES["train"]
+    assert read_prompts(config, "eval") == QUERIES["test"]
+    config.data.split_train, config.data.split_eval = "test", "train"
+    assert read_prompts(config, "train") == QUERIES["test"]
+    assert read_prompts(config, "eval") == QUERIES["train"]
+    config.data.split_eval = "other"
+    with pytest.raises(InputError, match=r"the folder holds no other\.jsonl"):
+        read_prompts(config, "eval")
+
+
+def test_held_out_rows_have_the_filter_or_one_of_their_own(config):
+    with config.unlocked():
+        config.data.filter.subreddit = "relationships"
+    assert read_prompts(config, "train") == QUERIES["train"][::2]
+    assert read_prompts(config, "eval") == QUERIES["test"][::2]
+    with config.unlocked():
+        config.data.filter_eval["not subreddit"] = ("relationships", "tifu")
+    assert read_prompts(config, "train") == QUERIES["train"][::2]
+    assert read_prompts(config, "eval") == ["test askreddit 3"]

@@ -165,6 +165,7 @@ def test_folders_load_again_beside_a_model(bpe, wordpiece, sample, tmp_path):
         assert loaded.get_vocab() == tokenizer.get_vocab()
 
 
+@pytest.mark.slow
 def test_training_is_deterministic_in_another_process(bpe, wordpiece):
     code = (
         "import hashlib\n"

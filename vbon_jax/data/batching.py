@@ -3,7 +3,7 @@
 A run that is resumed needs to know only its step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -80,14 +80,12 @@ def filled_batches(size: int, batch_size: int) -> Iterator[tuple[np.ndarray, int
 
 def at_prompts(responses: Responses, index_b: np.ndarray) -> Responses:
     """The responses to some of the prompts, `index_b` [B] int64, in this order."""
-    arrays = responses._replace(prompt_index_b=None)
-    return jax.tree.map(lambda array: array[index_b], arrays)._replace(prompt_index_b=index_b)
+    return _mapped(lambda array: array[index_b], responses, index_b)
 
 
 def first(responses: Responses, count: int) -> Responses:
     """The first `count` responses to each prompt."""
-    arrays = jax.tree.map(lambda array: array[:, :count], responses._replace(prompt_index_b=None))
-    return arrays._replace(prompt_index_b=responses.prompt_index_b)
+    return _mapped(lambda array: array[:, :count], responses, responses.prompt_index_b)
 
 
 def take(responses: Responses, chosen_bs: np.ndarray) -> Responses:
@@ -97,8 +95,13 @@ def take(responses: Responses, chosen_bs: np.ndarray) -> Responses:
         places = chosen_bs.reshape(*chosen_bs.shape, *(1,) * (array.ndim - 2))
         return np.take_along_axis(array, places, axis=1)
 
-    arrays = responses._replace(prompt_index_b=None)
-    return jax.tree.map(chosen, arrays)._replace(prompt_index_b=responses.prompt_index_b)
+    return _mapped(chosen, responses, responses.prompt_index_b)
+
+
+def _mapped(function: Callable, responses: Responses, index_b: np.ndarray | None) -> Responses:
+    """A function of every array but the places of the prompts, which are `index_b`."""
+    arrays = jax.tree.map(function, responses._replace(prompt_index_b=None))
+    return arrays._replace(prompt_index_b=index_b)
 
 
 def sequences(prompts: Prompts, samples: Responses, width: int | None = None) -> Sequences:

@@ -8,6 +8,7 @@ template renders it: a prompt ends where the answer begins, and an answer is the
 of its last message, without the template's mark of a turn's end (the EOS that training adds).
 """
 
+import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -21,13 +22,6 @@ Messages = list[dict[str, str]]
 _KEYS = ("role", "content")  # of a message
 _KNOWN = "content-of-the-last-message"
 ASSISTANT = "\n\nAssistant:"  # ends a prompt in the dialogues of Anthropic's HH data
-
-
-class Labelled(NamedTuple):
-    """Texts and the numbers of their classes."""
-
-    texts: list[str]
-    labels: list[int]
 
 
 class Completions(NamedTuple):
@@ -76,8 +70,10 @@ def _prompt(table: Table, row: int, name: str, tokenizer: Any, *, answer: bool =
     return table.text(row, name)
 
 
-def labelled(table: Table, *, name: str = "text", label: str = "label") -> Labelled:
-    """One text a row with the number of its class, a whole number from 0."""
+def labelled(
+    table: Table, *, name: str = "text", label: str = "label"
+) -> tuple[list[str], list[int]]:
+    """One text a row, and the number of its class, a whole number from 0."""
     labels = []
     for row in range(len(table.rows)):
         value = table.field(row, label)
@@ -88,7 +84,7 @@ def labelled(table: Table, *, name: str = "text", label: str = "label") -> Label
         if value < 0:
             raise InputError(f"{table.where(row)}: field {label!r} is {value}; classes begin at 0")
         labels.append(value)
-    return Labelled(texts(table, name=name), labels)
+    return texts(table, name=name), labels
 
 
 def completions(
@@ -100,10 +96,8 @@ def completions(
         if isinstance(table.field(row, completion), list):
             before = _as_messages(table, row, prompt)
             after = _messages(table, row, completion)
-            pair = (
-                _render(tokenizer, before, where, answer=True),
-                _answer(tokenizer, before, after, where),
-            )
+            prompt_text = _render(tokenizer, before, where, answer=True)
+            pair = prompt_text, _answer(tokenizer, before, after, where)
         else:
             pair = _prompt(table, row, prompt, tokenizer), table.text(row, completion)
         if not pair[1].strip():
@@ -136,16 +130,16 @@ def preferences(
             tied += 1
             if on_tie == "error":
                 raise InputError(
-                    f"{table.where(row)}: chosen and rejected are equal, or their rewards are; "
-                    "correct the row, or leave such rows out (pairs.on_tie=drop)"
+                    f"{place}: chosen and rejected are equal, or their rewards are; correct the "
+                    "row, or leave such rows out (pairs.on_tie=drop)"
                 )
         elif not better.strip() or not worse.strip():
             empty += 1
             if on_empty == "error":
                 which = "rejected" if better.strip() else "chosen"
                 raise InputError(
-                    f"{table.where(row)}: the {which} response is empty; give it a text, or leave "
-                    "such rows out (pairs.on_empty=drop)"
+                    f"{place}: the {which} response is empty; give it a text, or leave such rows "
+                    "out (pairs.on_empty=drop)"
                 )
         else:
             kept.append((prompt, better, worse, place))
@@ -171,34 +165,26 @@ def read_pairs(settings: ConfigDict, tokenizer: Any) -> Preferences:
 # Pairs --------------------------------------------------------------------------------------------
 
 
-def _names(table: Table, row: int) -> tuple[str, str]:
-    """The fields of the better and the worse response of a row."""
-    values = table.rows[row]
-    if "chosen" not in values and "best" in values:
-        return "best", "worst"
-    return "chosen", "rejected"
-
-
 def _pair(table: Table, row: int, tokenizer: Any) -> tuple[str, str, str]:
     """Prompt, better and worse response of a row as texts."""
-    names = _names(table, row)
+    values, where = table.rows[row], table.where(row)
+    best = "best" in values and "chosen" not in values
+    names = ("best", "worst") if best else ("chosen", "rejected")
     if isinstance(table.field(row, names[0]), list):
         better, worse = (_messages(table, row, name) for name in names)
-        if table.rows[row].get("prompt") is None:
-            before = _shared_messages(better, worse, table.where(row))
+        if values.get("prompt") is None:
+            before = _shared_messages(better, worse, where)
         else:
             before = _as_messages(table, row, "prompt")
-        prompt = _render(tokenizer, before, table.where(row), answer=True)
         answers = (
             messages[len(before) :] if messages[: len(before)] == before else messages
             for messages in (better, worse)
         )
-        return prompt, *(_answer(tokenizer, before, after, table.where(row)) for after in answers)
+        prompt = _render(tokenizer, before, where, answer=True)
+        return prompt, *(_answer(tokenizer, before, after, where) for after in answers)
     better, worse = (table.text(row, name) for name in names)
-    if "prompt" not in table.rows[row]:
-        if ASSISTANT not in better or ASSISTANT not in worse:
-            table.field(row, "prompt")  # neither a pair with its prompt nor HH's dialogues
-        return _dialogue(better, worse, table.where(row))
+    if "prompt" not in values and ASSISTANT in better and ASSISTANT in worse:
+        return _dialogue(better, worse, where)
     return _prompt(table, row, "prompt", tokenizer), better, worse
 
 
@@ -210,7 +196,7 @@ def _dialogue(better: str, worse: str, where: str) -> tuple[str, str, str]:
     if end < 0:
         raise InputError(
             f"{where}: chosen and rejected share no beginning up to an {ASSISTANT.strip()!r}; "
-            "give the prompt in a field of its own"
+            "give the prompt in its own field"
         )
     end += len(ASSISTANT)
     return better[:end], better[end:], worse[end:]
@@ -218,17 +204,13 @@ def _dialogue(better: str, worse: str, where: str) -> tuple[str, str, str]:
 
 def _shared_messages(better: Messages, worse: Messages, where: str) -> Messages:
     """The messages that both begin with; at least one of each is its answer."""
-    shared = 0
-    for first, second in zip(better[:-1], worse[:-1], strict=False):
-        if first != second:
-            break
-        shared += 1
+    both = zip(better[:-1], worse[:-1], strict=False)
+    shared = [first for first, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both)]
     if not shared:
         raise InputError(
-            f"{where}: chosen and rejected share no first message; give the prompt in a field of "
-            "its own"
+            f"{where}: chosen and rejected share no first message; give the prompt in its own field"
         )
-    return better[:shared]
+    return shared
 
 
 def _equal_rewards(table: Table, row: int) -> bool:
@@ -257,8 +239,7 @@ def _messages(table: Table, row: int, name: str) -> Messages:
         parts = [message.get(key) if isinstance(message, dict) else None for key in _KEYS]
         if not all(isinstance(part, str) for part in parts):
             raise InputError(
-                f"{where}: message {place} is not {{'role': text, 'content': text}}; correct the "
-                "row"
+                f"{where}: message {place} is not {{'role': text, 'content': text}}; correct it"
             )
     return [{key: message[key] for key in _KEYS} for message in value]
 

@@ -3,7 +3,6 @@
 Every choice is a pure function of a seed and of the row.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from vbon_jax import files
 from vbon_jax.data import formats, token_ids
 from vbon_jax.data.sources import Table
 from vbon_jax.data.token_ids import Ids
@@ -38,13 +38,12 @@ def fingerprint(prompts: PromptSet, columns: Collection[str] | None = ()) -> str
 
     Those of `columns` (None = all) that the prompts have do, where a reward reads them.
     """
-    digest = hashlib.sha256()
-    for ids in prompts.token_ids:
-        digest.update(np.asarray([len(ids), *ids], "<i8").tobytes())
-    for name in sorted(prompts.columns):
-        if columns is None or name in columns:
-            digest.update(json.dumps([name, prompts.columns[name]], default=str).encode())
-    return digest.hexdigest()
+    read = {
+        name: values
+        for name, values in prompts.columns.items()
+        if columns is None or name in columns
+    }
+    return files.digest(json.dumps([prompts.token_ids, read], sort_keys=True, default=str))
 
 
 def build_prompts(
@@ -61,13 +60,11 @@ def build_prompts(
 
     With `max_tokens > 0` a prompt is the first k tokens of its text, k uniform on `min_tokens` to
     `max_tokens` and a pure function of (`seed`, row), or the whole of a shorter text; with
-    `max_tokens == 0` the whole text is the prompt. The tokenizer's `bos_prefix` comes before these
-    tokens. A prompt of more than `longest` tokens is treated as `over_long` says; a truncated one
-    keeps its end.
-
-    Prompts with the same tokens are kept once; none of `exclude` (the training prompts, when these
-    are held out) is kept. `limit > 0` keeps that many, a random subset by `seed`. Raises InputError
-    for an over-long or empty prompt, and when no prompt is left.
+    `max_tokens == 0` the whole text. The tokenizer's `bos_prefix` comes before these tokens. A
+    prompt of more than `longest` tokens is treated as `over_long` says; a truncated one keeps its
+    end. Prompts with the same tokens are kept once, none of `exclude` (the training prompts, when
+    these are held out) is. `limit > 0` keeps that many, a random subset by `seed`. Raises
+    InputError for an over-long or empty prompt, and when no prompt is left.
     """
     rows, prefix = _token_rows(table, tokenizer, settings, seed), token_ids.bos_prefix(tokenizer)
     fitted, too_long = token_ids.fit(
@@ -85,12 +82,13 @@ def build_prompts(
     if 0 < limit < len(left):
         order = np.random.default_rng([seed, 1]).permutation(len(left))
         left = [left[position] for position in np.sort(order[:limit])]
+    texts = tokenizer.batch_decode(
+        [ids[len(prefix) :] for ids in left], clean_up_tokenization_spaces=False
+    )
     columns = formats.columns(table, without=settings.field)
     return PromptSet(
         token_ids=left,
-        texts=tokenizer.batch_decode(
-            [ids[len(prefix) :] for ids in left], clean_up_tokenization_spaces=False
-        ),
+        texts=texts,
         duplicates=len(kept) - len(distinct),
         held_out_overlap=overlap,
         columns={name: [values[row_of[i]] for i in left] for name, values in columns.items()},
@@ -107,7 +105,7 @@ def _token_rows(table: Table, tokenizer: Any, settings: ConfigDict, seed: int) -
         return rows
     if least > most:
         raise InputError(
-            f"data.min_tokens={least} is above data.max_tokens={most}; give at most that, or "
+            f"data.min_tokens={least} is above data.max_tokens={most}; give less, or "
             "data.max_tokens=0 for whole texts"
         )
     prefix = len(token_ids.bos_prefix(tokenizer))
@@ -118,10 +116,7 @@ def _token_rows(table: Table, tokenizer: Any, settings: ConfigDict, seed: int) -
 def _nothing_left(table: Table, too_long: int, distinct: int) -> str:
     """Why a source gave no prompt."""
     if distinct:
-        return (
-            f"{table.source}: all {distinct} prompts are among the training prompts; give other "
-            "rows, or prompts of more tokens"
-        )
+        return f"{table.source}: all {distinct} prompts are among the training prompts; give others"
     return (
         f"{table.source}: none of {len(table.rows)} rows is left, {too_long} were too long; give "
         "shorter prompts"
@@ -178,9 +173,8 @@ def build_pairs(
 
     A prompt of more than `longest` tokens, or a response of more than `new_tokens`, is treated as
     `over_long` says: a prompt keeps its end, a response its beginning without the EOS. A row whose
-    responses are then the same says nothing: it is left out and counted. Raises InputError for a
-    row that is over-long, an EOS inside a response, an empty prompt without a BOS, and where no
-    pair is left.
+    responses are then the same is left out and counted. Raises InputError for a row that is
+    over-long, an EOS inside a response, an empty prompt without a BOS, and where no pair is left.
     """
     prompts, too_long = token_ids.fit(
         token_ids.prompt_ids(tokenizer, given.prompts, given.places),

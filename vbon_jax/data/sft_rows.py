@@ -60,9 +60,7 @@ def build(config: ConfigDict, table: Table, tokenizer: Any, eos_token_ids: Seque
     """
     if config.method == "sft":
         if not eos_token_ids:
-            raise InputError(
-                "sft: the policy's folder names no EOS token, which every text ends with"
-            )
+            raise InputError("sft: the policy's folder names no EOS token to end texts with")
         rows, counts = _sft_rows(config, table, tokenizer, eos_token_ids)
     elif config.data.label_field:
         rows, counts = _label_rows(config, table, tokenizer)
@@ -159,13 +157,12 @@ def _sequences(prompt_lengths: list[int], rows: Sequence[Ids], block: int) -> Se
 
 
 def _label_rows(config: ConfigDict, table: Table, tokenizer: Any):
-    given = formats.labelled(table, name=config.data.field, label=config.data.label_field)
-    rows, too_long = _classifier_rows(config, tokenizer, given.texts, table.places, "beginning")
-    kept = [row for row, ids in enumerate(rows) if ids is not None]
-    tokens_rt, lengths_r = _padded(config, [rows[row] for row in kept])
-    labels_r = np.asarray([given.labels[row] for row in kept], np.int32)
+    whole, labels = formats.labelled(table, name=config.data.field, label=config.data.label_field)
+    rows, too_long = _classifier_rows(config, tokenizer, whole, table.places, "beginning")
+    kept = [pair for pair in zip(rows, labels, strict=True) if pair[0] is not None]
+    labels_r = np.asarray([label for _, label in kept], np.int32)
     counts = token_ids.left_out(config.data.over_long, too_long)
-    return LabelRows(tokens_rt, lengths_r, labels_r), counts
+    return LabelRows(*_padded(config, [ids for ids, _ in kept]), labels_r), counts
 
 
 def _preference_rows(config: ConfigDict, table: Table, tokenizer: Any):

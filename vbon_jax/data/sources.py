@@ -5,8 +5,8 @@ name. Text stays text: the cells of a CSV file are not guessed to be numbers. Hu
 that `datasets` saved are read by `datasets`. `formats` says what rows mean.
 """
 
+import codecs
 import csv
-import hashlib
 import json
 import math
 import pathlib
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
+from vbon_jax import files
 from vbon_jax.data import toy_reviews
 from vbon_jax.types import InputError
 
@@ -48,12 +49,14 @@ class Table(NamedTuple):
         """The place of one row."""
         return f"{self.source}: {self.unit} {self.numbers[row]}"
 
-    def field(self, row: int, name: str) -> Any:
-        """A field of a row; InputError where the row has none of that name."""
+    def field(
+        self, row: int, name: str, *, remedy: str = "add the field, or name its column"
+    ) -> Any:
+        """A field of a row; InputError, with the remedy, where the row has none of that name."""
         values = self.rows[row]
         if name not in values:
-            raise InputError(_missing("field", values, name, self.where(row), "add the field, or "
-                                      "name its column"))  # fmt: skip
+            has = ", ".join(sorted(map(str, values))) or "none"
+            raise InputError(f"{self.where(row)} has no field {name!r} (it has: {has}); {remedy}")
         return values[name]
 
     def text(self, row: int, name: str) -> str:
@@ -89,10 +92,7 @@ def finite(value: Any, where: str, textual: bool = False) -> float:
 
 def fingerprint(table: Table) -> str:
     """The sha256 (hex) of the rows, in order; their places do not enter."""
-    digest = hashlib.sha256()
-    for row in table.rows:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
-    return digest.hexdigest()
+    return files.digest(*(json.dumps(row, sort_keys=True, default=str) for row in table.rows))
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -150,30 +150,19 @@ def _values(value: Any) -> list[str]:
 
 def _passes(table: Table, row: int, keep: Mapping[str, Any]) -> bool:
     """Whether a row passes every column's filter."""
-    values = table.rows[row]
     for column, value in keep.items():
-        name = column.removeprefix("not ")
-        if name not in values:
-            raise InputError(_missing("column", values, name, table.where(row), "correct the "
-                                      "filter"))  # fmt: skip
-        if (str(values[name]) in _values(value)) == column.startswith("not "):
+        given = table.field(row, column.removeprefix("not "), remedy="correct the filter")
+        if (str(given) in _values(value)) == column.startswith("not "):
             return False
     return True
 
 
 def _renamed(table: Table, row: int, columns: Mapping[str, str]) -> Row:
     """A row with our names beside its own."""
-    values = table.rows[row]
-    for ours, theirs in columns.items():
-        if theirs not in values:
-            raise InputError(_missing("column", values, theirs, table.where(row), "correct the "
-                                      f"columns ({ours})"))  # fmt: skip
-    return values | {ours: values[theirs] for ours, theirs in columns.items()}
-
-
-def _missing(kind: str, values: Row, name: str, where: str, remedy: str) -> str:
-    has = ", ".join(sorted(map(str, values))) or "none"
-    return f"{where} has no {kind} {name!r} (it has: {has}); {remedy}"
+    return table.rows[row] | {
+        ours: table.field(row, theirs, remedy=f"correct the columns ({ours})")
+        for ours, theirs in columns.items()
+    }
 
 
 # Places -------------------------------------------------------------------------------------------
@@ -191,7 +180,7 @@ def _whole(source: str, split: str) -> Table:
             )
         if path.is_dir() and any((path / name).exists() for name in SAVED):
             return _table(_saved(path, split), str(path))
-        return _read_files(path, _files(path, split))
+        return _read_parts(path, _parts(path, split))
     hub = HUB_NAME.fullmatch(source)
     if hub is None or source.endswith(FORMATS):
         raise InputError(
@@ -205,7 +194,7 @@ def _table(rows: list[Row], source: str, **options: Any) -> Table:
     return Table(rows, source, list(range(1, len(rows) + 1)), **options)
 
 
-def _files(path: pathlib.Path, split: str) -> list[pathlib.Path]:
+def _parts(path: pathlib.Path, split: str) -> list[pathlib.Path]:
     """The files of a split: a file is itself, a folder holds one or its numbered parts."""
     if path.is_file():
         return [path]
@@ -224,15 +213,15 @@ def _files(path: pathlib.Path, split: str) -> list[pathlib.Path]:
     )
 
 
-def _read_files(path: pathlib.Path, files: list[pathlib.Path]) -> Table:
+def _read_parts(path: pathlib.Path, parts: list[pathlib.Path]) -> Table:
     """The rows of one file, or of the parts of a split in their order."""
     readers = {".json": _json, ".csv": _csv, ".parquet": _parquet}
-    ending = files[0].suffix
-    rows = [row for file in files for row in readers.get(ending, _json_lines)(file)]
-    if len(files) > 1:  # numbers run on over the parts
-        name, unit = f"{path} ({len(files)} parts from {files[0].name})", "row"
+    ending = parts[0].suffix
+    rows = [row for part in parts for row in readers.get(ending, _json_lines)(part)]
+    if len(parts) > 1:  # numbers run on over the parts
+        name, unit = f"{path} ({len(parts)} parts from {parts[0].name})", "row"
     else:
-        name, unit = str(files[0]), "row" if ending in readers else "line"
+        name, unit = str(parts[0]), "row" if ending in readers else "line"
     return _table(rows, name, unit=unit, textual=ending == ".csv")
 
 
@@ -241,29 +230,23 @@ def _read_files(path: pathlib.Path, files: list[pathlib.Path]) -> Table:
 
 def _json_lines(path: pathlib.Path) -> list[Row]:
     """One object a line; blank lines are passed over at the end of the file only."""
-    rows, blank = [], 0
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            blank = blank or number
-        elif blank:
-            raise InputError(f"{path}: line {blank} is blank; write one JSON object a line")
-        else:
-            rows.append(_json_line(line, first=number == 1, where=f"{path}: line {number}"))
-    if not rows:
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8).rstrip()
+    if not content:
         raise InputError(f"{path}: the file is empty; give at least one JSON object, one a line")
+    rows = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        where = f"{path}: line {number}"
+        if not line.strip():
+            raise InputError(f"{where} is blank; write one JSON object a line")
+        try:
+            rows.append(_object(json.loads(line.decode()), where))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{where} is not JSON ({error.msg}); write one JSON object a line"
+            ) from None
     return rows
-
-
-def _json_line(line: bytes, *, first: bool, where: str) -> Row:
-    try:
-        row = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 ({error.reason}); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{where} is not JSON ({error.msg}); write one JSON object a line"
-        ) from None
-    return _object(row, where)
 
 
 def _object(row: Any, where: str) -> Row:

@@ -26,10 +26,7 @@ def prompt_ids(tokenizer: Any, texts: Sequence[str], places: Sequence[str]) -> l
     for ids, place in zip(plain_ids(tokenizer, texts), places, strict=True):
         ids = first + (ids[1:] if first and ids[:1] == first else ids)
         if not ids and tokenizer.bos_token_id is None:
-            raise InputError(
-                f"{place} has an empty prompt and the tokenizer no BOS token to begin with; give "
-                "it a text"
-            )
+            raise InputError(f"{place} has an empty prompt and there is no BOS token; give a text")
         rows.append(ids or (tokenizer.bos_token_id,))
     return rows
 
@@ -129,11 +126,7 @@ def classifier_ids(
     if too_long and over_long == "truncate":
         side = tokenizer.truncation_side
         tokenizer.truncation_side = "right" if keep == "beginning" else "left"
-        chosen = sorted(too_long)
-        cut = tokenizer(
-            [texts[row] for row in chosen], verbose=False, truncation=True, max_length=room
-        )["input_ids"]
+        cut = tokenizer(list(texts), verbose=False, truncation=True, max_length=room)["input_ids"]
         tokenizer.truncation_side = side  # it is saved with a model
-        for row, ids in zip(chosen, cut, strict=True):
-            fitted[row] = tuple(ids)
+        fitted = [tuple(ids) for ids in cut]
     return fitted, too_long

@@ -16,7 +16,7 @@ again. configs/demo.py is an example of both kinds.
 
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +35,7 @@ from vbon_jax.types import InputError, Params
 logger = logging.getLogger(__name__)
 
 PREFIX = plan.STAGE
-OWN_KEYS = {"base": "", "network": {}, "vocab_size": 4096, "init_seed": None}
+OWN_KEYS = {"base": str, "network": dict, "vocab_size": int, "init_seed": int}
 NEEDED = {str: "a text", dict: "a dictionary", int: "a whole number"}
 METHODS = ("sft", "reward_model")
 SUPERVISED = {  # how the run of a stage differs from the defaults: one update a batch
@@ -66,11 +66,11 @@ class Stage(NamedTuple):
     """The keys of a stage."""
 
     name: str
-    base: str  # a model's folder, or "stage:NAME"; "" = a fresh network
-    network: dict[str, Any]  # of a fresh one: the fields of its config.json
-    vocab_size: int  # of its tokenizer, at most
-    init_seed: int | None  # of its parameters; None = the run's seed
     run: ConfigDict  # the configuration of its training
+    base: str = ""  # a model's folder, or "stage:NAME"; "" = a fresh network
+    network: Mapping[str, Any] = {}  # of a fresh one: the fields of its config.json
+    vocab_size: int = 4096  # of its tokenizer, at most
+    init_seed: int | None = None  # of its parameters; None = the run's seed
 
     @property
     def where(self) -> str:
@@ -101,19 +101,17 @@ def read(config: ConfigDict, name: str) -> Stage:
     for key, part in (("warmup_updates", 20), ("checkpoint_every", 4)):
         if key not in given.get("train", {}):
             run.train[key] = max(1, run.train.steps // part)
-    stage = Stage(name, run=run, **_own_keys(given, where))
+    stage = Stage(name, run, **_own_keys(given, where))
     _check(stage)
     return stage
 
 
 def _own_keys(given: ConfigDict, where: str) -> dict[str, Any]:
-    """The keys of a stage that are not keys of its run, with their defaults."""
-    values = {key: given.get(key, default) for key, default in OWN_KEYS.items()}
-    if isinstance(values["network"], ConfigDict):
-        values["network"] = values["network"].to_dict()
-    for key, kind in (("base", str), ("network", dict), ("vocab_size", int), ("init_seed", int)):
-        if key in given and not isinstance(values[key], kind):
-            raise InputError(f"{where}.{key}={values[key]!r}: give {NEEDED[kind]}")
+    """The keys of a stage that are given and not keys of its run."""
+    values = {key: value for key, value in given.to_dict().items() if key in OWN_KEYS}
+    for key, value in values.items():
+        if not isinstance(value, OWN_KEYS[key]):
+            raise InputError(f"{where}.{key}={value!r}: give {NEEDED[OWN_KEYS[key]]}")
     return values
 
 
@@ -136,7 +134,7 @@ def require(config: ConfigDict, *keys: str) -> None:
     if missing := [key for key in keys if not get(config, key)]:
         raise InputError(
             f"config.{', config.'.join(missing)}: nothing is given; name data and models, or "
-            "begin with --config configs/demo.py, which makes its own"
+            "begin with --config configs/demo.py"
         )
 
 
@@ -149,23 +147,21 @@ def check(config: ConfigDict) -> None:
             if at in seen:
                 raise InputError(f"config.stages.{name} begins with itself: {' -> '.join(seen)}")
             seen.append(at)
-    for where, method, holder in _holders(config):
-        trained_by = read(config, _name(config, holder.path)).run.method
+    for where, path, method in _references(config):
+        trained_by = read(config, _name(config, path)).run.method
         if trained_by != method:
             raise InputError(
-                f"{where}.path={holder.path!r} is a stage of method {trained_by}; name one of "
-                f"{method}"
+                f"{where}.path={path!r} is a stage of method {trained_by}; name one of {method}"
             )
 
 
-def _holders(config: ConfigDict) -> Iterator[tuple[str, str, ConfigDict]]:
-    """The groups of keys whose `path` is a stage, each with the method that must train it."""
-    rewards = {f"config.judges.{name}": judge for name, judge in config.judges.items()}
-    rewards["config.reward"] = config.reward
-    groups = [("config.policy", "sft", config.policy)]
-    for where, method, holder in groups + [(w, "reward_model", h) for w, h in rewards.items()]:
+def _references(config: ConfigDict) -> Iterator[tuple[str, str, str]]:
+    """Where the configuration names a stage's model, its path and the method that must train it."""
+    holders = {"policy": config.policy, "reward": config.reward}
+    holders |= {f"judges.{name}": judge for name, judge in config.judges.items()}
+    for name, holder in holders.items():
         if hasattr(holder, "get") and str(holder.get("path", "")).startswith(PREFIX):
-            yield where, method, holder
+            yield f"config.{name}", holder.path, "sft" if name == "policy" else "reward_model"
 
 
 def _name(config: ConfigDict, path: str) -> str:
@@ -213,13 +209,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
     if stage.base.startswith(PREFIX):
         stage = stage._replace(base=train(config, workdir, _name(config, stage.base)))
     table = sources.read_split(run.data, "train")
-    inputs = identity(run) | {
-        "base": model_folder.fingerprint(stage.base) if stage.base else "",
-        "network": stage.network,
-        "vocab_size": stage.vocab_size,
-        "init_seed": stage.init_seed,
-        "rows": sources.fingerprint(table),
-    }
+    inputs = identity(run) | {key: getattr(stage, key) for key in OWN_KEYS}
+    inputs["base"] = model_folder.fingerprint(stage.base) if stage.base else ""
+    inputs["rows"] = sources.fingerprint(table)
     artifact = files.Artifact(folder, inputs)
     if artifact.begin(resumes=(folder / "run").exists()):
         start = _from_base(stage, table) if stage.base else _fresh(stage, table)
@@ -249,8 +241,7 @@ def _held_out(run: ConfigDict, start: Start) -> sft_rows.Rows | None:
     held_out = sft_rows.build(run, table, start.tokenizer, start.eos_token_ids)
     if len(held_out[0]) < 2:
         raise InputError(
-            f"{table.source}: one held-out row is left, which has no interval; give more, or none "
-            "(data.eval)"
+            f"{table.source}: one held-out row is left, which gives no interval; give more rows"
         )
     return held_out
 
@@ -322,14 +313,9 @@ def _fresh(stage: Stage, table: sources.Table) -> Start:
     else:
         tokenizer = tokenizers.train_tokenizer(texts, vocab_size=stage.vocab_size)
         eos = tokenizer.eos_token_id
-    ids = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": 0,
-        "bos_token_id": eos,
-        "eos_token_id": eos,
-    }
+    ids = {"pad_token_id": 0, "bos_token_id": eos, "eos_token_id": eos}
+    settings = {**stage.network, "vocab_size": len(tokenizer), **ids}
     names = _labels(stage, table) if run.method == "reward_model" else ()
-    settings = stage.network | ids
     model = model_folder.config_of(settings, labels=names, source=f"{stage.where}.network")
     _check_positions(run, model, stage.where)
     seed = run.seed if stage.init_seed is None else stage.init_seed
