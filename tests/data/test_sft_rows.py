@@ -121,6 +121,7 @@ def test_preferences_for_a_classifier():
     assert build(rows, data__over_long="drop", **reading).rejected_rt.tolist() == [[8, 1, 3]]
 
 
+@pytest.mark.slow
 def test_only_the_completion_is_learned():
     """Tokens before the completion and behind the end change nothing; those between do."""
     params = {"decoder": noisy(SMALL)}
@@ -145,6 +146,7 @@ def test_only_the_completion_is_learned():
 # ---------------------------------------------------------------------------------- reward model
 
 
+@pytest.mark.slow
 def test_bradley_terry_by_hand():
     """Margins log 3 and -log 3: -log 3/4 and -log 1/4; rewards sum to log 3 and 0."""
     three = float(np.log(3.0))
@@ -166,6 +168,7 @@ def test_bradley_terry_by_hand():
         objectives.bradley_terry(chosen, rejected[:1])
 
 
+@pytest.mark.slow
 def test_bradley_terry_gradient():
     with jax.enable_x64(True):
         chosen, rejected = jnp.array([0.3, -1.2]), jnp.array([0.1, 2.0])
@@ -180,6 +183,7 @@ def test_bradley_terry_gradient():
             assert slope[index] == pytest.approx(float(between), abs=1e-8)
 
 
+@pytest.mark.slow
 def test_a_language_model_gets_a_score():
     """The head makes room; the text's last token is read, whatever lies behind it."""
     untied = dataclasses.replace(SMALL, tie_embeddings=False)

@@ -151,6 +151,7 @@ def test_wordpiece_marks_beginning_and_end(wordpiece, sample):
     assert all(1 not in row for row in wordpiece([r.text for r in sample[-500:]])["input_ids"])
 
 
+@pytest.mark.slow
 def test_folders_load_again_beside_a_model(bpe, wordpiece, sample, tmp_path):
     from transformers import AutoTokenizer
 

@@ -78,20 +78,17 @@ def build_prompts(
     left = [ids for ids in distinct if ids not in exclude]
     if not left:
         raise InputError(_nothing_left(table, len(too_long), len(distinct)))
-    overlap = len(distinct) - len(left)
-    if 0 < limit < len(left):
-        order = np.random.default_rng([seed, 1]).permutation(len(left))
-        left = [left[position] for position in np.sort(order[:limit])]
+    chosen = _subset(left, limit, seed)
     texts = tokenizer.batch_decode(
-        [ids[len(prefix) :] for ids in left], clean_up_tokenization_spaces=False
+        [ids[len(prefix) :] for ids in chosen], clean_up_tokenization_spaces=False
     )
     columns = formats.columns(table, without=settings.field)
     return PromptSet(
-        token_ids=left,
+        token_ids=chosen,
         texts=texts,
         duplicates=len(kept) - len(distinct),
-        held_out_overlap=overlap,
-        columns={name: [values[row_of[i]] for i in left] for name, values in columns.items()},
+        held_out_overlap=len(distinct) - len(left),
+        columns={name: [values[row_of[i]] for i in chosen] for name, values in columns.items()},
         **token_ids.left_out(settings.over_long, too_long),
     )
 
@@ -111,6 +108,14 @@ def _token_rows(table: Table, tokenizer: Any, settings: ConfigDict, seed: int) -
     prefix = len(token_ids.bos_prefix(tokenizer))
     cuts = np.random.default_rng(seed).integers(least, most + 1, size=len(rows))
     return [ids[: prefix + cut] for ids, cut in zip(rows, cuts.tolist(), strict=True)]
+
+
+def _subset(prompts: list[Ids], limit: int, seed: int) -> list[Ids]:
+    """`limit` random prompts in their order; all where it is 0 or there are no more."""
+    if not 0 < limit < len(prompts):
+        return prompts
+    order = np.random.default_rng([seed, 1]).permutation(len(prompts))
+    return [prompts[position] for position in np.sort(order[:limit])]
 
 
 def _nothing_left(table: Table, too_long: int, distinct: int) -> str:
@@ -169,12 +174,12 @@ def build_pairs(
     longest: int,
     over_long: str = "error",
 ) -> PairSet:
-    """Preferences as token ids: prompt and response apart, a response with one EOS.
+    """Preferences as token ids, prompt and response apart, with one EOS behind a response.
 
     A prompt of more than `longest` tokens, or a response of more than `new_tokens`, is treated as
     `over_long` says: a prompt keeps its end, a response its beginning without the EOS. A row whose
-    responses are then the same is left out and counted. Raises InputError for a row that is
-    over-long, an EOS inside a response, an empty prompt without a BOS, and where no pair is left.
+    responses are then the same is left out. Raises InputError for an over-long row, an EOS inside a
+    response, an empty prompt without a BOS, and where no pair is left.
     """
     prompts, too_long = token_ids.fit(
         token_ids.prompt_ids(tokenizer, given.prompts, given.places),
@@ -185,16 +190,16 @@ def build_pairs(
     sides = []
     for name, texts in (("chosen", given.chosen), ("rejected", given.rejected)):
         places = [f"{place}: field {name!r}" for place in given.places]
-        fitted, over = token_ids.fit(
+        responses, over = token_ids.fit(
             token_ids.response_ids(tokenizer, texts, eos_token_ids, places),
             new_tokens, over_long, places, keep="beginning",
             remedy=f"{REMEDY}, or raise sampling.max_new_tokens",
         )  # fmt: skip
-        sides.append(fitted)
+        sides.append(responses)
         too_long |= over
-    rows = [row for row in zip(prompts, *sides, strict=True) if None not in row]
-    kept = [row for row in rows if row[1] != row[2]]
-    tied = len(rows) - len(kept)
+    fitted = [row for row in zip(prompts, *sides, strict=True) if None not in row]
+    kept = [row for row in fitted if row[1] != row[2]]
+    tied = len(fitted) - len(kept)
     if not kept:
         raise InputError(
             f"{given.source}: none of {len(given.prompts)} pairs is left ({tied} with equal "
