@@ -17,7 +17,7 @@ import pathlib
 from absl import flags
 
 from vbon_jax import cli
-from vbon_jax.study import check, import_samples, materials, plan, stages
+from vbon_jax.study import caches, check, import_samples, materials, plan, stages
 from vbon_jax.types import InputError
 
 logger = logging.getLogger("vbon_jax")
@@ -37,7 +37,7 @@ def main() -> None:
     models = stages.make(config, workdir)  # trains those that are missing
     shared = materials.load(config, workdir, models, tables)
     if PROMPTS.value:
-        prompts = shared.train_prompts if SPLIT.value == "train" else shared.eval_prompts
+        prompts = caches.prompts_of(shared, SPLIT.value)
         import_samples.write_prompts(pathlib.Path(PROMPTS.value), prompts)
         logger.info(f"{PROMPTS.value}: {len(prompts.texts)} prompts of the split {SPLIT.value}")
         return

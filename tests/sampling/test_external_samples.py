@@ -1,11 +1,11 @@
 """Samples made elsewhere: how they are read, what is refused, and the cache that they become."""
 
-import http.server
+import io
 import json
 import re
 import shlex
 import sys
-import threading
+import urllib.request
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from vbon_jax.config import defaults, get, set_key
 from vbon_jax.data import prompt_sets, sources
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import external_samples, reference_cache
-from vbon_jax.study import check, import_samples, plan, stages
+from vbon_jax.study import caches, check, import_samples, plan, stages
 from vbon_jax.study.materials import Materials, load
 from vbon_jax.types import InputError
 from vbon_jax.workdir import results
@@ -64,19 +64,19 @@ def samples() -> list[dict]:
 
 
 def test_texts_become_responses_with_an_end(read):
-    found = read(samples())
-    assert found.responses.tokens_bng.tolist() == [[[1, 2, EOS], [3, EOS, 0]]] * 3
-    assert found.responses.lengths_bn.tolist() == [[3, 2]] * 3
-    assert found.responses.finished_bn.all()
-    assert found.responses.rewards_bn.tolist() == [[0, 0.25], [0.5, 0.75], [1, 1.25]]
-    assert [array.dtype for array in found.responses[:5]] == [
+    imported = read(samples())
+    assert imported.responses.tokens_bng.tolist() == [[[1, 2, EOS], [3, EOS, 0]]] * 3
+    assert imported.responses.lengths_bn.tolist() == [[3, 2]] * 3
+    assert imported.responses.finished_bn.all()
+    assert imported.responses.rewards_bn.tolist() == [[0, 0.25], [0.5, 0.75], [1, 1.25]]
+    assert [array.dtype for array in imported.responses[:5]] == [
         np.int32, np.int32, bool, np.float32, np.float32,
     ]  # fmt: skip
-    assert [place[-6:] for place in found.places] == ["line 1", "line 2", "line 3"]
-    assert found.truncated == 0
+    assert [place[-6:] for place in imported.places] == ["line 1", "line 2", "line 3"]
+    assert imported.truncated == 0
     other = samples()
     other[1]["rewards"][0] = 7
-    assert read(other).fingerprint != found.fingerprint
+    assert read(other).fingerprint != imported.fingerprint
 
 
 def test_any_source_and_any_order(read, tmp_path):
@@ -87,9 +87,9 @@ def test_any_source_and_any_order(read, tmp_path):
 
 def test_rewards_without_responses_and_responses_without_rewards(read):
     rewards = [{"prompt": row["prompt"], "rewards": row["rewards"]} for row in samples()]
-    found = read(rewards).responses
-    assert not found.lengths_bn.any() and not found.finished_bn.any()
-    assert found.rewards_bn.shape == (3, 2) and found.tokens_bng.shape == (3, 2, 3)
+    responses = read(rewards).responses
+    assert not responses.lengths_bn.any() and not responses.finished_bn.any()
+    assert responses.rewards_bn.shape == (3, 2) and responses.tokens_bng.shape == (3, 2, 3)
     texts = [{"prompt": row["prompt"], "responses": row["responses"]} for row in samples()]
     assert read(texts).responses.rewards_bn is None
 
@@ -97,15 +97,21 @@ def test_rewards_without_responses_and_responses_without_rewards(read):
 def test_how_a_response_ended(read):
     texts = [" 1", " 1", " 1 2 3", " 1 2 9", ""]
     row = {"prompt": "7", "responses": texts, "finished": [True, False, True, True, True]}
-    found = read([row], ONE, samples_per_prompt=5).responses
-    assert found.tokens_bng[0].tolist() == [[1, 9, 0], [1, 0, 0], [1, 2, 3], [1, 2, 9], [9, 0, 0]]
-    assert found.finished_bn.tolist() == [[True, False, False, True, True]]
+    responses = read([row], ONE, samples_per_prompt=5).responses
+    assert responses.tokens_bng[0].tolist() == [
+        [1, 9, 0],
+        [1, 0, 0],
+        [1, 2, 3],
+        [1, 2, 9],
+        [9, 0, 0],
+    ]
+    assert responses.finished_bn.tolist() == [[True, False, False, True, True]]
     del row["finished"]
-    found = read([row], ONE, samples_per_prompt=5).responses
-    assert found.finished_bn.tolist() == [[True, True, False, True, True]]
+    responses = read([row], ONE, samples_per_prompt=5).responses
+    assert responses.finished_bn.tolist() == [[True, True, False, True, True]]
     row = {"prompt": "7", "responses": [" 1"]}
-    found = read([row], ONE, samples_per_prompt=1, eos_token_ids=()).responses
-    assert not found.finished_bn.any() and found.lengths_bn.tolist() == [[1]]
+    responses = read([row], ONE, samples_per_prompt=1, eos_token_ids=()).responses
+    assert not responses.finished_bn.any() and responses.lengths_bn.tolist() == [[1]]
 
 
 def test_tokens_are_taken_as_they_were_sampled(read):
@@ -120,9 +126,9 @@ def test_tokens_are_taken_as_they_were_sampled(read):
     assert read(rows).fingerprint == expected
     # any of the model's ends is an end, and stays the one it is
     rows[0]["response_tokens"] = [[1, 8], [3, EOS]]
-    found = read(rows, eos_token_ids=(EOS, 8)).responses
-    assert found.tokens_bng[0].tolist() == [[1, 8, 0], [3, EOS, 0]]
-    assert found.finished_bn.all()
+    responses = read(rows, eos_token_ids=(EOS, 8)).responses
+    assert responses.tokens_bng[0].tolist() == [[1, 8, 0], [3, EOS, 0]]
+    assert responses.finished_bn.all()
 
 
 def test_a_prompt_is_found_by_its_text_or_its_tokens(read):
@@ -130,8 +136,8 @@ def test_a_prompt_is_found_by_its_text_or_its_tokens(read):
     rows = [*samples(), {"prompt": "8 8", "responses": [" 1"], "rewards": [0.0]}]
     rows[1] |= {"prompt_tokens": [7], "prompt": "as it was shown"}
     rows[2]["prompt"] = ""  # becomes the BOS
-    found = read(rows, prompts).responses
-    assert found.rewards_bn.tolist() == [[0, 0.25], [0.5, 0.75], [1, 1.25]]
+    responses = read(rows, prompts).responses
+    assert responses.rewards_bn.tolist() == [[0, 0.25], [0.5, 0.75], [1, 1.25]]
     with pytest.raises(
         InputError, match=r"2 of 3 prompts have no samples in it \(the first: '5 6', "
     ):
@@ -211,27 +217,27 @@ def test_a_file_needs_responses_or_rewards(read):
 
 
 def test_rewards_are_compared_with_our_own(read):
-    found = read(samples())
-    asked = []
+    imported = read(samples())
+    scored_pairs = []
 
     def score(prompts, responses):
-        asked.extend(zip(prompts, responses, strict=True))
+        scored_pairs.extend(zip(prompts, responses, strict=True))
         places = [int(len(response) == 2) for response in responses]
-        return found.responses.rewards_bn[prompts, places]
+        return imported.responses.rewards_bn[prompts, places]
 
     def with_rewards(rewards_bn):
-        return found._replace(responses=found.responses._replace(rewards_bn=rewards_bn))
+        return imported._replace(responses=imported.responses._replace(rewards_bn=rewards_bn))
 
-    external_samples.check_rewards(found, score)
-    assert asked[:2] == [(0, [1, 2, 9]), (0, [3, 9])]
-    assert len(asked) == 6
-    asked.clear()
-    external_samples.check_rewards(found, score, count=2)
-    assert [prompt for prompt, _ in asked] == [0, 2]  # spread over the file
-    external_samples.check_rewards(with_rewards(found.responses.rewards_bn + 0.01), score)
+    external_samples.check_rewards(imported, score)
+    assert scored_pairs[:2] == [(0, [1, 2, 9]), (0, [3, 9])]
+    assert len(scored_pairs) == 6
+    scored_pairs.clear()
+    external_samples.check_rewards(imported, score, count=2)
+    assert [prompt for prompt, _ in scored_pairs] == [0, 2]  # spread over the file
+    external_samples.check_rewards(with_rewards(imported.responses.rewards_bn + 0.01), score)
     message = r"line 2 has the reward 2\.2500 where the configured reward gives 0\.7500"
     with pytest.raises(InputError, match=message):
-        scaled = found.responses.rewards_bn * [[1, 1], [1, 3], [1, 1]]
+        scaled = imported.responses.rewards_bn * [[1, 1], [1, 3], [1, 1]]
         external_samples.check_rewards(with_rewards(scaled), score)
 
 
@@ -259,12 +265,10 @@ def materials(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sampled(tiny, tmp_path_factory) -> reference_cache.References:
+def sampled(materials) -> reference_cache.References:
     """The reference cache of the tiny configuration, sampled here."""
-    folder = tmp_path_factory.mktemp("sampled")
-    done = program("collect", "--workdir", folder, *overrides(tiny))
-    assert done.returncode == 0, done.stderr[-3000:]
-    return reference_cache.load(folder / "references" / "train")
+    caches.build(materials, "train")
+    return caches.load(materials, "train")
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +284,7 @@ def import_file(tiny, workdir, *arguments, **changes):
     return program("import_samples", "--workdir", workdir, *arguments, *overrides(tiny, **changes))
 
 
+@pytest.mark.slow
 def test_an_import_is_what_was_sampled(tiny, sampled, rows, tmp_path):
     """And a comparison continues from it."""
     samples = f"--samples={write(tmp_path / 'rows.jsonl', rows)}"
@@ -326,6 +331,7 @@ def test_an_import_is_what_was_sampled(tiny, sampled, rows, tmp_path):
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_shards_of_a_cache_can_be_imported(materials, sampled, tmp_path):
     (tmp_path / "parts").mkdir()
     for number, shard in enumerate(sampled.shards):
@@ -337,6 +343,7 @@ def test_the_shards_of_a_cache_can_be_imported(materials, sampled, tmp_path):
     np.testing.assert_array_equal(cache.rewards_pm, sampled.rewards_pm)
 
 
+@pytest.mark.slow
 def test_text_alone_is_tokenised_and_scored_by_us(tiny, rows, tmp_path, caplog):
     """The tiny policy babbles: its tokens are not those that the tokenizer writes its text with."""
     texts = [{"prompt": row["prompt"], "responses": row["responses"]} for row in rows]
@@ -352,6 +359,7 @@ def test_text_alone_is_tokenised_and_scored_by_us(tiny, rows, tmp_path, caplog):
     np.testing.assert_allclose(cache.rewards_pm.reshape(-1), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rewards_alone_serve_the_methods_that_rank(tiny, sampled, rows, tmp_path):
     rewards = [{"prompt": row["prompt"], "rewards": row["rewards"]} for row in rows]
     samples = f"--samples={write(tmp_path / 'rewards.jsonl', rewards)}"
@@ -370,6 +378,7 @@ def test_rewards_alone_serve_the_methods_that_rank(tiny, sampled, rows, tmp_path
         assert "has rewards without responses, which" in done.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--samples=ROWS", "--prompts=X"]])
 def test_the_program_writes_prompts_or_reads_samples(tiny, tmp_path, arguments):
     done = import_file(tiny, tmp_path / "work", *arguments)
@@ -379,6 +388,7 @@ def test_the_program_writes_prompts_or_reads_samples(tiny, tmp_path, arguments):
     assert not (tmp_path / "work" / "references").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "split", "message"),
     [
@@ -415,52 +425,36 @@ def test_imports_that_are_refused_leave_nothing(materials, rows, tmp_path, file,
 # docs/data.md -------------------------------------------------------------------------------------
 
 
-class Server(http.server.BaseHTTPRequestHandler):
-    """A completions endpoint that gives the same few texts for every prompt."""
-
-    asked: list[dict]
-    texts = (" of the film", " a plot.", "", " works", " and", " is")
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append(body)
-        choices = [
-            {
-                "index": index,
-                "text": self.texts[index % len(self.texts)],
-                "finish_reason": "length" if index % len(self.texts) > 3 else "stop",
-            }
-            for index in range(body["n"])
-        ]
-        answer = json.dumps({"object": "text_completion", "choices": choices}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_):
-        """Nothing on the test's terminal."""
+TEXTS = (" of the film", " a plot.", "", " works", " and", " is")
 
 
 @pytest.fixture
-def server():
-    Server.asked = []
-    with http.server.ThreadingHTTPServer(("localhost", 0), Server) as made:
-        thread = threading.Thread(target=made.serve_forever)
-        thread.start()
-        yield f"http://localhost:{made.server_port}/v1/completions"
-        made.shutdown()
-        thread.join()
+def bodies(monkeypatch) -> list[dict]:
+    """The requests to a completions endpoint that gives the same few texts for every prompt."""
+    bodies: list[dict] = []
+
+    def urlopen(request: urllib.request.Request) -> io.BytesIO:
+        assert request.full_url == "http://localhost:8000/v1/completions"
+        bodies.append(json.loads(request.data))
+        choices = [
+            {"text": TEXTS[index % 6], "finish_reason": "length" if index % 6 > 3 else "stop"}
+            for index in range(bodies[-1]["n"])
+        ]
+        return io.BytesIO(json.dumps({"choices": choices}).encode())
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    return bodies
 
 
 def block(kind: str, word: str) -> str:
     """The one code block of the document with a word in it."""
     blocks = re.findall(rf"```{kind}\n(.*?)```", DOCUMENT, re.DOTALL)
-    (found,) = [text for text in blocks if word in text]
-    return found
+    (matching,) = [text for text in blocks if word in text]
+    return matching
 
 
-def test_the_recipe_for_a_server(tiny, server, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_recipe_for_a_server(tiny, bodies, tmp_path, monkeypatch):
     """Its commands and its code in order, but for folders in capitals, sizes and the server."""
     monkeypatch.chdir(tmp_path)
     places = {
@@ -483,28 +477,26 @@ def test_the_recipe_for_a_server(tiny, server, tmp_path, monkeypatch):
         assert done.returncode == 0, done.stderr[-3000:]
 
     run("--prompts=")
-    asked = [json.loads(line) for line in (tmp_path / "PROMPTS.jsonl").read_text().splitlines()]
+    prompts = [json.loads(line) for line in (tmp_path / "PROMPTS.jsonl").read_text().splitlines()]
     tokenizer = model_folder.load_tokenizer(tiny / "policy")
-    assert len(asked) == 24
-    assert tokenizer.decode(asked[3]["prompt_tokens"]) == asked[3]["prompt"]
+    assert len(prompts) == 24
+    assert tokenizer.decode(prompts[3]["prompt_tokens"]) == prompts[3]["prompt"]
 
     code = block("python", "urllib.request")
-    url, samples, new_tokens = re.search(r'URL, .* = "(.*)", (\d+), (\d+)', code).groups()
-    assert (samples, new_tokens) == ("128", "40")  # as configs/imdb.py has them
-    code = code.replace(url, server).replace("128, 40", "8, 6")
-    exec(compile(code, "docs/data.md", "exec"), {})
-    assert [body["prompt"] for body in Server.asked] == [row["prompt_tokens"] for row in asked]
-    assert {(body["n"], body["max_tokens"]) for body in Server.asked} == {(8, 6)}
+    assert code.count("128, 40") == 1  # as configs/imdb.py has them
+    exec(compile(code.replace("128, 40", "8, 6"), "docs/data.md", "exec"), {})
+    assert [body["prompt"] for body in bodies] == [row["prompt_tokens"] for row in prompts]
+    assert {(body["n"], body["max_tokens"]) for body in bodies} == {(8, 6)}
 
     run("--samples=")
     cache = reference_cache.load(tmp_path / "work" / "references" / "train")
     assert cache.rewards_pm.shape == (24, 8)
-    assert reference_cache.read(cache, [3]) == [[*Server.texts, *Server.texts[:2]]]
-    ids = tokenizer(list(Server.texts), add_special_tokens=False)["input_ids"]
+    assert reference_cache.read(cache, [3]) == [[*TEXTS, *TEXTS[:2]]]
+    ids = tokenizer(list(TEXTS), add_special_tokens=False)["input_ids"]
     ends = [len(i) < 6 and place < 4 for place, i in enumerate(ids)]
     assert any(ends) and not all(ends[:4])  # one has no room for its EOS
     assert cache.responses.finished_bn[3].tolist() == [*ends, *ends[:2]]
-    expected = reward_functions.vowels([asked[3]["prompt"]] * 6, list(Server.texts))
+    expected = reward_functions.vowels([prompts[3]["prompt"]] * 6, list(TEXTS))
     np.testing.assert_allclose(cache.rewards_pm[3, :6], expected, rtol=1e-6)
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
+from ml_collections import ConfigDict
 
 from tests.reward_functions import vowels
 from tests.tiny_config import program
-from vbon_jax.config import defaults
+from vbon_jax import config
 from vbon_jax.data import batching
 from vbon_jax.data import tokenizers as tokenizers_module
 from vbon_jax.models import encoder
@@ -79,11 +80,11 @@ def type_in(monkeypatch, content: bytes) -> None:
 
 
 def run(tiny, *, reward=None, **changes) -> None:
-    model = changes.pop("model", tiny / "policy")
-    settings = defaults().reward
-    settings.update(reward or {})
-    options = {"max_new_tokens": NEW, "reward": settings} | changes
-    generation.main(generation.Options(str(model), **options))
+    options = ConfigDict()
+    config.add(options, generation.KEYS)
+    options.update({"model": str(tiny / "policy"), "max_new_tokens": NEW} | changes)
+    options.reward.update(reward or {})
+    generation.main(options)
 
 
 def rows(tiny, tmp_path, name="out.jsonl", **changes) -> list[dict]:
@@ -116,12 +117,12 @@ def draw(policy, prompt: str, index: int, num_samples: int, **sampling) -> tuple
 def test_rows_are_what_the_sampler_draws(tiny, tmp_path, policy, capsys):
     source = tmp_path / "prompts.txt"
     source.write_text("\n".join(PROMPTS) + "\n\n")
-    found = rows(tiny, tmp_path, input=str(source), samples=2, seed=3, batch=6, top_k=50)
+    written = rows(tiny, tmp_path, input=str(source), samples=2, seed=3, batch=6, top_k=50)
     assert capsys.readouterr().out == ""
-    assert [row["prompt"] for row in found] == [prompt for prompt in PROMPTS for _ in range(2)]
+    assert [row["prompt"] for row in written] == [prompt for prompt in PROMPTS for _ in range(2)]
     for index, prompt in enumerate(PROMPTS):
         ids, samples = draw(policy, prompt, index, 2, top_k=50)
-        for n, row in enumerate(found[2 * index : 2 * index + 2]):
+        for n, row in enumerate(written[2 * index : 2 * index + 2]):
             tokens = samples.token_ids()[n]
             assert row["tokens"] == tokens
             assert row["response"] == rewards.texts(policy[1], [ids], [tokens])[1][0]
@@ -133,36 +134,36 @@ def test_rows_are_what_the_sampler_draws(tiny, tmp_path, policy, capsys):
     again = rows(
         tiny, tmp_path, "2.jsonl", input=str(as_rows), samples=2, seed=3, batch=6, top_k=50
     )
-    assert again == found
+    assert again == written
 
 
 def test_responses_are_shown_without_control_characters(tiny, tmp_path, capsys):
     """The random policy writes bytes of all kinds."""
     prompts = tuple(PROMPTS[:2])
-    found = rows(tiny, tmp_path, prompt=prompts)
+    written = rows(tiny, tmp_path, prompt=prompts)
     run(tiny, prompt=prompts)
     shown = capsys.readouterr().out
     assert shown == "".join(
-        f">>> {row['prompt']}\n{generation.harmless(row['response'])}\n\n" for row in found
+        f">>> {row['prompt']}\n{generation.harmless(row['response'])}\n\n" for row in written
     )
     assert not re.search("[\0-\x08\x0b-\x1f\x7f]", shown)
-    assert any(generation.harmless(row["response"]) != row["response"] for row in found)
+    assert any(generation.harmless(row["response"]) != row["response"] for row in written)
 
 
 def test_the_best_of_n_is_shown_with_its_reward(tiny, tmp_path, policy, capsys):
     options = {"samples": 3, "best_of": 4, "seed": 3, "reward": VOWELS}
-    found = rows(tiny, tmp_path, prompt=tuple(PROMPTS[:2]), **options)
+    written = rows(tiny, tmp_path, prompt=tuple(PROMPTS[:2]), **options)
     for index, prompt in enumerate(PROMPTS[:2]):
         ids, samples = draw(policy, prompt, index, 12)
         responses = samples.token_ids()
         scores = vowels(*rewards.texts(policy[1], [ids] * 12, responses))
-        for k, row in enumerate(found[3 * index : 3 * index + 3]):
+        for k, row in enumerate(written[3 * index : 3 * index + 3]):
             group = scores[4 * k : 4 * k + 4]
             assert row["reward"] == pytest.approx(max(group), rel=1e-6)
             assert row["tokens"] == responses[4 * k + int(np.argmax(group))]
     run(tiny, prompt=("the plot",), **options)
     shown = capsys.readouterr().out
-    for number, row in enumerate(found[:3], 1):
+    for number, row in enumerate(written[:3], 1):
         note = f"-- sample {number} of 3, reward {row['reward']:.4f}, best of 4\n"
         assert f"{generation.harmless(row['response'])}\n{note}" in shown
 
@@ -184,9 +185,9 @@ def test_a_classifier_is_a_reward(tiny, tmp_path, policy):
     network = {"model_type": "distilbert", "vocab_size": len(wordpiece), "dim": 8, "n_layers": 1}
     network |= {"n_heads": 2, "hidden_dim": 16, "max_position_embeddings": 64}
     labels = ("NEGATIVE", "POSITIVE")
-    config = model_folder.config_of(network, labels=labels, source="network")
-    params, folder = encoder.init(config, jax.random.key(0)), tmp_path / "classifier"
-    model_folder.save(folder, config, params, settings=network, tokenizer=wordpiece)
+    model = model_folder.config_of(network, labels=labels, source="network")
+    params, folder = encoder.init(model, jax.random.key(0)), tmp_path / "classifier"
+    model_folder.save(folder, model, params, settings=network, tokenizer=wordpiece)
     settings = {"path": str(folder), "label": "NEGATIVE"}
     (row,) = rows(tiny, tmp_path, prompt=("the plot",), reward=settings)
     ids = policy[1]("the plot")["input_ids"]
@@ -196,7 +197,7 @@ def test_a_classifier_is_a_reward(tiny, tmp_path, policy):
     with pytest.raises(InputError, match="no label 'GOOD'; choose one of: 0 NEGATIVE, 1 POSITIVE"):
         run(tiny, prompt=("a",), reward=settings | {"label": "GOOD"})
     with pytest.raises(InputError, match=r"architectures|model_type"):
-        run(tiny, prompt=("a",), model=folder)
+        run(tiny, prompt=("a",), model=str(folder))
 
 
 def test_a_prompt_from_a_pipe(tiny, monkeypatch, capsys):
@@ -218,11 +219,13 @@ def test_chat_renders_the_prompt_as_a_message(tiny, tmp_path, policy):
     )
     checkpoint = policy[0]
     model_folder.save(folder, *checkpoint[:2], settings=checkpoint.settings, tokenizer=tokenizer)
-    (row,) = rows(tiny, tmp_path, model=folder, prompt=("the plot",), chat=True, temperature=0.0)
+    (row,) = rows(
+        tiny, tmp_path, model=str(folder), prompt=("the plot",), chat=True, temperature=0.0
+    )
     _, samples = draw(policy, "<|endoftext|>user: the plot\nassistant:", 0, 1, temperature=0.0)
     assert row["tokens"] == samples.token_ids()[0]
     assert row["prompt"] == "the plot"
-    with pytest.raises(InputError, match=f"{tiny / 'policy'}: its tokenizer has no chat template"):
+    with pytest.raises(InputError, match=f"{tiny / 'policy'}: the tokenizer has no chat template"):
         run(tiny, prompt=("the plot",), chat=True)
 
 
@@ -274,8 +277,8 @@ def test_what_was_finished_is_kept(tiny, tmp_path, monkeypatch, capsys):
         ({"prompt": ("a",), "reward": VOWELS | {"path": "x"}}, "keep one"),
         ({"prompt": ("a",), "reward": VOWELS | {"output": "odds"}}, "reward.output='odds': choose"),
         ({"prompt": ("a",), "best_of": 4}, "--best_of=4 needs a reward"),
-        ({"prompt": ("a",), "top_p": 0.0}, "top_p is 0.0"),
-        ({"prompt": ("a",), "temperature": -1.0}, "temperature is -1.0"),
+        ({"prompt": ("a",), "top_p": 0.0}, "top_p=0.0: give a number above 0 to 1"),
+        ({"prompt": ("a",), "temperature": -1.0}, "temperature=-1.0: give a number from 0"),
         ({"prompt": ("\udcff",)}, "not Unicode text"),
         ({"prompt": ("a",), "reward": {"function": "nowhere:f"}}, "cannot import nowhere"),
         (
@@ -304,13 +307,13 @@ def test_an_empty_prompt_needs_a_beginning(tiny, tmp_path):
     tokenizer.bos_token = None
     source = tmp_path / "prompts.txt"
     source.write_text("a\n\nb\n")
-    options = generation.Options("m", input=str(source))
-    with pytest.raises(
-        InputError, match=r"prompts.txt: line 2 has an empty prompt .* no BOS token"
-    ):
-        generation.encode(generation.read_prompts(options), tokenizer, options)
+    table = generation.read_prompts(ConfigDict({"prompt": (), "input": str(source)}))
+    message = r"prompts.txt: line 2 has an empty prompt .* no BOS token"
+    with pytest.raises(InputError, match=message):
+        generation.encode(table, tokenizer)
 
 
+@pytest.mark.slow
 def test_the_flags_are_the_keys_of_the_configuration(tiny):
     flags = ["--prompt=a", "--best_of=2", "--max_new_tokens=4"]
     model = f"--model={tiny / 'policy'}"

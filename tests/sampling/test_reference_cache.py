@@ -87,9 +87,9 @@ def test_what_goes_in_comes_out(tmp_path):
     build(tmp_path / "cache", prompts_per_shard=3)
     cache = reference_cache.load(tmp_path / "cache", provenance())
     samples = sample(range(7))
-    for found, expected in zip(cache.responses[:4], samples[:4], strict=True):
-        np.testing.assert_array_equal(found, expected)
-        assert found.dtype == expected.dtype
+    for loaded, expected in zip(cache.responses[:4], samples[:4], strict=True):
+        np.testing.assert_array_equal(loaded, expected)
+        assert loaded.dtype == expected.dtype
     prompt_sums = np.asarray([3, 3, 15, 7, 17, 10, 23])[:, None]
     np.testing.assert_array_equal(cache.rewards_pm, prompt_sums + 0.25 * samples.tokens_bng.sum(-1))
     assert cache.rewards_pm.dtype == np.float32
@@ -106,9 +106,9 @@ def test_texts_and_tokens_are_read_by_prompt_in_any_order(tmp_path):
     cache = reference_cache.load(tmp_path / "cache")
     tokens = reference_cache.read(cache, [6, 0, 3, 0], column="response_tokens")
     samples = sample([6, 0, 3, 0])
-    for row, found in enumerate(tokens):
+    for row, loaded in enumerate(tokens):
         kept = zip(samples.tokens_bng[row], samples.lengths_bn[row], strict=True)
-        assert found == [ids[:n].tolist() for ids, n in kept]
+        assert loaded == [ids[:n].tolist() for ids, n in kept]
     assert reference_cache.read(cache, [6, 0, 3, 0]) == [decode(ids) for ids in tokens]
     assert reference_cache.read(cache, [4, 5], column="prompt") == ["eight <b>", ""]
     assert reference_cache.read(cache, [2], column="prompt_tokens") == [[4, 5, 6]]

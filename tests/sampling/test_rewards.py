@@ -99,8 +99,8 @@ def test_responses_are_scored_with_their_prompts_rows():
 
     reward = rewards.Reward(score, "fingerprint", ("answer",))
     places, responses = np.asarray([1, 0, 1]), [ids[2], ids[3], ids[3]]
-    found = rewards.score_responses(reward, tokenizer, prompts, places, responses)
-    assert found.tolist() == [0, 1, 2]
+    scored = rewards.score_responses(reward, tokenizer, prompts, places, responses)
+    assert scored.tolist() == [0, 1, 2]
     columns = {"answer": ["b", "a", "b"]}
     assert seen == [(["plot", "the", "plot"], [" good", " bad", " bad"], columns)]
 
@@ -137,11 +137,11 @@ def test_a_text_scores_what_it_scores_alone(folder, wordpiece, texts):
     order = np.random.default_rng(0).permutation(len(texts))
     for batch_size in (7, 64):
         reward = rewards.classifier(folder, label="good", batch_size=batch_size)
-        found = scores(reward, texts)
-        assert found.dtype == np.float32 and found.shape == (len(texts),)
-        np.testing.assert_allclose(found, alone, atol=1e-5, rtol=1e-5)
+        scored = scores(reward, texts)
+        assert scored.dtype == np.float32 and scored.shape == (len(texts),)
+        np.testing.assert_allclose(scored, alone, atol=1e-5, rtol=1e-5)
         np.testing.assert_allclose(
-            scores(reward, [texts[place] for place in order]), found[order], atol=1e-5, rtol=1e-5
+            scores(reward, [texts[place] for place in order]), scored[order], atol=1e-5, rtol=1e-5
         )
     assert reward.score([], []).shape == (0,)
 
@@ -150,8 +150,8 @@ def test_labels_are_given_by_name_or_number(folder, texts):
     by_name = [scores(rewards.classifier(folder, label=name), texts) for name in CONFIG.labels]
     for index, expected in enumerate(by_name):
         for label in (index, str(index)):
-            found = scores(rewards.classifier(folder, label=label), texts)
-            np.testing.assert_array_equal(found, expected)
+            scored = scores(rewards.classifier(folder, label=label), texts)
+            np.testing.assert_array_equal(scored, expected)
     probs = [
         scores(rewards.classifier(folder, label=name, output="prob"), texts)
         for name in CONFIG.labels
@@ -263,8 +263,8 @@ def test_a_function_is_named_by_its_import_path(module):
         "def halves(*texts):\n    return np.full(len(texts[1]), 0.5, np.float64)\n",
     )
     reward = rewards.from_callable("my_rewards:length")
-    found = scores(reward, ["a", "", "abc"])
-    assert found.dtype == np.float32 and found.tolist() == [1.0, 0.0, 3.0]
+    scored = scores(reward, ["a", "", "abc"])
+    assert scored.dtype == np.float32 and scored.tolist() == [1.0, 0.0, 3.0]
     assert scores(rewards.from_callable("my_rewards:halves"), ("x", "y")).tolist() == [0.5, 0.5]
     assert reward.score([], []).shape == (0,)
     assert rewards.from_callable("operator:add").fingerprint  # importable is enough to be named
@@ -319,14 +319,15 @@ def test_a_configuration_names_a_classifier_or_a_function(folder):
     assert scores(rewards.load(settings), ["ab"]).tolist() == [0.5]
 
 
-def test_a_functions_fingerprint_follows_its_source(module):
+def test_a_functions_fingerprint_follows_its_source(module, monkeypatch):
     same = "def score(prompts, responses):\n    return [0.0] * len(prompts)\n"
     module("reward_a", same)
     first = rewards.from_callable("reward_a:score").fingerprint
     assert rewards.from_callable("reward_a:score").fingerprint == first
     module("reward_b", same)
     assert rewards.from_callable("reward_b:score").fingerprint != first
-    assert rewards._sha256("m:f", "one") != rewards._sha256("m:f", "two")
+    monkeypatch.setattr(rewards, "_source", lambda function: same + "# edited\n")
+    assert rewards.from_callable("reward_a:score").fingerprint != first
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ A row for each prompt, with the column names of the cache itself, in any file or
 Rewards alone, without responses, serve the methods that read rewards alone.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from vbon_jax import files
 from vbon_jax.data import batching, prompt_sets, sources, token_ids
 from vbon_jax.data.token_ids import Ids
 from vbon_jax.types import InputError, Responses
@@ -34,12 +35,9 @@ class Imported(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 (hex) of tokens, lengths, endings and rewards."""
-        digest = hashlib.sha256()
-        tokens, lengths, finished, _, rewards, _ = self.responses
-        for array in (tokens, lengths, finished, rewards):
-            digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        """A hash (hex) of tokens, lengths, endings, rewards."""
+        arrays = jax.tree.leaves(self.responses._replace(log_probs_bng=None))
+        return files.digest(*(np.ascontiguousarray(array).tobytes() for array in arrays))
 
 
 def read(
@@ -57,11 +55,10 @@ def read(
     The file may have other prompts too. A response is its tokens, or its text tokenised by itself.
     It ends with an EOS (its own, or the first of `eos_token_ids`) unless it is not finished, or
     there is no room for one in `new_tokens`, as for a sampler that stops there. One of more tokens
-    is cut where `truncate` says so, and else refused. Log-probabilities are 0.
+    is cut where `truncate` says so. Log-probabilities are 0.
 
-    Raises InputError, with file and row, for prompts that are missing or there twice, a field that
-    is missing or of another type, another number of samples, a reward that is not finite, a token
-    that the tokenizer does not have, what is over-long, and an EOS inside a response.
+    Raises InputError, with file and row, for a prompt that is missing or there twice, and a field
+    that cannot be used.
     """
     table = sources.read(source)
     rows = _rows_of(table, prompts, tokenizer)
@@ -70,13 +67,12 @@ def read(
         return _column(table, rows, name, samples_per_prompt, check)
 
     tokens = column("response_tokens", lambda ids, where: _checked_ids(ids, where, tokenizer))
-    texts = column("responses", _text) if tokens is None else None
+    texts = column("responses", _typed(str)) if tokens is None else None
     rewards = column("rewards", sources.finite)
-    finished = column("finished", _bool)
+    finished = column("finished", _typed(bool))
     if tokens is None and texts is None and rewards is None:
         raise InputError(
-            f"{table.source}: its rows have no responses, response_tokens or rewards; add one of "
-            "these fields"
+            f"{table.source}: its rows have no responses, response_tokens or rewards; add one"
         )
     if texts is not None:
         tokens = [token_ids.plain_ids(tokenizer, of_prompt) for of_prompt in texts]
@@ -159,8 +155,8 @@ def _column(
     for row in rows:
         values, where = table.rows[row].get(name), f"{table.where(row)}: field {name!r}"
         if not isinstance(values, list):
-            found = "missing" if values is None else f"{type(values).__name__}, not a list"
-            raise InputError(f"{where} is {found}; give a value for each response, in every row")
+            kind = "missing" if values is None else f"{type(values).__name__}, not a list"
+            raise InputError(f"{where} is {kind}; give a value for each response, in every row")
         if len(values) != count:
             raise InputError(
                 f"{where} has {len(values)} values and references.samples_per_prompt is {count}; "
@@ -170,16 +166,15 @@ def _column(
     return column
 
 
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{where} is {type(value).__name__}, not str; correct it")
-    return value
+def _typed(kind: type) -> Callable[[Any, str], Any]:
+    """A check that a value is of one type."""
 
+    def check(value: Any, where: str) -> Any:
+        if not isinstance(value, kind):
+            raise InputError(f"{where} is {type(value).__name__}, not {kind.__name__}; correct it")
+        return value
 
-def _bool(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"{where} is {type(value).__name__}, not bool; correct it")
-    return value
+    return check
 
 
 def _checked_ids(value: Any, where: str, tokenizer: Any) -> list[int]:

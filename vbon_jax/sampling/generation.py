@@ -1,18 +1,17 @@
 """Text from a model: prompts in, the best of N responses to each out.
 
-`generate` is a function of the prompts and the options; what is shown on a terminal has its control
-characters written out.
+`generate` is a function of the prompts and the options, which have the names of `KEYS`; what is
+shown on a terminal has its control characters written out.
 """
 
 import contextlib
-import dataclasses
 import json
-import logging
+import operator
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TextIO
 
 import jax
@@ -20,107 +19,90 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
+from vbon_jax import config
+from vbon_jax.config import Key
 from vbon_jax.data import batching, formats, sources, token_ids
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
 from vbon_jax.types import InputError, Responses
 
-logger = logging.getLogger(__name__)
-
+KEYS = (
+    Key("model", "", "Hugging Face folder (or hub name) of a decoder."),
+    Key("prompt", (), "A prompt; may be given several times."),
+    Key("input", "", "Prompts: a text file, one a line, or .jsonl with `prompt`."),
+    Key("output", "", "JSON lines to write, a row a response."),
+    Key("chat", False, "A prompt is a user's message in the model's chat template."),
+    Key("samples", 1, "Responses to each prompt.", least=1),
+    Key("best_of", 1, "Draws of which the reward chooses each.", least=1),
+    Key("max_new_tokens", 128, "Tokens of a response, its end counted.", least=1),
+    Key("temperature", 1.0, "Divides the logits; 0 = always the likeliest token.", least=0),
+    Key("top_k", 0, "Keep the k likeliest tokens; 0 = all.", least=0),
+    Key("top_p", 1.0, "Keep the likeliest tokens with this probability; 1 = all.", above=0, most=1),
+    Key("seed", 0, "The same seed gives the same text."),
+    Key("batch", 32, "Responses drawn at a time.", least=1),
+    *rewards.KEYS,
+)
 # Control characters but for tab and line feed, those that turn the direction of writing, and halves
 # of characters, which cannot be written at all.
 HARMFUL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The values of the flags of the same names."""
-
-    model: str
-    prompt: tuple[str, ...] = ()
-    input: str | None = None
-    output: str | None = None
-    chat: bool = False
-    samples: int = 1
-    best_of: int = 1
-    max_new_tokens: int = 128
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    batch: int = 32
-    reward: ConfigDict | None = None  # with the keys of `config.reward`
-
-    @property
-    def drawn(self) -> int:
-        """Responses that are drawn for each prompt."""
-        return self.samples * self.best_of
-
-    @property
-    def has_reward(self) -> bool:
-        """Whether a classifier or a function is named."""
-        return self.reward is not None and bool(self.reward.path or self.reward.function)
-
-
-class Given(NamedTuple):
-    """Prompts as they were given."""
-
-    texts: list[str]
-    places: list[str]  # for errors
-    columns: Mapping[str, list] = {}  # other fields of their rows
-
-
 class Generator(NamedTuple):
     """What responses are generated with."""
 
-    options: Options
+    options: ConfigDict
     checkpoint: model_folder.Checkpoint
     tokenizer: Any
     sampling: sampler.Sampling
     reward: rewards.Reward | None
 
+    @property
+    def num_samples(self) -> int:
+        """Responses that are drawn for each prompt."""
+        return self.options.samples * self.options.best_of
+
 
 # Before anything is computed ----------------------------------------------------------------------
 
 
-def check_options(options: Options) -> None:
+def check_options(options: ConfigDict) -> None:
     """InputError for options that contradict each other, and for a file that would be lost."""
-    if options.prompt and options.input is not None:
-        raise InputError("--prompt and --input are both given; keep one of them")
-    if options.has_reward and options.reward.path and options.reward.function:
-        raise InputError("--reward.path and --reward.function are both given; keep one of them")
-    if options.best_of > 1 and not options.has_reward:
+    config.check(options, KEYS)
+    for first, second in (("prompt", "input"), ("reward.path", "reward.function")):
+        if config.get(options, first) and config.get(options, second):
+            raise InputError(f"--{first} and --{second} are both given; keep one of them")
+    if options.best_of > 1 and not (options.reward.path or options.reward.function):
         raise InputError(
             f"--best_of={options.best_of} needs a reward to choose by; add --reward.path=DIR or "
             "--reward.function=package.module:name"
         )
-    output = pathlib.Path(options.output or "")
+    output = pathlib.Path(options.output)
     if output.is_file() and output.stat().st_size:
         raise InputError(f"--output={output}: it exists already; give another name, or remove it")
 
 
-def read_prompts(options: Options) -> Given:
+def read_prompts(options: ConfigDict) -> sources.Table:
     """The prompts of the flags, of a file, or of standard input, which is one prompt."""
     if options.prompt:
-        return Given(list(options.prompt), [f"--prompt={text!r:.40}" for text in options.prompt])
-    if options.input is None:
-        content = "" if sys.stdin.isatty() else _utf8(sys.stdin.buffer.read(), "standard input")
-        if not content:
-            raise InputError("there is no prompt; give --prompt, --input or text on standard input")
-        return Given([re.sub(r"\r?\n\Z", "", content)], ["standard input"])
+        return _table(list(options.prompt), "--prompt", "number")
     path = pathlib.Path(options.input)
     if path.suffix == ".jsonl":
-        table = sources.read(path)
-        texts = [table.text(row, "prompt") for row in range(len(table.rows))]
-        return Given(texts, table.places, formats.columns(table, without="prompt"))
-    if path.is_file():
-        lines = _utf8(path.read_bytes(), str(path)).rstrip("\r\n").split("\n")
-        texts = [line.rstrip("\r") for line in lines]
-    else:
+        return sources.read(path)
+    if not options.input:
+        content = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+        if not content:
+            raise InputError("there is no prompt; give --prompt, --input or text on standard input")
+        return _table([re.sub(r"\r?\n\Z", "", _utf8(content, "standard input"))], "standard input")
+    if not path.is_file():
         raise InputError(f"--input={path}: no such file; give a file with a prompt on each line")
-    places = [f"{path}: line {number}" for number in range(1, len(texts) + 1)]
-    return Given(texts, places)
+    lines = _utf8(path.read_bytes(), str(path)).rstrip("\r\n").split("\n")
+    return _table([line.rstrip("\r") for line in lines], str(path), "line")
+
+
+def _table(texts: list[str], source: str, unit: str = "row") -> sources.Table:
+    numbers = list(range(1, len(texts) + 1))
+    return sources.Table([{"prompt": text} for text in texts], source, numbers, unit)
 
 
 def _utf8(content: bytes, where: str) -> str:
@@ -130,40 +112,26 @@ def _utf8(content: bytes, where: str) -> str:
         raise InputError(f"{where} is not UTF-8 ({error.reason}); save it as UTF-8") from None
 
 
-def encode(given: Given, tokenizer: Any, options: Options) -> PromptSet:
+def encode(table: sources.Table, tokenizer: Any, *, chat: bool = False) -> PromptSet:
     """The token ids of prompts, in their order, equal ones too.
 
     The BOS is in front where the tokenizer puts it there by itself, and an empty prompt is the BOS.
-    InputError where there is none, and for what is not Unicode text.
+    With `chat` a prompt is a user's message in the tokenizer's template. InputError where there is
+    no BOS or no template, and for what is not Unicode text.
     """
-    rendered = []
-    for text, place in zip(given.texts, given.places, strict=True):
+    texts = [table.text(row, "prompt") for row in range(len(table.rows))]
+    for text, place in zip(texts, table.places, strict=True):
         if re.search("[\ud800-\udfff]", text):
             raise InputError(f"{place}: the prompt is not Unicode text; write it as UTF-8")
-        rendered.append(_as_message(tokenizer, text, options.model) if options.chat else text)
-    ids = token_ids.prompt_ids(tokenizer, rendered, given.places)
-    return PromptSet(ids, given.texts, columns=given.columns)
+    rendered = texts
+    if chat:
+        rows = [{"prompt": [{"role": "user", "content": text}]} for text in texts]
+        rendered = formats.prompts(table._replace(rows=rows), tokenizer=tokenizer)
+    ids = token_ids.prompt_ids(tokenizer, rendered, table.places)
+    return PromptSet(ids, texts, columns=formats.columns(table, without="prompt"))
 
 
-def _as_message(tokenizer: Any, text: str, model: str) -> str:
-    """A user's message in the tokenizer's chat template."""
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"{model}: its tokenizer has no chat template; leave out --chat, or give the folder of "
-            "a model that was trained on dialogues"
-        )
-    try:
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # whatever a template finds wrong
-        raise InputError(
-            f"{model}: its chat template fails on a user's message alone "
-            f"({type(error).__name__}: {error}); leave out --chat"
-        ) from error
-
-
-def load(options: Options, tokenizer: Any) -> Generator:
+def load(options: ConfigDict, tokenizer: Any) -> Generator:
     """The model and the reward that the options name, each checked."""
     checkpoint = model_folder.load(options.model, kind="decoder")
     model_folder.check_vocabulary(tokenizer, checkpoint.config, options.model)
@@ -174,7 +142,8 @@ def load(options: Options, tokenizer: Any) -> Generator:
         top_p=options.top_p,
         eos_token_ids=model_folder.eos_token_ids(checkpoint, tokenizer, options.model),
     )
-    reward = rewards.load(options.reward) if options.has_reward else None
+    has_reward = options.reward.path or options.reward.function
+    reward = rewards.load(options.reward) if has_reward else None
     return Generator(options, checkpoint, tokenizer, sampling, reward)
 
 
@@ -204,40 +173,40 @@ def generate(generator: Generator, prompts: PromptSet) -> Iterator[list[dict[str
     options, model = generator.options, generator.checkpoint
     key = jax.random.key(options.seed)
     longest = model.config.max_positions - options.max_new_tokens
-    height = max(1, min(options.batch // options.drawn, len(prompts.token_ids)))
+    height = max(1, min(options.batch // generator.num_samples, len(prompts.token_ids)))
     for places, count in batching.filled_batches(len(prompts.token_ids), height):
         responses = sampler.generate(
             model.config,
             model.params,
             batching.pad_prompts([prompts.token_ids[place] for place in places], longest=longest),
             sampler.prompt_keys(key, places),
-            num_samples=options.drawn,
+            num_samples=generator.num_samples,
             sampling=generator.sampling,
         )
         responses = jax.device_get(responses._replace(prompt_index_b=places))
-        own = Responses(*(a if a is None else a[:count] for a in responses))  # without filling
-        yield from _best(generator, prompts, own)
+        yield from _best(
+            generator, prompts, jax.tree.map(operator.itemgetter(slice(count)), responses)
+        )
 
 
 def _best(generator: Generator, prompts: PromptSet, responses: Responses) -> Iterator[list[dict]]:
     """The rows of each prompt of a batch."""
-    options, tokenizer, reward = generator.options, generator.tokenizer, generator.reward
-    shape, ids_s = responses.lengths_bn.shape, responses.token_ids()
-    index_s = np.repeat(responses.prompt_index_b, options.drawn)
-    rewards_bn = np.zeros(shape, np.float32)
+    options, reward, num_samples = generator.options, generator.reward, generator.num_samples
+    index_s, ids_s = np.repeat(responses.prompt_index_b, num_samples), responses.token_ids()
+    rewards_bn = np.zeros(responses.lengths_bn.shape, np.float32)
     if reward is not None:
-        scored_s = rewards.score_responses(reward, tokenizer, prompts, index_s, ids_s)
-        rewards_bn = scored_s.reshape(shape)
+        scored_s = rewards.score_responses(reward, generator.tokenizer, prompts, index_s, ids_s)
+        rewards_bn = scored_s.reshape(rewards_bn.shape)
     groups_bkn = rewards_bn.reshape(len(rewards_bn), options.samples, options.best_of)
     best_bk = groups_bkn.argmax(-1) + np.arange(options.samples) * options.best_of
-    _, texts = rewards.texts(tokenizer, [prompts.token_ids[i] for i in index_s], ids_s)
+    _, texts = rewards.texts(generator.tokenizer, [prompts.token_ids[i] for i in index_s], ids_s)
     for row, prompt in enumerate(responses.prompt_index_b):
         yield [
             {
                 "prompt": prompts.texts[prompt],
-                "response": texts[row * options.drawn + place],
+                "response": texts[row * num_samples + place],
                 "log_prob": float(responses.log_probs_bng[row, place].sum(dtype=np.float64)),
-                "tokens": ids_s[row * options.drawn + place],
+                "tokens": ids_s[row * num_samples + place],
                 "finished": bool(responses.finished_bn[row, place]),
             }
             | ({} if reward is None else {"reward": float(rewards_bn[row, place])})
@@ -256,7 +225,7 @@ def harmless(text: str) -> str:
     return HARMFUL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def as_shown(prompt: str, rows: list[dict[str, Any]], options: Options, *, several: bool) -> str:
+def as_shown(prompt: str, rows: list[dict[str, Any]], options: ConfigDict, *, several: bool) -> str:
     """The responses to a prompt as text for a terminal, each with a line about it."""
     lines = [f">>> {prompt}"] if several else []
     for number, row in enumerate(rows, 1):
@@ -267,8 +236,8 @@ def as_shown(prompt: str, rows: list[dict[str, Any]], options: Options, *, sever
     return harmless("\n".join(lines) + "\n" * (1 + several))
 
 
-def _open(path: str | None) -> contextlib.AbstractContextManager[TextIO | None]:
-    if path is None:
+def _open(path: str) -> contextlib.AbstractContextManager[TextIO | None]:
+    if not path:
         return contextlib.nullcontext()
     try:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -292,14 +261,14 @@ def _write(generator: Generator, prompts: PromptSet, file: TextIO | None) -> Non
             file.flush()
 
 
-def main(options: Options) -> None:
+def main(options: ConfigDict) -> None:
     """Check everything that can be checked, then generate."""
     check_options(options)
-    given = read_prompts(options)
+    table = read_prompts(options)
     tokenizer = model_folder.load_tokenizer(options.model)
-    prompts = encode(given, tokenizer, options)
+    prompts = encode(table, tokenizer, chat=options.chat)
     generator = load(options, tokenizer)
-    check_prompts(generator, prompts, given.places)
+    check_prompts(generator, prompts, table.places)
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the characters
     try:
         with _open(options.output) as file:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vbon_jax import files
@@ -177,38 +178,30 @@ def _table(
     decode: Callable,
 ) -> pa.Table:
     """One shard's rows: the responses to some prompts, scored unless they have rewards."""
-    num_samples = responses.lengths_bn.shape[1]
-    inside_bng = np.arange(responses.tokens_bng.shape[-1]) < responses.lengths_bn[..., None]
-    lengths_s = responses.lengths_bn.reshape(-1)
-    tokens, token_ids = responses.tokens_bng[inside_bng].astype(np.int32), responses.token_ids()
-    rewards_bn = responses.rewards_bn
+    token_ids, rewards_bn = responses.token_ids(), responses.rewards_bn
+    num_prompts, num_samples = responses.lengths_bn.shape
     if rewards_bn is None:
-        rewards_bn = score(np.repeat(prompt_ids, num_samples), token_ids)
-    prompt_tokens = [list(prompts.token_ids[prompt_id]) for prompt_id in prompt_ids]
+        scored_s = score(np.repeat(prompt_ids, num_samples), token_ids)
+        rewards_bn = np.asarray(scored_s).reshape(num_prompts, num_samples)
 
-    def by_prompt(values: pa.Array) -> pa.ListArray:
+    def by_prompt(values: list) -> list[list]:
         """Values of all responses as one list a prompt."""
-        return _lists(values, np.full(len(prompt_ids), num_samples))
+        return [values[i * num_samples : (i + 1) * num_samples] for i in range(num_prompts)]
 
+    log_probs_sg = responses.log_probs_bng.reshape(len(token_ids), -1)
     columns = {
-        "prompt_id": pa.array(prompt_ids),
-        "prompt": pa.array([prompts.texts[prompt_id] for prompt_id in prompt_ids], pa.string()),
-        "prompt_tokens": pa.array(prompt_tokens, pa.list_(pa.int32())),
-        "responses": by_prompt(pa.array(decode(token_ids), pa.string())),
-        "response_tokens": by_prompt(_lists(pa.array(tokens), lengths_s)),
-        "finished": by_prompt(pa.array(responses.finished_bn.reshape(-1))),
+        "prompt_id": prompt_ids,
+        "prompt": [prompts.texts[prompt_id] for prompt_id in prompt_ids],
+        "prompt_tokens": [list(prompts.token_ids[prompt_id]) for prompt_id in prompt_ids],
+        "responses": by_prompt(decode(token_ids)),
+        "response_tokens": by_prompt(token_ids),
+        "finished": responses.finished_bn.tolist(),
         "log_probs": by_prompt(
-            _lists(pa.array(responses.log_probs_bng[inside_bng].astype(np.float32)), lengths_s)
+            [row[: len(ids)].tolist() for row, ids in zip(log_probs_sg, token_ids, strict=True)]
         ),
-        "rewards": by_prompt(pa.array(np.asarray(rewards_bn, np.float32).reshape(-1))),
+        "rewards": rewards_bn.tolist(),
     }
     return pa.table(columns, schema=SCHEMA)
-
-
-def _lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
-    """Values cut into lists of the given lengths."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -304,40 +297,40 @@ def _read_shard(file: pathlib.Path, provenance: Provenance) -> tuple[Responses, 
     """The responses of a shard, and how many seconds they took."""
     _check_shard(file)
     names = ["prompt_id", "response_tokens", "finished", "log_probs", "rewards"]
-    table = files.read_parquet(file, names).combine_chunks()
+    table = files.read_parquet(file, names)
     if table["prompt_id"].to_pylist() != list(_rows_of(file)):
         raise _damaged(file, "it has other prompts")
-    values = {name: _values(file, table, name, provenance) for name in names[1:]}
+    tokens, finished, log_probs, rewards = (
+        _values(file, table, name, provenance.samples_per_prompt) for name in names[1:]
+    )
+    lengths_s = pc.list_value_length(tokens).to_numpy()
+    inside_sg = np.arange(provenance.max_new_tokens) < lengths_s[:, None]
     shape = len(table), provenance.samples_per_prompt
 
-    def by_token(name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Values of tokens, 0 behind a response's end, [rows, M, G], and the lengths [rows, M]."""
-        lengths_s = np.diff(values[name].offsets.to_numpy()).astype(np.int32)
-        if lengths_s.max() > provenance.max_new_tokens:
-            raise _damaged(file, f"a response has {lengths_s.max()} {name}")
-        inside_sg = np.arange(provenance.max_new_tokens) < lengths_s[:, None]
-        flat = values[name].flatten().to_numpy()
+    def padded(lists: pa.ListArray) -> np.ndarray:
+        """Values of tokens, 0 behind a response's end, [rows, M, G]."""
+        flat = lists.flatten().to_numpy()
         padded_sg = np.zeros(inside_sg.shape, flat.dtype)
         padded_sg[inside_sg] = flat
-        return padded_sg.reshape(*shape, -1), lengths_s.reshape(shape)
+        return padded_sg.reshape(*shape, -1)
 
-    tokens_bng, lengths_bn = by_token("response_tokens")
-    log_probs_bng, counts_bn = by_token("log_probs")
-    if (lengths_bn != counts_bn).any():
-        raise _damaged(file, "a response has more or fewer log_probs than tokens")
-    rewards_bn = values["rewards"].to_numpy().reshape(shape)
+    rewards_bn = rewards.to_numpy().reshape(shape)
     if not np.isfinite(rewards_bn).all():
         raise _damaged(file, "it has rewards that are not finite")
-    finished_bn = values["finished"].to_numpy(zero_copy_only=False).reshape(shape)
-    seconds = float((table.schema.metadata or {}).get(b"seconds", 0.0))
-    return Responses(tokens_bng, lengths_bn, finished_bn, log_probs_bng, rewards_bn), seconds
+    responses = Responses(
+        tokens_bng=padded(tokens),
+        lengths_bn=lengths_s.astype(np.int32).reshape(shape),
+        finished_bn=finished.to_numpy(zero_copy_only=False).reshape(shape),
+        log_probs_bng=padded(log_probs),
+        rewards_bn=rewards_bn,
+    )
+    return responses, float((table.schema.metadata or {}).get(b"seconds", 0.0))
 
 
-def _values(file: pathlib.Path, table: pa.Table, name: str, provenance: Provenance) -> pa.Array:
+def _values(file: pathlib.Path, table: pa.Table, name: str, num_samples: int) -> pa.Array:
     """The values of all responses of a shard, which are M for each prompt."""
-    column, num_samples = table[name].combine_chunks(), provenance.samples_per_prompt
-    counts = np.diff(column.offsets.to_numpy())
+    counts = pc.list_value_length(table[name]).to_numpy()
     if (wrong := np.flatnonzero(counts != num_samples)).size:
         prompt, count = _rows_of(file)[wrong[0]], counts[wrong[0]]
         raise _damaged(file, f"prompt {prompt} has {count} {name}, not {num_samples}")
-    return column.flatten()
+    return pc.list_flatten(table[name]).combine_chunks()

@@ -5,10 +5,9 @@ text to each other, so they need not share a tokenizer. Token ids become text in
 that the same tokens are always scored as the same bytes, and no special token's text ever is.
 """
 
-import hashlib
 import importlib
 import inspect
-import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from vbon_jax import config
-from vbon_jax.data import token_ids
-from vbon_jax.data.batching import bucket_length
+from vbon_jax import config, files
+from vbon_jax.data import batching, token_ids
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.models import classifier as classifiers
 from vbon_jax.models.huggingface import model_folder
@@ -121,19 +119,11 @@ def texts(
     alone = dict(zip(distinct, decode(list(map(list, distinct))), strict=True))
     joined = decode([[*prompt, *response] for prompt, response in pairs])
     prompts = [
-        _common_beginning(alone[prompt], both)
+        os.path.commonprefix([alone[prompt], both])  # noqa: RUF071 (characters are what is meant)
         for (prompt, _), both in zip(pairs, joined, strict=True)
     ]
     responses = [both[len(prompt) :] for prompt, both in zip(prompts, joined, strict=True)]
     return prompts, responses
-
-
-def _common_beginning(first: str, second: str) -> str:
-    """The longest text that both begin with."""
-    if second.startswith(first):
-        return first
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
-    return first[: sum(1 for _ in same)]
 
 
 # A text classifier --------------------------------------------------------------------------------
@@ -176,7 +166,7 @@ def classifier(
         return _select(logits_bc, index, output=output, independent=independent)
 
     marks = (model_folder.fingerprint(path), index, output, text, over_long)
-    return Reward(_checked(f"{path} ({label})", score), _sha256(*map(str, marks)))
+    return Reward(_checked(f"{path} ({label})", score), files.digest(*map(str, marks)))
 
 
 def label_index(path: str, label: str | int, labels: tuple[str, ...]) -> int:
@@ -221,12 +211,10 @@ def _classify(
         batch = order[start : start + batch_size]
         # A last or small batch is filled up to a power of two with rows of one padding token.
         height = min(batch_size, max(8, 1 << (len(batch) - 1).bit_length()))
-        width = min(bucket_length(int(lengths_r[batch].max()), multiple=16), longest)
-        lengths_b = np.ones(height, np.int32)
-        lengths_b[: len(batch)] = lengths_r[batch]
-        tokens_bt = np.zeros((height, width), np.int32)
-        for place, row in enumerate(batch):
-            tokens_bt[place, : lengths_r[row]] = rows[row]
+        width = min(batching.bucket_length(int(lengths_r[batch].max()), multiple=16), longest)
+        filled = [*(rows[row] for row in batch), *[(0,)] * (height - len(batch))]
+        lengths_b = np.asarray([len(row) for row in filled], np.int32)
+        tokens_bt = batching.pad_rows(filled, lengths_b, width)
         running.append((batch, classifiers.logits(config, params, tokens_bt, lengths_b)))
     logits_rc = np.empty((len(rows), config.num_labels), np.float32)
     for batch, logits_bc in running:
@@ -266,8 +254,7 @@ def from_callable(name: str) -> Reward:
         module = importlib.import_module(module_name)
     except (ImportError, SyntaxError) as error:
         raise InputError(
-            f"reward {name}: cannot import {module_name} ({error}); correct it, or put its folder "
-            "on PYTHONPATH"
+            f"reward {name}: cannot import {module_name} ({error}); correct it or PYTHONPATH"
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
@@ -287,7 +274,7 @@ def from_callable(name: str) -> Reward:
         wanted = columns.keys() - taken if read is None else columns.keys() & set(read)
         return function(prompts, responses, **{key: columns[key] for key in wanted})
 
-    return Reward(_checked(name, score), _sha256(name, _source(function)), read)
+    return Reward(_checked(name, score), files.digest(name, _source(function)), read)
 
 
 def _columns_of(
@@ -353,6 +340,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., np.ndarra
 def _as_rewards(name: str, responses: list[str], values: Any) -> np.ndarray:
     """`[len(responses)]` float32 from what a reward returned."""
     count, first = len(responses), _shortened(responses[0])
+    remedy = "return one finite float a response"
     try:
         rewards_s = np.asarray(values)
         if rewards_s.dtype.kind in "OUScmM":  # numpy would read None as NaN and "1" as 1
@@ -360,34 +348,24 @@ def _as_rewards(name: str, responses: list[str], values: Any) -> np.ndarray:
         with np.errstate(over="ignore"):
             rewards_s = rewards_s.astype(np.float32)
     except (TypeError, ValueError) as error:
+        why = str(error).partition("\n")[0].partition(". ")[0]
         raise InputError(
             f"reward {name} did not give numbers for {count} responses (the first: {first}; "
-            f"{_first_sentence(error)}); return one float a response"
+            f"{why}); {remedy}"
         ) from error
     if rewards_s.shape != (count,):
         raise InputError(
             f"reward {name} gave shape {rewards_s.shape} for {count} responses (the first: "
-            f"{first}); return one float a response"
+            f"{first}); {remedy}"
         )
-    bad = np.flatnonzero(~np.isfinite(rewards_s))
-    if bad.size:
-        at = int(bad[0])
+    if (bad := np.flatnonzero(~np.isfinite(rewards_s))).size:
         raise InputError(
-            f"reward {name} gave {rewards_s[at]} for response {at} and is not finite for "
-            f"{bad.size} of {count} ({_shortened(responses[at])}); return finite float32 values"
+            f"reward {name} gave {rewards_s[bad[0]]} for response {bad[0]} and is not finite for "
+            f"{bad.size} of {count} ({_shortened(responses[bad[0]])}); {remedy}"
         )
     return rewards_s
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).partition("\n")[0].partition(". ")[0]
 
 
 def _shortened(text: str, longest: int = 60) -> str:
     """A text as it fits into an error, control characters written out."""
     return repr(text if len(text) <= longest else f"{text[: longest - 3]}...")
-
-
-def _sha256(*parts: str) -> str:
-    """The hash (hex) of some strings in order."""
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()

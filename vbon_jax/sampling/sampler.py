@@ -42,19 +42,6 @@ class Sampling:
     top_p: float = 1.0
     eos_token_ids: tuple[int, ...] = ()
 
-    def __post_init__(self):
-        """Raises InputError, naming the field, when a value has no meaning."""
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}; give 0 (greedy) or more")
-        if self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}; give 0 (off) or more")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; give a number in (0, 1]")
-        if any(token < 0 for token in self.eos_token_ids):
-            raise InputError(f"eos_token_ids {self.eos_token_ids} has a negative token")
-
 
 def prompt_keys(key: Array, prompt_ids_b: Array) -> Array:
     """One key a prompt, [B], from a number that names the prompt in any batch."""
@@ -82,7 +69,7 @@ def generate(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; at least 1 is needed")
-    if any(token >= config.vocab_size for token in sampling.eos_token_ids):
+    if any(not 0 <= token < config.vocab_size for token in sampling.eos_token_ids):
         raise ValueError(
             f"eos_token_ids {sampling.eos_token_ids}: the vocabulary has {config.vocab_size} tokens"
         )
@@ -124,7 +111,6 @@ class _State(NamedTuple):
     """The carry of the loop; the slot is the number of tokens that were drawn so far."""
 
     slot: Array  # [] int32
-    last_bn: Array  # [B, N] int32, the tokens drawn last
     finished_bn: Array  # [B, N] bool
     lengths_bn: Array  # [B, N] int32
     tokens_gbn: Array  # [G, B, N] int32
@@ -132,31 +118,51 @@ class _State(NamedTuple):
     cache: decoder.Cache
 
 
-class _DecodeInputs(NamedTuple):
-    """What the loop reads: the uniforms of all its steps, and the numbers of `Sampling`."""
-
-    uniforms_g2bn: Array
-    eos: Array  # the ids of `Sampling.eos_token_ids`
-    temperature: Array  # []
-    top_p: Array  # []
-
-
 @functools.partial(jax.jit, static_argnames=("config", "num_samples", "sampling"))
 def _generate(config, params, prompts, keys_b, temperature, top_p, *, num_samples, sampling):
     """The program behind `generate`: its samples, and how many tokens its loop drew in each row."""
-    inputs = _DecodeInputs(
-        _uniforms(keys_b, num_samples, sampling.max_new_tokens),
-        jnp.array(sampling.eos_token_ids, jnp.int32),
-        temperature,
-        top_p,
-    )
+    shape = len(prompts.lengths_b), num_samples
+    uniforms_g2bn = _uniforms(keys_b, num_samples, sampling.max_new_tokens)
+    eos = jnp.array(sampling.eos_token_ids, jnp.int32)
+
+    def draw(state: _State, hidden_bnd: Array) -> _State:
+        """One more token in every row that has not ended."""
+        logits = decoder.logits(config, params, hidden_bnd).astype(jnp.float32)
+        uniforms_2bn = uniforms_g2bn[state.slot]
+        token_bn, log_prob_bn = pick(logits, uniforms_2bn, temperature, top_p, sampling=sampling)
+        token_bn = jnp.where(state.finished_bn, 0, token_bn)
+        log_prob_bn = jnp.where(state.finished_bn, 0.0, log_prob_bn)
+        return state._replace(
+            slot=state.slot + 1,
+            finished_bn=state.finished_bn | (token_bn[..., None] == eos).any(-1),
+            lengths_bn=state.lengths_bn + ~state.finished_bn,
+            tokens_gbn=state.tokens_gbn.at[state.slot].set(token_bn),
+            log_probs_gbn=state.log_probs_gbn.at[state.slot].set(log_prob_bn),
+        )
+
+    def step(state: _State) -> _State:
+        """Feed the token drawn last, draw the next."""
+        fed = state.slot - 1  # the cache counts the tokens fed, one behind the tokens drawn
+        last_bn = state.tokens_gbn[fed]
+        hidden_bnd, cache = decoder.decode(config, params, state.cache, last_bn, fed)
+        return draw(state._replace(cache=cache), hidden_bnd)
+
     hidden_bd, cache = decoder.prefill(config, params, *prompts, num_samples=num_samples)
-    state = _blank(cache, len(prompts.lengths_b), num_samples, sampling.max_new_tokens)
-    state = _draw(config, params, state, hidden_bd[:, None], inputs, sampling=sampling)
+    state = _State(
+        slot=jnp.int32(0),
+        finished_bn=jnp.zeros(shape, bool),
+        lengths_bn=jnp.zeros(shape, jnp.int32),
+        tokens_gbn=jnp.zeros((sampling.max_new_tokens, *shape), jnp.int32),
+        log_probs_gbn=jnp.zeros((sampling.max_new_tokens, *shape), jnp.float32),
+        cache=cache,
+    )
+    state = draw(state, hidden_bd[:, None])
     for end in _stages(sampling.max_new_tokens):
         # A slot for each token fed; the one drawn last in a stage is fed in the next, or never.
         state = state._replace(cache=decoder.grow(state.cache, max(1, end - 1)))
-        state = _advance(config, params, state, inputs, end, sampling=sampling)
+        state = jax.lax.while_loop(
+            lambda state, end=end: (state.slot < end) & ~state.finished_bn.all(), step, state
+        )
     responses = Responses(
         tokens_bng=jnp.moveaxis(state.tokens_gbn, 0, -1),
         lengths_bn=state.lengths_bn,
@@ -166,44 +172,6 @@ def _generate(config, params, prompts, keys_b, temperature, top_p, *, num_sample
     return responses, state.slot
 
 
-def _draw(
-    config, params, state: _State, hidden_bnd: Array, inputs: _DecodeInputs, *, sampling
-) -> _State:
-    """One more token in every row that has not ended."""
-    logits = decoder.logits(config, params, hidden_bnd).astype(jnp.float32)
-    uniforms_2bn = inputs.uniforms_g2bn[state.slot]
-    token_bn, log_prob_bn = pick(
-        logits, uniforms_2bn, inputs.temperature, inputs.top_p, sampling=sampling
-    )
-    token_bn = jnp.where(state.finished_bn, 0, token_bn)
-    log_prob_bn = jnp.where(state.finished_bn, 0.0, log_prob_bn)
-    return state._replace(
-        slot=state.slot + 1,
-        last_bn=token_bn,
-        finished_bn=state.finished_bn | (token_bn[..., None] == inputs.eos).any(-1),
-        lengths_bn=state.lengths_bn + ~state.finished_bn,
-        tokens_gbn=state.tokens_gbn.at[state.slot].set(token_bn),
-        log_probs_gbn=state.log_probs_gbn.at[state.slot].set(log_prob_bn),
-    )
-
-
-def _advance(
-    config, params, state: _State, inputs: _DecodeInputs, end: Array, *, sampling
-) -> _State:
-    """Decode until `end` tokens were drawn, or every row has ended."""
-
-    def goes_on(state: _State) -> Array:
-        return (state.slot < end) & ~state.finished_bn.all()
-
-    def step(state: _State) -> _State:
-        fed = state.slot - 1  # the cache counts the tokens fed, one behind the tokens drawn
-        hidden_bnd, cache = decoder.decode(config, params, state.cache, state.last_bn, fed)
-        state = state._replace(cache=cache)
-        return _draw(config, params, state, hidden_bnd, inputs, sampling=sampling)
-
-    return jax.lax.while_loop(goes_on, step, state)
-
-
 def _stages(new_tokens: int) -> list[int]:
     """How many tokens are drawn by the end of each stage; the last is `new_tokens`.
 
@@ -211,18 +179,6 @@ def _stages(new_tokens: int) -> list[int]:
     """
     count = min(STAGES, max(1, new_tokens // 8))
     return [-(-new_tokens * stage // count) for stage in range(1, count + 1)]
-
-
-def _blank(cache: decoder.Cache, batch: int, num_samples: int, new_tokens: int) -> _State:
-    return _State(
-        slot=jnp.int32(0),
-        last_bn=jnp.zeros((batch, num_samples), jnp.int32),
-        finished_bn=jnp.zeros((batch, num_samples), bool),
-        lengths_bn=jnp.zeros((batch, num_samples), jnp.int32),
-        tokens_gbn=jnp.zeros((new_tokens, batch, num_samples), jnp.int32),
-        log_probs_gbn=jnp.zeros((new_tokens, batch, num_samples), jnp.float32),
-        cache=cache,
-    )
 
 
 def _uniforms(keys_b: Array, num_samples: int, new_tokens: int) -> Array:

@@ -38,7 +38,7 @@ def read_by(runs: list[Run]) -> list[str]:
 
 def load(materials: Materials, split: str) -> references.References:
     """The cache of a split. Raises InputError where it is not built, or is of something else."""
-    return references.load(_folder(materials, split), _provenance(materials, split))
+    return references.load(folder_of(materials, split), _provenance(materials, split))
 
 
 def check_budgets(materials: Materials, runs: list[Run]) -> None:
@@ -90,39 +90,50 @@ def provenance_of(
     )
 
 
-def _folder(materials: Materials, split: str) -> pathlib.Path:
+def folder_of(materials: Materials, split: str) -> pathlib.Path:
+    """The folder of a split's cache."""
     return materials.workdir / "references" / split
 
 
-def _prompts(materials: Materials, split: str) -> prompt_sets.PromptSet:
+def prompts_of(materials: Materials, split: str) -> prompt_sets.PromptSet:
+    """The prompts of a split."""
     return materials.train_prompts if split == "train" else materials.eval_prompts
 
 
 def _provenance(materials: Materials, split: str) -> references.Provenance:
-    imported = references.imported(_folder(materials, split))
-    prompts = _prompts(materials, split)
+    imported = references.imported(folder_of(materials, split))
+    prompts = prompts_of(materials, split)
     return provenance_of(materials.config, materials, prompts, imported=imported)
 
 
 def _build(materials: Materials, split: str) -> None:
     """Build the cache of one split, or complete it; one that was imported must be whole."""
-    config, folder = materials.config, _folder(materials, split)
+    config, folder = materials.config, folder_of(materials, split)
     if references.complete(folder):
         return
     if references.imported(folder):
         raise InputError(f"{folder}: an import did not finish; run import_samples again")
-    prompts = _prompts(materials, split)
+    prompts = prompts_of(materials, split)
     key = jax.random.fold_in(jax.random.key(config.references.seed), split == "eval")
+    sample = _prompt_sampler(materials, prompts, key)
+    write(materials, split, _provenance(materials, split), sample)
+
+
+def write(
+    materials: Materials, split: str, provenance: references.Provenance, sample: Callable
+) -> None:
+    """Write the missing shards of a split's cache; `sample` as in `reference_cache.build`."""
+    prompts = prompts_of(materials, split)
     total = len(prompts.token_ids)
     with tqdm.tqdm(total=total, desc=f"references/{split}", unit="prompt") as bar:
         references.build(
-            folder,
-            _provenance(materials, split),
+            folder_of(materials, split),
+            provenance,
             prompts,
-            sample=_prompt_sampler(materials, prompts, key),
+            sample=sample,
             score=materials.scorer(prompts),
             decode=lambda ids: materials.tokenizer.batch_decode(ids, skip_special_tokens=True),
-            prompts_per_shard=config.references.prompts_per_shard,
+            prompts_per_shard=materials.config.references.prompts_per_shard,
             progress=lambda done, total: bar.update(done - bar.n),
         )
 

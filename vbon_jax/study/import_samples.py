@@ -1,16 +1,11 @@
-"""Samples that were made elsewhere, as the reference cache of a configuration.
-
-They must be those of the configured policy: its log-probabilities of them are computed here. Their
-rewards must be the configured reward's, which scores a part of them again to see that, or all of
-them, and then the file needs no rewards.
-"""
+"""Samples that were made elsewhere, as the reference cache of a configuration."""
 
 import logging
 import pathlib
 from collections.abc import Callable
 
+import jax
 import numpy as np
-import tqdm
 
 from vbon_jax import files
 from vbon_jax.data import batching, prompt_sets
@@ -34,7 +29,7 @@ def import_cache(
 ) -> reference_cache.References:
     """The cache of one split from the file, folder or hub name `samples`."""
     config = materials.config
-    prompts = materials.train_prompts if split == "train" else materials.eval_prompts
+    prompts = caches.prompts_of(materials, split)
     imported = external_samples.read(
         samples,
         prompts,
@@ -51,20 +46,10 @@ def import_cache(
     )
     if rescore:
         imported = imported._replace(responses=imported.responses._replace(rewards_bn=None))
-    folder = materials.workdir / "references" / split
     provenance = caches.provenance_of(config, materials, prompts, imported=imported.fingerprint)
-    with tqdm.tqdm(total=len(prompts.token_ids), desc=f"import/{split}", unit="prompt") as bar:
-        reference_cache.build(
-            folder,
-            provenance,
-            prompts,
-            sample=_with_log_probs(materials, prompts, imported.responses),
-            score=materials.scorer(prompts),
-            decode=lambda ids: materials.tokenizer.batch_decode(ids, skip_special_tokens=True),
-            prompts_per_shard=config.references.prompts_per_shard,
-            progress=lambda done, total: bar.update(done - bar.n),
-        )
-    return reference_cache.load(folder, provenance)
+    sample = _with_log_probs(materials, prompts, imported.responses)
+    caches.write(materials, split, provenance, sample)
+    return reference_cache.load(caches.folder_of(materials, split), provenance)
 
 
 def _check(
@@ -94,7 +79,7 @@ def _with_log_probs(
     new_tokens = config.sampling.max_new_tokens
 
     def sample(prompt_ids: np.ndarray) -> Responses:
-        batch = Responses(*(a if a is None else a[prompt_ids] for a in responses))
+        batch = jax.tree.map(lambda array: array[prompt_ids], responses)
         if not batch.lengths_bn.any():
             return batch  # rewards alone
         padded = batching.pad_prompts([prompts.token_ids[i] for i in prompt_ids], width=width)
