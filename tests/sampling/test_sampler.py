@@ -105,6 +105,7 @@ def test_a_token_of_probability_0_is_never_picked(size, cut):
         assert np.isfinite(log_prob).all()
 
 
+@pytest.mark.slow
 def test_pick_from_a_large_vocabulary_inverts_its_distribution():
     size, rows = 50257, 32
     rng = np.random.default_rng(0)
@@ -165,6 +166,7 @@ def enumerated(config, params, prompt: list[int], sampling: sampler.Sampling) ->
     return responses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.75}, {"top_k": 4, "top_p": 0.9}],
@@ -225,6 +227,7 @@ def run(model, prompts, ids, *, num_samples=3, **sampling):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_prompt_gives_in_a_batch_what_it_gives_alone(model, temperature):
     together = run(model, padded(ROWS), [0, 1, 2, 3], temperature=temperature)
@@ -235,6 +238,7 @@ def test_a_prompt_gives_in_a_batch_what_it_gives_alone(model, temperature):
         np.testing.assert_allclose(alone[3][0], together.log_probs_bng[index], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sample_depends_on_its_index_and_not_on_how_many_there_are(model):
     few, many = (run(model, padded(ROWS), range(4), num_samples=n) for n in (1, 3))
     np.testing.assert_array_equal(few.tokens_bng, many.tokens_bng[:, :1])
@@ -262,6 +266,7 @@ def check_log_probs(model, rows, samples, temperature=1.0):
 
 
 # 26 tokens: the cache grows on the way.
+@pytest.mark.slow
 @pytest.mark.parametrize(("temperature", "new_tokens"), [(0.0, 6), (0.7, 6), (1.0, 6), (1.0, 26)])
 def test_log_probs_are_those_of_a_teacher_forced_forward(model, temperature, new_tokens):
     samples = run(model, padded(ROWS), range(4), temperature=temperature, max_new_tokens=new_tokens)
@@ -270,6 +275,7 @@ def test_log_probs_are_those_of_a_teacher_forced_forward(model, temperature, new
     check_log_probs(model, ROWS, samples, temperature)
 
 
+@pytest.mark.slow
 def test_a_response_ends_with_its_first_eos_and_nothing_is_behind_it(model):
     samples = run(model, padded(ROWS), range(4), num_samples=16)
     behind = np.arange(6) >= samples.lengths_bn[..., None]
@@ -286,6 +292,7 @@ def test_a_response_ends_with_its_first_eos_and_nothing_is_behind_it(model):
     np.testing.assert_array_equal(whole.tokens_bng[~behind], samples.tokens_bng[~behind])
 
 
+@pytest.mark.slow
 def test_the_loop_stops_when_every_row_has_ended(model):
     config, params = model
     samples, steps = sampler._generate(
@@ -302,6 +309,7 @@ def test_the_loop_stops_when_every_row_has_ended(model):
     assert run(model, padded(ROWS), range(4), max_new_tokens=1).tokens_bng.shape == (4, 3, 1)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_temperature_and_top_p_compiles_once(model):
     run(model, padded(ROWS[:2]), [0, 1], temperature=0.5, top_p=0.5)
     size = sampler._generate._cache_size()
@@ -319,11 +327,15 @@ def test_requests_that_cannot_be_met_are_refused(model):
             run(model, padded(ROWS), range(4), eos_token_ids=(eos,))
     with pytest.raises(InputError, match=r"5 tokens and 36 new ones need 41 positions.* 40"):
         run(model, padded(ROWS), range(4), max_new_tokens=36)
-    # Padding takes no position: only the longest prompt counts.
+
+
+@pytest.mark.slow
+def test_padding_takes_no_position(model):
     wide = padded(ROWS[1:])._replace(tokens_bp=np.ones((3, 38), np.int32))
     assert run(model, wide, range(3), max_new_tokens=6).tokens_bng.shape == (3, 3, 6)
 
 
+@pytest.mark.slow
 def test_a_real_checkpoint(shared):
     config, params, _, eos = model_folder.load(shared / "models" / "gpt2-imdb-mini", kind="decoder")
     rows = [[0, 464, 807], [0, 40, 373, 262, 1000]]
