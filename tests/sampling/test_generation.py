@@ -114,6 +114,7 @@ def draw(policy, prompt: str, index: int, num_samples: int, **sampling) -> tuple
     return ids, jax.device_get(samples)
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_sampler_draws(tiny, tmp_path, policy, capsys):
     source = tmp_path / "prompts.txt"
     source.write_text("\n".join(PROMPTS) + "\n\n")
@@ -137,6 +138,7 @@ def test_rows_are_what_the_sampler_draws(tiny, tmp_path, policy, capsys):
     assert again == written
 
 
+@pytest.mark.slow
 def test_responses_are_shown_without_control_characters(tiny, tmp_path, capsys):
     """The random policy writes bytes of all kinds."""
     prompts = tuple(PROMPTS[:2])
@@ -150,6 +152,7 @@ def test_responses_are_shown_without_control_characters(tiny, tmp_path, capsys):
     assert any(generation.harmless(row["response"]) != row["response"] for row in written)
 
 
+@pytest.mark.slow
 def test_the_best_of_n_is_shown_with_its_reward(tiny, tmp_path, policy, capsys):
     options = {"samples": 3, "best_of": 4, "seed": 3, "reward": VOWELS}
     written = rows(tiny, tmp_path, prompt=tuple(PROMPTS[:2]), **options)
@@ -168,6 +171,7 @@ def test_the_best_of_n_is_shown_with_its_reward(tiny, tmp_path, policy, capsys):
         assert f"{generation.harmless(row['response'])}\n{note}" in shown
 
 
+@pytest.mark.slow
 def test_a_reward_reads_the_columns_of_the_prompts(tiny, tmp_path):
     source = tmp_path / "prompts.jsonl"
     lines = [{"prompt": "the plot", "label": label} for label in ("ab", "the e")]
@@ -180,6 +184,7 @@ def test_a_reward_reads_the_columns_of_the_prompts(tiny, tmp_path):
         assert row["reward"] == pytest.approx(share)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_a_reward(tiny, tmp_path, policy):
     wordpiece = tokenizers_module.train_wordpiece(PROMPTS, vocab_size=200)
     network = {"model_type": "distilbert", "vocab_size": len(wordpiece), "dim": 8, "n_layers": 1}
@@ -200,6 +205,7 @@ def test_a_classifier_is_a_reward(tiny, tmp_path, policy):
         run(tiny, prompt=("a",), model=str(folder))
 
 
+@pytest.mark.slow
 def test_a_prompt_from_a_pipe(tiny, monkeypatch, capsys):
     run(tiny, prompt=("two\nlines ",), temperature=0.0)
     expected = capsys.readouterr().out
@@ -210,6 +216,7 @@ def test_a_prompt_from_a_pipe(tiny, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_chat_renders_the_prompt_as_a_message(tiny, tmp_path, policy):
     folder = tmp_path / "chat"
     tokenizer = model_folder.load_tokenizer(tiny / "policy")

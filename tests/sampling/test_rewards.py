@@ -123,6 +123,7 @@ def test_a_label_is_scored_as_logit_log_probability_or_probability():
     assert {of(output).dtype for output in ("logit", "prob", "log_prob")} == {np.dtype(np.float32)}
 
 
+@pytest.mark.slow
 def test_a_text_scores_what_it_scores_alone(folder, wordpiece, texts):
     checkpoint = model_folder.load(folder)
     classify = jax.jit(encoder.classify, static_argnums=0)
@@ -146,6 +147,7 @@ def test_a_text_scores_what_it_scores_alone(folder, wordpiece, texts):
     assert reward.score([], []).shape == (0,)
 
 
+@pytest.mark.slow
 def test_labels_are_given_by_name_or_number(folder, texts):
     by_name = [scores(rewards.classifier(folder, label=name), texts) for name in CONFIG.labels]
     for index, expected in enumerate(by_name):
@@ -162,6 +164,7 @@ def test_labels_are_given_by_name_or_number(folder, texts):
             rewards.classifier(folder, label=label)
 
 
+@pytest.mark.slow
 def test_labels_that_do_not_exclude_each_other_have_their_own_probability(
     tmp_path, wordpiece, texts
 ):
@@ -175,6 +178,7 @@ def test_labels_that_do_not_exclude_each_other_have_their_own_probability(
         np.testing.assert_allclose(probs, 1 / (1 + np.exp(-logits)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_text_too_long_is_an_error_or_is_cut(folder, texts):
     long = " ".join(texts[2:10])
     reward = rewards.classifier(folder, label="good")
@@ -189,6 +193,7 @@ def test_a_text_too_long_is_an_error_or_is_cut(folder, texts):
     assert scores(cut, [long]) != scores(cut, [long + " bad bad"])  # what was said last is read
 
 
+@pytest.mark.slow
 def test_a_classifier_reads_prompt_and_response_joined_or_the_response_alone(folder, texts):
     joined = rewards.classifier(folder, label="good")
     alone = rewards.classifier(folder, label="good", text="response")
@@ -199,6 +204,7 @@ def test_a_classifier_reads_prompt_and_response_joined_or_the_response_alone(fol
     np.testing.assert_array_equal(alone.score(prompts, responses), scores(joined, responses))
 
 
+@pytest.mark.slow
 def test_few_shapes_are_compiled(folder, texts):
     reward = rewards.classifier(folder, label="good", batch_size=16)
     scores(reward, texts)
@@ -231,6 +237,7 @@ def test_a_fingerprint_covers_all_that_changes_a_score(folder, tmp_path, wordpie
     assert again.fingerprint == prints[0]
 
 
+@pytest.mark.slow
 def test_the_real_classifier_prefers_praise(shared):
     path = shared / "models" / "distilbert-imdb-mini"
     reward = rewards.classifier(path, label="POSITIVE", output="prob")
