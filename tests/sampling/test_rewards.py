@@ -219,6 +219,7 @@ def test_few_shapes_are_compiled(folder, texts):
     assert classifier.logits._cache_size() == settled
 
 
+@pytest.mark.slow
 def test_a_fingerprint_covers_all_that_changes_a_score(folder, tmp_path, wordpiece):
     other = write(tmp_path / "other", wordpiece)
     prints = [
