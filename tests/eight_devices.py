@@ -18,6 +18,13 @@ from vbon_jax.training import loop, methods, optimizer, sharding, step
 from vbon_jax.types import Responses
 
 LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "mixed": (4, 2), "pmap": (8, 1)}
+# vBoN, whose batch and objective are kl_rl's too, on each; a second copy of the network and pairs
+# of responses where parameters are split and where they are not.
+METHODS = {
+    "vbon": tuple(LAYOUTS),
+    "j_bond": ("one", "mixed", "pmap"),
+    "bonbon_calibrated": ("one", "mixed", "pmap"),
+}
 MODEL = decoder.DecoderConfig(
     vocab_size=40, width=16, num_layers=1, num_heads=2, mlp_width=32, max_positions=24,
     initializer_std=0.4,
@@ -110,8 +117,8 @@ def run_of_two_steps(folder: pathlib.Path, *, pmap: bool) -> list[dict]:
 if __name__ == "__main__":
     assert len(jax.devices()) == 8, jnp.zeros(()).devices()
     results = {
-        method: {layout: one_step(method, layout) for layout in LAYOUTS}
-        for method in ("vbon", "kl_rl", "j_bond", "bonbon_calibrated")
+        method: {layout: one_step(method, layout) for layout in layouts}
+        for method, layouts in METHODS.items()
     }
     with tempfile.TemporaryDirectory() as folder:
         results["runs"] = {

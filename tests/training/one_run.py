@@ -29,17 +29,18 @@ def run(folder: pathlib.Path, task: methods.Task, **changes):
     return loop.run(config, folder, task._replace(config=config), network, {})
 
 
-def started(folder: pathlib.Path) -> multiprocessing.Process:
+def started(folder: pathlib.Path, compiled: pathlib.Path) -> multiprocessing.Process:
     """A vBoN run in a process of its own.
 
-    It compiles what it runs: a program that is read from the tests' cache can round otherwise, and
-    these runs are compared bit for bit.
+    `compiled` is a folder for compiled programs of these runs alone: they are compared bit for bit,
+    and a program that another process left in the tests' cache can round otherwise.
     """
-    process = CONTEXT.Process(target=_compiled_run, args=(folder,))
+    process = CONTEXT.Process(target=_compiled_run, args=(folder, compiled))
     process.start()
     return process
 
 
-def _compiled_run(folder: pathlib.Path) -> None:
-    jax.config.update("jax_enable_compilation_cache", False)
+def _compiled_run(folder: pathlib.Path, compiled: pathlib.Path) -> None:
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     run(folder, small_task())

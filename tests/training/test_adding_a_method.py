@@ -10,6 +10,7 @@ import pytest
 
 from tests.tiny_config import ROOT, overrides, program
 from tests.training.tiny_task import MODEL, make_task, responses, start
+from vbon_jax import cli
 from vbon_jax import config as table
 from vbon_jax.training import methods, optimizer, rollouts, step
 from vbon_jax.types import InputError
@@ -32,6 +33,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
     del sys.modules["simpo"]
 
 
+@pytest.mark.slow
 def test_the_documented_method_by_hand(folder):
     simpo = importlib.import_module("simpo")
     task = make_task(NAME, simpo.KEYS, simpo__beta=2.0, train__learning_rate=1e-2)
@@ -59,6 +61,8 @@ def test_its_keys_have_defaults_and_bounds(folder):
     simpo = importlib.import_module("simpo")
     config = simpo.get_config()
     assert config.simpo.gamma == 0.5
+    cli.change(config, "methods", f"{NAME},dpo")  # as --config.methods=simpo:simpo,dpo does
+    assert config.methods == (NAME, "dpo")
     config.simpo.gamma = -1.0
     with pytest.raises(InputError, match=r"simpo\.gamma=-1\.0: give a number from 0"):
         table.check(config, simpo.KEYS)
@@ -75,8 +79,9 @@ def test_what_cannot_be_imported_is_refused_in_a_line(folder):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_it_goes_through_training_evaluation_and_the_report(folder, tiny, tmp_path):
-    changes = {"train__steps": 3, "train__checkpoint_every": 3}
+    changes = {"train__steps": 3, "train__checkpoint_every": 3, "methods": f"{NAME},dpo"}
     command = overrides(tiny, **changes, simpo__gamma=1.0)
     done = program("compare", f"--config={folder / 'simpo.py'}", "--workdir", tmp_path, *command)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -131,6 +131,7 @@ def spent_by(folder, method: str, tokens: int = 0, **changes) -> tuple[dict, lis
     return files.read_json(folder / "ledger.json"), rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["vbon", "kl_rl", "raft", "bon_sft", "dpo"])
 def test_every_method_spends_the_same(tmp_path, method):
     ledger, rows = spent_by(tmp_path, method, tokens=160)
@@ -145,6 +146,7 @@ def test_every_method_spends_the_same(tmp_path, method):
     assert ledger["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_cells_of_a_study_spend_the_same(tiny, tmp_path):
     changes = {"methods": "vbon,dpo", "budget__sampled_tokens": 1500, "train__batch_size": 24}
     finished = program("compare", "--workdir", tmp_path, *overrides(tiny, **changes))
@@ -157,6 +159,7 @@ def test_cells_of_a_study_spend_the_same(tiny, tmp_path):
     assert 1000 < theirs["sampled_tokens"] <= 1500
 
 
+@pytest.mark.slow
 def test_a_budget_of_flops_ends_a_run(tiny, tmp_path):
     ledger, rows = spent_by(tmp_path / "a", "dpo", train__checkpoint_every=100)
     assert len(rows) == 6

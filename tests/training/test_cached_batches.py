@@ -100,7 +100,7 @@ def test_a_batch_of_responses_holds_what_the_cache_says(task):
 def test_the_best_are_drawn_as_often_as_they_win(task):
     counts = np.zeros(M)
     for at in range(400):
-        _, response = decoded(distillation.batch(task, None, at, None)[1].sequences)
+        _, response = decoded(distillation.batch(task, None, at, None)[1])
         counts += np.bincount(response, minlength=M)
     rewards = (np.arange(M) - 3.0) ** 2
     law = bon.order_statistic_weights(M, 3)[np.argsort(np.argsort(rewards, kind="stable"))]
@@ -159,6 +159,7 @@ def with_model(task, name: str, **changes):
     return task._replace(config=config, model=MODEL, cache=cache, mesh=mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OFFLINE)
 def test_each_objective_falls_on_a_batch(task, name):
     task = with_model(task, name)
@@ -177,6 +178,7 @@ def test_each_objective_falls_on_a_batch(task, name):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OFFLINE)
 def test_every_offline_method_runs(task, tmp_path, name):
     task = with_model(task, name, train__steps=3, train__checkpoint_every=3)

@@ -23,6 +23,7 @@ from vbon_jax.training.methods import bond, preferences
 from vbon_jax.types import InputError
 
 
+@pytest.mark.slow
 def test_bond_weighs_its_draws_against_the_cache():
     task = make_task("bond", bond__backward=0.25)
     learner, state = start(task)
@@ -54,6 +55,7 @@ def test_bond_weighs_its_draws_against_the_cache():
     assert terms["backward"][1].total == pytest.approx(-batch.advantage_s.sum(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_j_bond_ranks_its_draws_among_those_of_an_anchor_that_moves():
     task = make_task("j_bond", bond__anchor_rate=0.25, bond__anchor_kl=0.5)
     learner, state = start(task)
@@ -92,6 +94,7 @@ def test_one_draw_a_prompt_is_weighed_against_the_batch():
     np.testing.assert_allclose(bond.minus_others(score, 1), [-3.0, -1.5, 4.5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["raft", "online_bonbon"])
 def test_the_best_of_the_policys_own_draws(name):
     task = make_task(name)
@@ -101,7 +104,7 @@ def test_the_best_of_the_policys_own_draws(name):
         task, state.params["decoder"], rollouts.prompts_of(task, 0), jax.random.key(3),
         num_samples=3,
     )  # fmt: skip
-    best = batch.sequences if name == "raft" else batch.best
+    best = batch if name == "raft" else batch.best
     np.testing.assert_array_equal(rewards(task, best), drawn.rewards_bn.max(axis=1))
     assert row["budget/sampled_tokens"] == drawn.lengths_bn.sum()
     if name == "online_bonbon":
@@ -115,6 +118,7 @@ def test_the_best_of_the_policys_own_draws(name):
         np.testing.assert_array_equal(batch.weight_s, ~tied)
 
 
+@pytest.mark.slow
 def test_a_pair_of_equal_rewards_counts_nothing():
     task = make_task("online_bonbon", train__batch_size=24)
     coarse = task._replace(score=lambda *texts: np.float32(task.score(*texts) % 1 > 0.4))
@@ -126,6 +130,7 @@ def test_a_pair_of_equal_rewards_counts_nothing():
     assert row["pairs/tied"] == tied.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bond", "j_bond", "raft", "online_bonbon"])
 def test_each_trains(name):
     task = make_task(name)
@@ -152,9 +157,10 @@ def test_the_best_is_drawn_where_that_is_asked_for():
     _, batch, _ = methods.method("bon_sft").batch(task, None, 0, None)
     index = rollouts.prompts_of(task, 0)
     best = np.repeat(task.cache.rewards_bn[index].max(axis=1), K)
-    np.testing.assert_array_equal(rewards(task, batch.sequences), best)
+    np.testing.assert_array_equal(rewards(task, batch), best)
 
 
+@pytest.mark.slow
 def test_given_pairs_take_the_place_of_the_cache(tiny):
     pairs = prompt_sets.PairSet([(3, 4), (5,)], [(9, 7), (8, 8, 7)], [(1, 0), (2,)])
     task = make_task("ipo", pairs__path="x")._replace(pairs=pairs, cache=None)
@@ -169,21 +175,17 @@ def test_given_pairs_take_the_place_of_the_cache(tiny):
     np.testing.assert_allclose(
         batch.reference_best_s, rollouts.sequence_log_probs(task, task.reference_params, batch.best)
     )
-    averaged = constants(
-        make_task("ipo", pairs__average=True, pairs__beta=0.2).config, preferences.IPO_CONSTANTS
-    )
+    config = task.config.copy_and_resolve_references()
+    config.pairs.update(average=True, beta=0.2)
+    averaged = constants(config, preferences.IPO_CONSTANTS)
     terms, metrics = learner.objective(MODEL, averaged, state.params, batch)
-    lengths = {"best": batch.best, "worst": batch.worst}
-    means = {
-        side: rollouts.sequence_log_probs(task, state.params["decoder"], rows)
-        / (rows.lengths_s - rows.prompt_lengths_s)
-        for side, rows in lengths.items()
-    }
-    reference = {
-        "best": batch.reference_best_s / (batch.best.lengths_s - batch.best.prompt_lengths_s),
-        "worst": batch.reference_worst_s / (batch.worst.lengths_s - batch.worst.prompt_lengths_s),
-    }
-    h = means["best"] - reference["best"] - means["worst"] + reference["worst"]
+
+    def log_ratio(side, reference_s):  # a mean over tokens
+        log_probs_s = rollouts.sequence_log_probs(task, state.params["decoder"], side)
+        return (log_probs_s - reference_s) / (side.lengths_s - side.prompt_lengths_s)
+
+    h = log_ratio(batch.best, batch.reference_best_s)
+    h -= log_ratio(batch.worst, batch.reference_worst_s)
     expected = ((h - 0.5 / 0.2) ** 2).sum()
     assert terms["response"][1].total == pytest.approx(expected, rel=1e-4)
     assert metrics["response/margin"].total == pytest.approx(h.sum(), rel=1e-3, abs=1e-4)

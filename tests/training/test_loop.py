@@ -21,15 +21,22 @@ def metrics(folder: pathlib.Path, name: str = "metrics") -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> pathlib.Path:
+def compiled(tmp_path_factory) -> pathlib.Path:
+    """A cache of compiled programs, for the runs that are compared bit for bit."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, compiled) -> pathlib.Path:
     """The folder of an uninterrupted vBoN run."""
     folder = tmp_path_factory.mktemp("whole")
-    process = started(folder)
+    process = started(folder, compiled)
     process.join()
     assert process.exitcode == 0
     return folder
 
 
+@pytest.mark.slow
 def test_a_row_a_step_and_the_kl_starts_at_zero(whole):
     rows = metrics(whole)
     assert [row["step"] for row in rows] == list(range(6))
@@ -41,30 +48,34 @@ def test_a_row_a_step_and_the_kl_starts_at_zero(whole):
     assert all(4 * K <= row["budget/sampled_tokens"] <= 20 * K for row in rows)
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_second_step(whole):
     counts = [row["time/compilations"] for row in metrics(whole, "timing")]
     assert counts[0] > 0
     assert counts[1:] == [counts[1]] * 5
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again(whole):
     before = (whole / "metrics.jsonl").stat().st_mtime_ns
     assert run(whole, small_task()) is None
     assert (whole / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_changed_inputs_are_refused_with_the_difference(whole):
     with pytest.raises(InputError, match=r"train\.learning_rate was 0\.001 and is 0\.5"):
         run(whole, small_task(), train__learning_rate=0.5)
 
 
-def test_killed_three_times_it_is_the_same_run(whole, tmp_path):
+@pytest.mark.slow
+def test_killed_three_times_it_is_the_same_run(whole, compiled, tmp_path):
     """SIGKILL at three random moments of training; the same command gives the same metrics."""
     log = tmp_path / "metrics.jsonl"
     seed = time.time_ns() % 2**32
     generator = random.Random(seed)
     for target in sorted(generator.sample(range(1, 6), 3)):
-        process = started(tmp_path)
+        process = started(tmp_path, compiled)
         deadline = time.monotonic() + 240
         while process.is_alive() and time.monotonic() < deadline:
             if log.exists() and log.read_text().count("\n") >= target:
@@ -73,12 +84,13 @@ def test_killed_three_times_it_is_the_same_run(whole, tmp_path):
         time.sleep(generator.random() * 0.2)
         process.kill()
         process.join()
-    process = started(tmp_path)
+    process = started(tmp_path, compiled)
     process.join()
     assert process.exitcode == 0
     assert log.read_bytes() == (whole / "metrics.jsonl").read_bytes(), f"seed {seed}"
 
 
+@pytest.mark.slow
 def test_an_increasing_map_of_the_reward_changes_nothing(tmp_path):
     """vBoN reads ranks alone: bit for bit the same run, but for the raw reward in the log."""
     task = small_task()
@@ -94,6 +106,7 @@ def test_an_increasing_map_of_the_reward_changes_nothing(tmp_path):
         assert ours | {"rollout/reward": 0} == theirs | {"rollout/reward": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 def test_an_infinite_loss_stops_with_the_batch_on_disk(tmp_path):
     task = small_task("kl_rl")
@@ -108,6 +121,7 @@ def test_an_infinite_loss_stops_with_the_batch_on_disk(tmp_path):
         assert any("returns" in name for name in arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -135,6 +149,7 @@ def test_what_a_run_cannot_do_is_refused_in_a_line(tmp_path, changes, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -7,24 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.tiny_task import make_task
+from tests.training.tiny_task import make_task, with_value_head
+from vbon_jax.config import check, defaults
 from vbon_jax.config import constants as frozen
-from vbon_jax.config import defaults
-from vbon_jax.models import decoder
 from vbon_jax.training import loop, optimizer, step
 from vbon_jax.types import InputError
-
-MODEL = decoder.DecoderConfig(
-    vocab_size=11, width=8, num_layers=3, num_heads=2, mlp_width=12, max_positions=9
-)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return {
-        "decoder": decoder.init(MODEL, jax.random.key(0)),
-        "value": decoder.init_value_head(MODEL),
-    }
+    return with_value_head()
 
 
 def constants(**changes):
@@ -79,8 +71,13 @@ def test_schedules(schedule, half, end):
     assert rate(0.0, update=0, warmup_updates=0) == 1.0
     assert rate(0.5, update=9, warmup_updates=2) == pytest.approx(half)
     assert rate(1.0, update=9, warmup_updates=2) == pytest.approx(end)
+
+
+def test_an_unknown_schedule_is_refused():
+    config = defaults()
+    config.train.schedule = "none"
     with pytest.raises(InputError, match=r"train\.schedule='none'.*cosine"):
-        optimizer.rate_share("none", 0.0, update=0, warmup_updates=0)
+        check(config)
 
 
 def test_rates_are_the_share_of_each_peak():

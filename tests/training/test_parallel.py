@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from tests.eight_devices import METHODS
 from tests.tiny_config import ROOT
-from vbon_jax.config import defaults
+from vbon_jax.config import check, defaults
 from vbon_jax.training import sharding
 from vbon_jax.types import InputError, Mean
 
@@ -30,8 +31,16 @@ def steps() -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("method", ["vbon", "kl_rl", "j_bond", "bonbon_calibrated"])
-@pytest.mark.parametrize("layout", ["data", "fsdp", "mixed", "pmap"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "layout"),
+    [
+        (method, layout)
+        for method, layouts in METHODS.items()
+        for layout in layouts
+        if layout != "one"
+    ],
+)
 def test_layouts_agree_with_one_device(steps, method, layout):
     one, other = steps[method]["one"], steps[method][layout]
     assert one["lengths"] == other["lengths"]
@@ -47,6 +56,7 @@ def test_layouts_agree_with_one_device(steps, method, layout):
         np.testing.assert_allclose(other["params"][name], values, rtol=0, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_under_pmap_is_the_run_under_jit(steps):
     jit, pmap = steps["runs"]["jit"], steps["runs"]["pmap"]
     assert len(jit) == len(pmap) == 2
@@ -79,10 +89,11 @@ def test_a_mean_of_ragged_parts_is_the_global_mean():
 def test_a_mesh_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match=r"mesh\.data x mesh\.fsdp"):
         sharding.make_mesh(data=3, fsdp=5)
-    with pytest.raises(InputError, match=r"mesh\.fsdp is 0"):
-        sharding.make_mesh(data=1, fsdp=0)
     assert sharding.make_mesh(data=-1, fsdp=1).size == len(jax.devices())
     config = defaults()
+    config.mesh.fsdp = 0
+    with pytest.raises(InputError, match=r"mesh\.fsdp=0: give a whole number from 1"):
+        check(config)
     config.mesh.pmap, config.mesh.fsdp = True, 2
     with pytest.raises(InputError, match=r"mesh\.pmap: .*mesh\.fsdp=1"):
         sharding.config_mesh(config)

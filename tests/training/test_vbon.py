@@ -1,10 +1,10 @@
 """vBoN and KL-constrained RL by hand: transforms, weights, advantages, the value head."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.training.tiny_task import THREE_LAYERS, with_value_head
 from vbon_jax.config import check, defaults
 from vbon_jax.config import constants as frozen
 from vbon_jax.models import decoder
@@ -12,17 +12,10 @@ from vbon_jax.training import methods, step, value_head
 from vbon_jax.training.methods import kl_rl, vbon
 from vbon_jax.types import InputError, Sequences
 
-MODEL = decoder.DecoderConfig(
-    vocab_size=11, width=8, num_layers=3, num_heads=2, mlp_width=12, max_positions=9
-)
-
 
 @pytest.fixture(scope="module")
 def params():
-    return {
-        "decoder": decoder.init(MODEL, jax.random.key(0)),
-        "value": decoder.init_value_head(MODEL),
-    }
+    return with_value_head()
 
 
 def test_vbon_and_kl_rl_differ_in_one_function():
@@ -81,7 +74,7 @@ def test_groups_are_compared_and_need_no_value_head(params, gradient):
     )
     batch, log_ratio_s = vbon.with_advantages(
         params, params["decoder"], sequences, jnp.array([3.0, 1.0, -2.0, -2.0]),
-        jnp.float32(0.5), jnp.float32(0.1), model=MODEL, constants=fixed,
+        jnp.float32(0.5), jnp.float32(0.1), model=THREE_LAYERS, constants=fixed,
     )  # fmt: skip
     np.testing.assert_allclose(log_ratio_s, 0.0, atol=1e-6)
     # 0.5 (3 - 1) = 1 above the other; a deviation of sqrt(2)/2 (+ 1e-4) within the group
@@ -89,7 +82,7 @@ def test_groups_are_compared_and_need_no_value_head(params, gradient):
     expected = size * np.array([[1, 1, 0], [-1, 0, 0], [0, 0, 0], [0, 0, 0]])
     np.testing.assert_allclose(batch.advantages_sg, expected, rtol=1e-5, atol=1e-6)
     assert batch.values_sg is None
-    terms, _ = vbon.objective(MODEL, fixed, {"decoder": params["decoder"]}, batch)
+    terms, _ = vbon.objective(THREE_LAYERS, fixed, {"decoder": params["decoder"]}, batch)
     assert terms.keys() == {"policy"}
     config.train.samples_per_prompt = 1
     with pytest.raises(InputError, match=r"train\.samples_per_prompt=1 must be at least 2"):
@@ -105,5 +98,5 @@ def test_the_value_head_starts_at_the_mean_return_and_nothing_else_moves(params)
     assert float(centred["value"]["bias"]) == -0.75
     np.testing.assert_array_equal(centred["value"]["kernel"], params["value"]["kernel"])
     assert centred["decoder"] is params["decoder"]
-    states = jnp.ones((2, MODEL.width))
+    states = jnp.ones((2, THREE_LAYERS.width))
     np.testing.assert_array_equal(decoder.values(centred["value"], states), [-0.75, -0.75])

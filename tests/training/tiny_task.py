@@ -11,13 +11,20 @@ from vbon_jax.training import loop, methods, rollouts, sharding, step
 from vbon_jax.training.optimizer import Rates
 
 RATES = Rates(np.float32(1e-3), np.float32(1e-3))
-
-
 MODEL = decoder.DecoderConfig(
     vocab_size=30, width=16, num_layers=1, num_heads=2, mlp_width=32, max_positions=16,
     initializer_std=0.4,
 )  # fmt: skip
+THREE_LAYERS = decoder.DecoderConfig(
+    vocab_size=11, width=8, num_layers=3, num_heads=2, mlp_width=12, max_positions=9
+)
 PROMPTS, M, G, K = 6, 8, 5, 2
+
+
+def with_value_head() -> dict:
+    """Random parameters of THREE_LAYERS and a value head, as a PPO run has them."""
+    network = decoder.init(THREE_LAYERS, jax.random.key(0))
+    return {"decoder": network, "value": decoder.init_value_head(THREE_LAYERS)}
 
 
 def make_task(method: str, keys=(), **changes) -> methods.Task:

@@ -21,9 +21,6 @@ from vbon_jax.types import InputError, Responses
 CACHE_PARTS = {"draws": 1 / 2, "ranks": 1 / 8}
 
 
-# ------------------------------------------------------------------------------ the cache's share
-
-
 def samples_of_cache(config: ConfigDict, method: Method, cache: Responses) -> int:
     """How many of a prompt's M cached responses a run reads: the first ones.
 
@@ -33,10 +30,7 @@ def samples_of_cache(config: ConfigDict, method: Method, cache: Responses) -> in
     prompts, m = cache.rewards_bn.shape
     wanted, budget = config.references.used, config.budget.sampled_tokens
     if wanted > m:
-        raise InputError(
-            f"references.used={wanted}, but the cache has references.samples_per_prompt={m}; "
-            "give at most that, or 0 for all"
-        )
+        raise InputError(f"references.used={wanted}: the cache has only samples_per_prompt={m}")
     count = wanted or m
     least = max(2, int(config.n) if method.draws_best else 2)
     if budget and not wanted:
@@ -45,9 +39,8 @@ def samples_of_cache(config: ConfigDict, method: Method, cache: Responses) -> in
         count = min(m, max(least, int((tokens_m <= part * budget).sum())))
     if (budget or method.cache == "responses") and not (cache.lengths_bn > 0).all():
         raise InputError(
-            f"the imported reference cache has rewards without responses, which {config.method} "
-            "and a budget of sampled tokens need; import responses as well, or train a method that "
-            "reads rewards alone, train.steps long"
+            f"the imported reference cache has rewards without responses, which {config.method} or "
+            "the budget of sampled tokens needs; import responses as well"
         )
     needs = f"{config.method} at n={config.n:g} needs {least} cached responses to each"
     if not budget and count < least:
@@ -56,13 +49,12 @@ def samples_of_cache(config: ConfigDict, method: Method, cache: Responses) -> in
     if budget and (count < least or spent > budget):
         raise InputError(
             f"budget.sampled_tokens={budget}: {needs} of {prompts} prompts, and reads {count}, "
-            f"{spent} tokens; give a larger budget, fewer prompts (data.train_limit) or a smaller "
-            "references.used"
+            f"{spent} tokens; give a larger budget or fewer prompts (data.train_limit)"
         )
     if budget and method.samples and spent >= budget:
         raise InputError(
             f"budget.sampled_tokens={budget}: the {spent} tokens of the reference cache leave "
-            f"nothing for {config.method} to sample; give a larger budget or references.used"
+            f"nothing for {config.method} to sample; give a larger budget"
         )
     return count
 
@@ -81,9 +73,6 @@ def cache_share(cache: Responses, count: int, *, seconds: float) -> CacheShare:
     prompts, m = cache.rewards_bn.shape
     tokens = int(cache.lengths_bn[:, :count].sum(dtype=np.int64))
     return CacheShare(prompts, tokens, prompts * count, seconds * count / m)
-
-
-# ------------------------------------------------------------------------------ the ledger
 
 
 class Ledger:

@@ -45,8 +45,6 @@ class Checkpoints:
 
     def save(self, step: int, state, extra: dict, metrics: dict[str, float]) -> None:
         """Start to write `state` and the JSON `extra` as step `step`."""
-        if step in self.manager.all_steps():
-            return
         self.manager.save(
             step,
             args=ocp.args.Composite(
@@ -68,5 +66,4 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for what is being written."""
-        self.manager.wait_until_finished()
         self.manager.close()

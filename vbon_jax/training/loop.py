@@ -79,14 +79,13 @@ def check_rows(config: ConfigDict, mesh) -> None:
     method = methods.method(config.method)
     if method.samples and train.batch_size % mesh.size:
         raise InputError(
-            f"train.batch_size={train.batch_size} prompts do not divide among {mesh.size} devices; "
-            "give a multiple"
+            f"train.batch_size={train.batch_size} must be a multiple of the {mesh.size} devices"
         )
     rows = train.batch_size * method.prompt_rows(config)
     if rows % (train.minibatches * mesh.size):
         raise InputError(
-            f"train.batch_size x samples is {rows} rows a step, which train.minibatches="
-            f"{train.minibatches} on {mesh.size} devices does not divide; change one of them"
+            f"train.batch_size x samples_per_prompt is {rows} rows, which must be a multiple of "
+            f"train.minibatches={train.minibatches} x {mesh.size} devices"
         )
 
 
@@ -101,15 +100,12 @@ def check_row(config: ConfigDict, row: dict, batch, folder: pathlib.Path, at: in
         leaves = jax.tree_util.tree_flatten_with_path(batch)[0]
         np.savez(path, **{jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves})
         raise InputError(
-            f"{folder}: {bad[0]} is {row[bad[0]]} at step {at}; its batch is in {path.name} and "
-            "the last good checkpoint is kept; try a smaller train.learning_rate"
+            f"{folder}: {bad[0]} is {row[bad[0]]} at step {at}, its batch is in {path.name}; try a "
+            "smaller train.learning_rate"
         )
     metric = config.train.best_metric
     if not metric.startswith("eval/") and metric not in row:
-        raise InputError(
-            f"train.best_metric={metric!r} is not a metric of this run; choose one of "
-            f"{', '.join(sorted(row))}"
-        )
+        raise InputError(f"train.best_metric={metric!r}: choose one of {', '.join(sorted(row))}")
 
 
 def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: Params,

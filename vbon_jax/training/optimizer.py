@@ -4,6 +4,7 @@ Its constants are keys of the configuration; learning rates are arguments of an 
 which differ in nothing but their rates share a compiled program.
 """
 
+import functools
 import math
 import re
 from typing import NamedTuple
@@ -45,15 +46,13 @@ def rate_share(schedule: str, progress: float, *, update: int, warmup_updates: i
     """The share of the peak learning rates that an update takes, in [0, 1].
 
     `progress` in [0, 1] is how much of the run (its steps, or its budget) is done; the first
-    `warmup_updates` updates rise linearly. Raises InputError for an unknown schedule.
+    `warmup_updates` updates rise linearly.
     """
     shares = {
         "constant": 1.0,
         "linear": 1.0 - progress,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
     }
-    if schedule not in shares:
-        raise InputError(f"train.schedule={schedule!r}; choose one of {', '.join(shares)}")
     return shares[schedule] * min(1.0, update / warmup_updates if warmup_updates else 1.0)
 
 
@@ -67,15 +66,8 @@ def chain(
     """
     train = constants.train
     rates = rates or Rates(0.0, 0.0)  # the initial state does not depend on them
-
-    def adamw(rate) -> optax.GradientTransformation:
-        return optax.adamw(
-            rate,
-            b1=train.beta1,
-            b2=train.beta2,
-            eps=train.epsilon,
-            weight_decay=train.weight_decay,
-        )
+    moments = {"b1": train.beta1, "b2": train.beta2, "eps": train.epsilon}
+    adamw = functools.partial(optax.adamw, **moments, weight_decay=train.weight_decay)
 
     def label(path, moves: bool) -> str:
         return ("value" if path[0].key == "value" else "network") if moves else "frozen"
@@ -85,10 +77,9 @@ def chain(
         "value": adamw(rates.value),
         "frozen": optax.set_to_zero(),
     }
-    return optax.chain(
-        optax.clip_by_global_norm(train.max_gradient_norm),
-        optax.partition(rules, jax.tree_util.tree_map_with_path(label, mask)),
-    )
+    labels = jax.tree_util.tree_map_with_path(label, mask)
+    clip = optax.clip_by_global_norm(train.max_gradient_norm)
+    return optax.chain(clip, optax.partition(rules, labels))
 
 
 def parameter_names(params: Params) -> list[str]:
@@ -109,19 +100,16 @@ def trainable_mask(params: Params, pattern: str) -> Params:
     if last := re.fullmatch(r"last:(\d+)", pattern):
         layers = [int(number) for name in names for number in re.findall(r"/layer_(\d+)/", name)]
         kept = range(max(layers) + 1 - int(last[1]), max(layers) + 1)
-        expression = (
-            rf".*/layer_({'|'.join(map(str, kept)) or 'none'})/.*|.*/(norm_f|head)/.*|value/.*"
-        )
+        layer = "|".join(map(str, kept)) or "none"
+        expression = rf".*/layer_({layer})/.*|.*/(norm_f|head)/.*|value/.*"
     try:
         matches = [re.fullmatch(expression, name) is not None for name in names]
     except re.error as error:
         raise InputError(
-            f"train.trainable={pattern!r} is not a regular expression ({error}); give a pattern "
-            'over parameter names, "last:2" for the last two layers, or an empty string for all'
+            f'train.trainable={pattern!r}: {error}; give a regular expression, "last:2" or ""'
         ) from error
     if not any(matches):
         raise InputError(
-            f"train.trainable={pattern!r} matches no parameter; names look like "
-            f"{names[0]}, {names[-1]}"
+            f"train.trainable={pattern!r} matches no parameter; names look like {names[0]}"
         )
     return jax.tree.unflatten(jax.tree.structure(params), matches)

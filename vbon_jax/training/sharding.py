@@ -34,10 +34,7 @@ def config_mesh(config: ConfigDict) -> Mesh:
     """The mesh of `config.mesh`. Raises InputError for one that the devices do not fit."""
     settings = config.mesh
     if settings.pmap and (settings.fsdp != 1 or jax.process_count() > 1):
-        raise InputError(
-            "mesh.pmap: every device of one process has all parameters; leave mesh.fsdp=1, and use "
-            "jit (mesh.pmap=False) for a run over several processes"
-        )
+        raise InputError("mesh.pmap: is for mesh.fsdp=1 on the devices of one process")
     return make_mesh(data=settings.data, fsdp=settings.fsdp)
 
 
@@ -48,28 +45,15 @@ def make_mesh(*, data: int, fsdp: int, devices: list[jax.Device] | None = None) 
     """
     devices = devices or jax.devices()
     count = len(devices)
-    if fsdp < 1:
-        raise InputError(f"mesh.fsdp is {fsdp}; give a whole number from 1")
     if data == -1:
         data = count // fsdp
     if data * fsdp != count:
         raise InputError(
-            f"mesh.data x mesh.fsdp is {data} x {fsdp}, but there are {count} devices; "
-            "give two numbers whose product that is, or mesh.data=-1"
+            f"mesh.data x mesh.fsdp is {data} x {fsdp} on {count} devices; give mesh.data=-1"
         )
     return jax.make_mesh(
         (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
     )
-
-
-def _spec(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    names = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
-    logical = LOGICAL_AXES.get(names[-2:], ())
-    if len(logical) != len(shape):
-        return PartitionSpec()
-    axes = [RULES.get(name) for name in logical]
-    fits = [axis and size % mesh.shape[axis] == 0 for axis, size in zip(axes, shape, strict=True)]
-    return PartitionSpec(*(axis if fit else None for axis, fit in zip(axes, fits, strict=True)))
 
 
 def shardings(tree, mesh: Mesh):
@@ -78,9 +62,18 @@ def shardings(tree, mesh: Mesh):
     Optimiser moments carry the names of the parameters that they belong to, so the same table
     serves them. A dimension that its mesh axis does not divide is not split.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, _spec(path, np.shape(leaf), mesh)), tree
-    )
+
+    def split(name: str | None, size: int) -> str | None:
+        axis = RULES.get(name)
+        return axis if axis and size % mesh.shape[axis] == 0 else None
+
+    def sharding(path: tuple, leaf) -> NamedSharding:
+        names = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+        logical, shape = LOGICAL_AXES.get(names[-2:], ()), np.shape(leaf)
+        axes = map(split, logical, shape) if len(logical) == len(shape) else ()
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def place(tree, mesh: Mesh):
@@ -94,11 +87,5 @@ def shard_rows(batch, mesh: Mesh):
 
 
 def split_rows(batch, mesh: Mesh):
-    """[S, ...] -> [devices, S / devices, ...] for every array, for `pmap` over the mesh's devices.
-
-    S must be a multiple of the devices.
-    """
-    return jax.tree.map(
-        lambda rows: np.reshape(rows, (mesh.size, len(rows) // mesh.size, *np.shape(rows)[1:])),
-        batch,
-    )
+    """[S, ...] -> [devices, S / devices, ...] for every array, for `pmap` over the devices."""
+    return jax.tree.map(lambda rows: rows.reshape(mesh.size, -1, *rows.shape[1:]), batch)

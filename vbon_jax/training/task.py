@@ -85,17 +85,23 @@ class Method(NamedTuple):
 # ------------------------------------------------------------------------ what objectives share
 
 
-def policy_log_probs(
-    model: decoder.DecoderConfig, constants: FrozenConfigDict, params: Params, sequences: Sequences
-) -> Array:
-    """log pi_theta of whole responses, [S], nats; `constants` have the keys RESPONSES."""
-    return log_probs.sequence_log_probs(
+def token_log_probs(
+    model: decoder.DecoderConfig, constants: FrozenConfigDict, network: Params, sequences: Sequences
+) -> tuple[Array, Array, Array]:
+    """`models.log_probs.response_log_probs`, by `constants` that have the keys RESPONSES."""
+    sampling = constants.sampling
+    return log_probs.response_log_probs(
         model,
-        params["decoder"],
+        network,
         sequences,
-        new_tokens=constants.sampling.max_new_tokens,
-        temperature=constants.sampling.temperature,
+        new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
     )
+
+
+def policy_log_probs(model, constants: FrozenConfigDict, params: Params, sequences) -> Array:
+    """log pi_theta of whole responses, [S], nats; `constants` have the keys RESPONSES."""
+    return token_log_probs(model, constants, params["decoder"], sequences)[0].sum(axis=1)
 
 
 def joined(*parts: Sequences) -> Sequences:

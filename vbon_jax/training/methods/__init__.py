@@ -5,7 +5,9 @@ file of one's own that a configuration names as "package.module:name" (docs/addi
 """
 
 import importlib
+import math
 
+from vbon_jax.config import get
 from vbon_jax.training.methods import (
     bonbon,
     bond,
@@ -89,19 +91,15 @@ def check(config) -> None:
 
     What one key alone can get wrong is `vbon_jax.config.check`'s to find.
     """
-    row, n, source, most = method(config.method), float(config.n), "", None
+    row, n, most, end = method(config.method), float(config.n), math.inf, ""
     if row.cache == "responses" and row.needs_cache(config):
-        used = config.references.used
-        source = "references.used" if used else "references.samples_per_prompt"
-        most = used or config.references.samples_per_prompt
+        source = "references.used" if config.references.used else "references.samples_per_prompt"
+        most = get(config, source)
+        end = f" to {source}={most}"
         if most < 2:
-            raise InputError(
-                f"{source}={most}: {config.method} ranks a response among the prompt's others; "
-                "give at least 2"
-            )
+            raise InputError(f"{source}={most}: {config.method} compares them; give at least 2")
     least = row.whole_n_from
-    if least is not None and (n != int(n) or n < least or (most is not None and n > most)):
-        end = "" if most is None else f" to {source}={most}"
+    if least is not None and not (n == int(n) and least <= n <= most):
         raise InputError(
             f"n={n:g} (n_values): {config.method} takes a whole number from {least}{end}"
         )

@@ -44,8 +44,8 @@ def check_calibrated(config) -> None:
     """Refuse given pairs for the variant whose targets are made from reference rewards."""
     if config.pairs.path:
         raise InputError(
-            "pairs.path: bonbon_calibrated takes each pair's target from its reference rewards, "
-            "which given pairs do not have; use bonbon, dpo or ipo"
+            "pairs.path: bonbon_calibrated needs rewards, which given pairs do not have; use "
+            "bonbon, dpo or ipo"
         )
 
 
@@ -60,10 +60,9 @@ def batch(task: Task, state: TrainState, step: int, key: Array):
     best_bs, worst_bs, tied_bs = cached_batches.best_and_worst(task, responses, step)
     best, worst = (batching.take(responses, places) for places in (best_bs, worst_bs))
     log_cdf_bm = cached_batches.log_cdf(task, responses)
-    log_cdf_best_bs, log_cdf_worst_bs = (
-        np.take_along_axis(log_cdf_bm, places, axis=1) for places in (best_bs, worst_bs)
-    )
-    target_bs = (task.config.n - 1) * (log_cdf_best_bs - log_cdf_worst_bs)
+    gap_bs = np.take_along_axis(log_cdf_bm, best_bs, axis=1)
+    gap_bs -= np.take_along_axis(log_cdf_bm, worst_bs, axis=1)
+    target_bs = (task.config.n - 1) * gap_bs
     pairs = PairBatch(
         *(rollouts.sequences(task, side) for side in (best, worst)),
         *(side.log_probs_bng.sum(axis=-1).reshape(-1) for side in (best, worst)),
@@ -75,13 +74,8 @@ def batch(task: Task, state: TrainState, step: int, key: Array):
 
 def online_batch(task: Task, state: TrainState, step: int, key: Array):
     """One pair for each prompt: the best and the worst of N draws of the policy."""
-    responses = rollouts.rollout(
-        task,
-        state.params["decoder"],
-        rollouts.prompts_of(task, step),
-        key,
-        num_samples=int(task.config.n),
-    )
+    index_b, n = rollouts.prompts_of(task, step), int(task.config.n)
+    responses = rollouts.rollout(task, state.params["decoder"], index_b, key, num_samples=n)
     rewards_bn = responses.rewards_bn
     sides = [
         rollouts.sequences(task, batching.take(responses, place_b[:, None]))
@@ -94,21 +88,17 @@ def online_batch(task: Task, state: TrainState, step: int, key: Array):
 
 def given_pairs(task: Task, step: int) -> PairBatch:
     """The preferences of `pairs.path` that a step takes."""
-    train, pairs = task.config.train, task.pairs
-    index_s = batching.batch_indices(
-        len(pairs.prompt_ids),
-        train.batch_size * train.samples_per_prompt,
-        seed=task.config.seed,
-        step=step,
-    )
+    train, pairs, seed = task.config.train, task.pairs, task.config.seed
+    rows = train.batch_size * train.samples_per_prompt
+    index_s = batching.batch_indices(len(pairs.prompt_ids), rows, seed=seed, step=step)
 
-    def rows(ids: list[tuple[int, ...]], width: int):
+    def padded(ids: list[tuple[int, ...]], width: int):
         return batching.pad_prompts([ids[i] for i in index_s], width=width)
 
     def side(ids: list[tuple[int, ...]]) -> Sequences:
-        padded = rows(ids, task.sampling.max_new_tokens)
-        responses = Responses(padded.tokens_bp[:, None], padded.lengths_b[:, None], None, None)
-        return batching.sequences(rows(pairs.prompt_ids, task.prompt_width), responses)
+        tokens_sg, lengths_s = padded(ids, task.sampling.max_new_tokens)
+        responses = Responses(tokens_sg[:, None], lengths_s[:, None], None, None)
+        return batching.sequences(padded(pairs.prompt_ids, task.prompt_width), responses)
 
     sides = [side(pairs.chosen_ids), side(pairs.rejected_ids)]
     return _pairs(task, sides, weight_s=np.ones(len(index_s), np.float32))
@@ -133,17 +123,18 @@ def pair_log_probs(
 
 def objective(model, constants: FrozenConfigDict, params: Params, batch: PairBatch):
     """The paper's: the best's likelihood, and the square around the mean gap."""
-    log_probs = pair_log_probs(model, constants, params, batch)
-    n, alpha = int(constants.n), constants.pairs.alpha
-    return minimise(*objectives.bonbon(*log_probs, n=n, alpha=alpha, weight_b=batch.weight_s))
+    return _of_n(objectives.bonbon, model, constants, params, batch)
 
 
 def released_objective(model, constants: FrozenConfigDict, params: Params, batch: PairBatch):
     """The released code's: DPO's loss at beta*_N in place of the square."""
+    return _of_n(objectives.bonbon_released, model, constants, params, batch)
+
+
+def _of_n(loss, model, constants: FrozenConfigDict, params: Params, batch: PairBatch):
     log_probs = pair_log_probs(model, constants, params, batch)
     n, alpha = int(constants.n), constants.pairs.alpha
-    loss = objectives.bonbon_released(*log_probs, n=n, alpha=alpha, weight_b=batch.weight_s)
-    return minimise(*loss)
+    return minimise(*loss(*log_probs, n=n, alpha=alpha, weight_b=batch.weight_s))
 
 
 def calibrated_objective(model, constants: FrozenConfigDict, params: Params, batch: PairBatch):

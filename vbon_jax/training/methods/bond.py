@@ -24,7 +24,7 @@ from vbon_jax.training import cached_batches, rollouts
 from vbon_jax.training.methods import vbon
 from vbon_jax.training.step import TrainState
 from vbon_jax.training.task import RESPONSES, Task, joined, policy_log_probs
-from vbon_jax.types import Array, InputError, Params, Sequences
+from vbon_jax.types import Array, InputError, Params, Responses, Sequences
 
 CONSTANTS = (*RESPONSES, "bond.backward", "ppo.clip")
 
@@ -51,22 +51,19 @@ def batch(task: Task, state: TrainState, step: int, key: Array):
     """Best-of-N of the reference cache, and samples of the policy with log F from the cache."""
     config, params = task.config, state.params["decoder"]
     cached = cached_batches.cached_responses(task, step)
-    count = config.train.samples_per_prompt
-    responses = rollouts.rollout(task, params, cached.prompt_index_b, key, num_samples=count)
-    sampled = rollouts.sequences(task, responses)
-    old_s = rollouts.sequence_log_probs(task, params, sampled)
-    log_ratio_s = old_s - rollouts.sequence_log_probs(task, task.reference_params, sampled)
-    u_bn = vbon.transform(responses.rewards_bn, cached.rewards_bn, config)
-    score_s = (int(config.n) - 1) * np.asarray(u_bn).reshape(-1) - log_ratio_s
+    draws = _draw(task, params, task.reference_params, cached.prompt_index_b, key)
+    u_bn = vbon.transform(draws.responses.rewards_bn, cached.rewards_bn, config)
+    score_s = (int(config.n) - 1) * np.asarray(u_bn).reshape(-1) - draws.log_ratio_s
     best = batching.take(cached, cached_batches.best_of_n(task, cached, step))
+    advantage_s = minus_others(score_s, config.train.samples_per_prompt)
     bond_batch = BondBatch(
-        best=rollouts.sequences(task, best),
-        sampled=sampled,
-        old_log_probs_s=old_s,
-        advantage_s=config.bond.backward * minus_others(score_s, count),
+        rollouts.sequences(task, best),
+        draws.sequences,
+        draws.log_probs_s,
+        config.bond.backward * advantage_s,
     )
-    metrics = rollouts.metrics(responses) | {
-        "rollout/kl_sampled": float(log_ratio_s.mean()),
+    metrics = rollouts.metrics(draws.responses) | {
+        "rollout/kl_sampled": float(draws.log_ratio_s.mean()),
         "objective/mean": float(score_s.mean()),
     }
     return state, bond_batch, metrics
@@ -77,35 +74,47 @@ def anchored_batch(task: Task, state: TrainState, step: int, key: Array):
     config, params = task.config, state.params["decoder"]
     n, count = int(config.n), config.train.samples_per_prompt
     anchor = _moved(state.anchor, params, np.float32(config.bond.anchor_rate))
-    index_b = rollouts.prompts_of(task, step)
-    responses = rollouts.rollout(task, params, index_b, key, num_samples=count)
-    drawn = rollouts.rollout(
-        task, anchor, index_b, jax.random.fold_in(key, 1), num_samples=count * n
-    )
-    groups_sn = drawn.rewards_bn.reshape(-1, n)
+    index_b, anchor_key = rollouts.prompts_of(task, step), jax.random.fold_in(key, 1)
+    draws = _draw(task, params, anchor, index_b, key)
+    of_anchor = rollouts.rollout(task, anchor, index_b, anchor_key, num_samples=count * n)
+    groups_sn = of_anchor.rewards_bn.reshape(-1, n)
     first_s = n * np.tile(np.arange(count), len(index_b))  # of each group, among its prompt's draws
     best_bs = (groups_sn.argmax(axis=1) + first_s).reshape(-1, count)
-    sampled = rollouts.sequences(task, responses)
-    old_s = rollouts.sequence_log_probs(task, params, sampled)
-    log_ratio_s = old_s - rollouts.sequence_log_probs(task, anchor, sampled)
-    log_cdf_s = np.asarray(
-        cdf.log_cdf(responses.rewards_bn.reshape(-1), groups_sn, estimator=config.cdf.estimator)
-    )
+    rewards_s = draws.responses.rewards_bn.reshape(-1)
+    log_cdf_s = np.asarray(cdf.log_cdf(rewards_s, groups_sn, estimator=config.cdf.estimator))
     backward, anchor_kl = config.bond.backward, config.bond.anchor_kl
-    score_s = backward * ((n - 1) * log_cdf_s - log_ratio_s) - anchor_kl * log_ratio_s
+    score_s = backward * ((n - 1) * log_cdf_s - draws.log_ratio_s) - anchor_kl * draws.log_ratio_s
     bond_batch = BondBatch(
-        best=rollouts.sequences(task, batching.take(drawn, best_bs)),
-        sampled=sampled,
-        old_log_probs_s=old_s,
-        advantage_s=minus_others(score_s, count),
+        rollouts.sequences(task, batching.take(of_anchor, best_bs)),
+        draws.sequences,
+        draws.log_probs_s,
+        minus_others(score_s, count),
     )
-    metrics = rollouts.metrics(responses) | {
-        "rollout/kl_to_anchor": float(log_ratio_s.mean()),
+    metrics = rollouts.metrics(draws.responses) | {
+        "rollout/kl_to_anchor": float(draws.log_ratio_s.mean()),
         "objective/mean": float(score_s.mean()),
     }
     for name in ("budget/sampled_tokens", "budget/reward_calls"):
-        metrics[name] += rollouts.metrics(drawn)[name]
+        metrics[name] += rollouts.metrics(of_anchor)[name]
     return state._replace(anchor=anchor), bond_batch, metrics
+
+
+class _Draws(NamedTuple):
+    """Samples of the policy, [S] rows, their log pi and their log-ratio to a reference, nats."""
+
+    responses: Responses
+    sequences: Sequences
+    log_probs_s: np.ndarray
+    log_ratio_s: np.ndarray
+
+
+def _draw(task: Task, params: Params, reference: Params, index_b: np.ndarray, key: Array) -> _Draws:
+    count = task.config.train.samples_per_prompt
+    responses = rollouts.rollout(task, params, index_b, key, num_samples=count)
+    sequences = rollouts.sequences(task, responses)
+    log_probs_s = rollouts.sequence_log_probs(task, params, sequences)
+    reference_s = rollouts.sequence_log_probs(task, reference, sequences)
+    return _Draws(responses, sequences, log_probs_s, log_probs_s - reference_s)
 
 
 @jax.jit

@@ -25,12 +25,6 @@ CONSTANTS = RESPONSES
 KL_CONSTANTS = (*RESPONSES, "bon_sft.kl_weight")
 
 
-class BestBatch(NamedTuple):
-    """Draws from Best-of-N, [S] rows."""
-
-    sequences: Sequences
-
-
 class BestAndAnyBatch(NamedTuple):
     """Draws from Best-of-N and as many of the reference, [S] rows each."""
 
@@ -45,7 +39,7 @@ class BestAndAnyBatch(NamedTuple):
 def batch(task: Task, state: TrainState, step: int, key: Array):
     """S responses to each prompt, drawn from Best-of-N of its cached ones."""
     best = _best(task, cached_batches.cached_responses(task, step), step)
-    return state, BestBatch(rollouts.sequences(task, best)), cached_batches.metrics(best)
+    return state, rollouts.sequences(task, best), cached_batches.metrics(best)
 
 
 def kl_batch(task: Task, state: TrainState, step: int, key: Array):
@@ -66,7 +60,7 @@ def raft_batch(task: Task, state: TrainState, step: int, key: Array):
     responses = rollouts.rollout(task, state.params["decoder"], index_b, key, num_samples=n)
     best = batching.take(responses, responses.rewards_bn.argmax(axis=1)[:, None])
     metrics = rollouts.metrics(responses) | {"rollout/best_reward": float(best.rewards_bn.mean())}
-    return state, BestBatch(rollouts.sequences(task, best)), metrics
+    return state, rollouts.sequences(task, best), metrics
 
 
 def _best(task: Task, responses: Responses, step: int) -> Responses:
@@ -81,11 +75,9 @@ def _best(task: Task, responses: Responses, step: int) -> Responses:
 # ---------------------------------------------------------------------------- objectives
 
 
-def objective(model, constants: FrozenConfigDict, params: Params, batch: BestBatch):
+def objective(model, constants: FrozenConfigDict, params: Params, batch: Sequences):
     """Negative log-likelihood of the responses, nats each."""
-    return minimise(
-        *objectives.bon_sft(policy_log_probs(model, constants, params, batch.sequences))
-    )
+    return minimise(*objectives.bon_sft(policy_log_probs(model, constants, params, batch)))
 
 
 def kl_objective(model, constants: FrozenConfigDict, params: Params, batch: BestAndAnyBatch):

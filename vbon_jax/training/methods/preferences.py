@@ -23,10 +23,7 @@ IPO_CONSTANTS = (*DPO_CONSTANTS, "pairs.average")
 def check_ipo(config) -> None:
     """Refuse means over tokens without a beta of their own."""
     if config.pairs.average and not config.pairs.beta:
-        raise InputError(
-            "pairs.average: beta*_n is of log-probabilities that are summed, so means over tokens "
-            "have none; give pairs.beta"
-        )
+        raise InputError("pairs.average: beta*_n is for sums over tokens; give pairs.beta")
 
 
 def beta(constants: FrozenConfigDict) -> float:

@@ -56,9 +56,8 @@ def batch(task: Task, state: TrainState, step: int, key: Array):
 def vbon_objective(model, constants: FrozenConfigDict, params: Params, batch: ResponseBatch):
     """The squared distance of each response's log-ratio to Best-of-N's own."""
     log_probs_s = policy_log_probs(model, constants, params, batch.sequences)
-    return minimise(
-        *objectives.vbon_regression(log_probs_s, batch.reference_s, batch.log_cdf_s, n=constants.n)
-    )
+    law = batch.reference_s, batch.log_cdf_s
+    return minimise(*objectives.vbon_regression(log_probs_s, *law, n=constants.n))
 
 
 def beta(constants: FrozenConfigDict) -> float:
@@ -69,6 +68,5 @@ def beta(constants: FrozenConfigDict) -> float:
 def qrpo_objective(model, constants: FrozenConfigDict, params: Params, batch: ResponseBatch):
     """The squared distance of each response's log-ratio to that of its quantile."""
     log_probs_s = policy_log_probs(model, constants, params, batch.sequences)
-    return minimise(
-        *objectives.qrpo(log_probs_s, batch.reference_s, batch.cdf_s, beta=beta(constants))
-    )
+    law = batch.reference_s, batch.cdf_s
+    return minimise(*objectives.qrpo(log_probs_s, *law, beta=beta(constants)))

@@ -1,5 +1,6 @@
 """Supervised methods on text: `sft` for a decoder, `reward_model` for a classifier."""
 
+import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
@@ -14,11 +15,9 @@ from vbon_jax.types import Array, Mean, Params, Sequences
 
 def batch(task: Task, state: TrainState, step: int, key: Array):
     """The rows of this step: a pure function of (seed, step)."""
-    kind = type(task.rows)
-    rows = batching.batch_indices(
-        len(task.rows[0]), task.config.train.batch_size, seed=task.config.seed, step=step
-    )
-    return state, kind(*(array[rows] for array in task.rows)), {}
+    config, size = task.config, len(task.rows[0])
+    index = batching.batch_indices(size, config.train.batch_size, seed=config.seed, step=step)
+    return state, jax.tree.map(lambda array: array[index], task.rows), {}
 
 
 def sft_objective(model, constants: FrozenConfigDict, params: Params, batch: Sequences):
@@ -48,14 +47,12 @@ def reward_model_objective(
     if isinstance(batch, PreferenceRows):
         centring = constants.reward_model.centring
         rewards = margins(model, params, batch)
-        name, (loss, metrics) = (
-            "preference",
-            objectives.bradley_terry(*rewards, centring=centring),
-        )
+        name = "preference"
+        loss, metrics = objectives.bradley_terry(*rewards, centring=centring)
     else:
-        logits_rc = classifier.classify(
-            model, params["classifier"], batch.tokens_rt, batch.lengths_r
-        )
-        name, (loss, metrics) = "cross_entropy", objectives.cross_entropy(logits_rc, batch.labels_r)
+        texts = batch.tokens_rt, batch.lengths_r
+        logits_rc = classifier.classify(model, params["classifier"], *texts)
+        name = "cross_entropy"
+        loss, metrics = objectives.cross_entropy(logits_rc, batch.labels_r)
     metrics = {f"classifier/{key}": mean for key, mean in metrics.items()}
     return {name: (1.0, loss)}, metrics | {"objective/mean": Mean(-loss.total, loss.weight)}

@@ -24,10 +24,9 @@ from ml_collections import FrozenConfigDict
 from vbon_jax.config import constants
 from vbon_jax.functional import advantages, bon, cdf, logprobs, objectives
 from vbon_jax.models import decoder
-from vbon_jax.models.log_probs import response_log_probs
 from vbon_jax.training import rollouts, sharding, value_head
 from vbon_jax.training.step import TrainState
-from vbon_jax.training.task import RESPONSES, Task
+from vbon_jax.training.task import RESPONSES, Task, token_log_probs
 from vbon_jax.types import Array, InputError, Params, Sequences
 
 CONSTANTS = (
@@ -64,16 +63,12 @@ def check(config) -> None:
 
 def transform(reward_bn: Array, reference_bm: Array, config) -> Array:
     """u: a function of a response's rank among its prompt's reference rewards. [B, N] float32."""
-    estimator = config.cdf.estimator
+    law = {"reference_bm": reference_bm, "estimator": config.cdf.estimator}
     if config.bound == "l1":
-        log_cdf = cdf.log_cdf(reward_bn, reference_bm, estimator=estimator)
-        return bon.vbon_reward(log_cdf, n=config.n, bound="l1")
-    return bon.vbon_reward(
-        cdf.log_cdf(reward_bn, reference_bm, estimator=estimator, ties="exclude"),
-        n=config.n,
-        bound=config.bound,
-        log_cdf_inclusive=cdf.log_cdf_inclusive(reward_bn, reference_bm, estimator=estimator),
-    )
+        return bon.vbon_reward(cdf.log_cdf(reward_bn, **law), n=config.n, bound="l1")
+    log_cdf = cdf.log_cdf(reward_bn, **law, ties="exclude")
+    inclusive = cdf.log_cdf_inclusive(reward_bn, **law)
+    return bon.vbon_reward(log_cdf, n=config.n, bound="exact", log_cdf_inclusive=inclusive)
 
 
 def objective_weights(n: float) -> tuple[float, float]:
@@ -142,23 +137,12 @@ def with_advantages(
     `score_s` [S] is the (transformed) reward of each response. Returns the batch and each
     response's log pi_theta - log pi_ref, [S].
     """
-    log_probs = functools.partial(
-        response_log_probs,
-        model,
-        sequences=sequences,
-        new_tokens=constants.sampling.max_new_tokens,
-        temperature=constants.sampling.temperature,
+    log_probs_sg, mask_sg, hidden_sgd = token_log_probs(
+        model, constants, params["decoder"], sequences
     )
-    log_probs_sg, mask_sg, hidden_sgd = log_probs(params["decoder"])
-    reference_sg, _, _ = log_probs(reference_params)
-    rewards_sg = advantages.shaped_rewards(
-        score_s,
-        log_probs_sg,
-        reference_sg,
-        mask_sg,
-        reward_weight=reward_weight,
-        kl_weight=kl_weight,
-    )
+    reference_sg, _, _ = token_log_probs(model, constants, reference_params, sequences)
+    weights = {"reward_weight": reward_weight, "kl_weight": kl_weight}
+    rewards_sg = advantages.shaped_rewards(score_s, log_probs_sg, reference_sg, mask_sg, **weights)
     log_ratio_s = logprobs.sequence_log_probs(log_probs_sg - reference_sg, mask_sg)
     if constants.gradient != "ppo":
         compare = {"rloo": advantages.rloo, "grpo": advantages.group_normalised}
@@ -177,12 +161,8 @@ def with_advantages(
 
 def objective(model, constants: FrozenConfigDict, params: Params, batch: PPOBatch):
     """The clipped surrogate, and with a value head its clipped loss; means over response tokens."""
-    log_probs_sg, mask_sg, hidden_sgd = response_log_probs(
-        model,
-        params["decoder"],
-        batch.sequences,
-        new_tokens=constants.sampling.max_new_tokens,
-        temperature=constants.sampling.temperature,
+    log_probs_sg, mask_sg, hidden_sgd = token_log_probs(
+        model, constants, params["decoder"], batch.sequences
     )
     policy, metrics = objectives.ppo_clip(
         log_probs_sg, batch.log_probs_sg, batch.advantages_sg, mask_sg, clip=constants.ppo.clip
@@ -190,12 +170,9 @@ def objective(model, constants: FrozenConfigDict, params: Params, batch: PPOBatc
     terms = {"policy": (1.0, policy)}
     logged = {f"ppo/{name}": mean for name, mean in metrics.items()}
     if constants.gradient == "ppo":
+        values_sg, clip = decoder.values(params["value"], hidden_sgd), constants.ppo.value_clip
         value, metrics = objectives.clipped_value_loss(
-            decoder.values(params["value"], hidden_sgd),
-            batch.values_sg,
-            batch.returns_sg,
-            mask_sg,
-            clip=constants.ppo.value_clip,
+            values_sg, batch.values_sg, batch.returns_sg, mask_sg, clip=clip
         )
         terms["value"] = constants.ppo.value_coefficient, value
         logged |= {f"value/{name}": mean for name, mean in metrics.items()}
