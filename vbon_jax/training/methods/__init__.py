@@ -97,7 +97,9 @@ def check(config) -> None:
         most = get(config, source)
         end = f" to {source}={most}"
         if most < 2:
-            raise InputError(f"{source}={most}: {config.method} compares them; give at least 2")
+            raise InputError(
+                f"{source}={most}: {config.method} compares cached responses; give at least 2"
+            )
     least = row.whole_n_from
     if least is not None and not (n == int(n) and least <= n <= most):
         raise InputError(
