@@ -84,7 +84,7 @@ def check_rows(config: ConfigDict, mesh) -> None:
     rows = train.batch_size * method.prompt_rows(config)
     if rows % (train.minibatches * mesh.size):
         raise InputError(
-            f"train.batch_size x samples_per_prompt is {rows} rows, which must be a multiple of "
+            f"train.batch_size x samples is {rows} rows a step, which must be a multiple of "
             f"train.minibatches={train.minibatches} x {mesh.size} devices"
         )
 
