@@ -22,8 +22,12 @@ def metrics(folder: pathlib.Path, name: str = "metrics") -> list[dict]:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> pathlib.Path:
-    """A cache of compiled programs, for the runs that are compared bit for bit."""
-    return tmp_path_factory.mktemp("compiled")
+    """The programs of the runs that are compared bit for bit, compiled by one that is not."""
+    folder = tmp_path_factory.mktemp("compiled")
+    process = started(tmp_path_factory.mktemp("compiling"), folder)
+    process.join()
+    assert process.exitcode == 0
+    return folder
 
 
 @pytest.fixture(scope="module")
