@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from ml_collections import ConfigDict
 
 from vbon_jax.models import decoder
 from vbon_jax.models.classifier import Config
@@ -24,6 +25,25 @@ from vbon_jax.types import Array, InputError, Params
 WEIGHTS_FILE = "adapter_model.safetensors"
 # What a run with adapters trains, by name: them, and heads that no language model comes with.
 TRAINED = r".*/lora/lora_[ab]|value/.*|classifier/score/.*"
+
+
+def with_adapters(
+    config: ConfigDict, model: Config, params: Params, source: str
+) -> tuple[Config, Params]:
+    """The network with fresh adapters where `policy.lora` asks for them.
+
+    Raises InputError where the network, that of the folder `source`, is an encoder.
+    """
+    settings = config.policy.lora
+    if not settings.pattern:
+        return model, params
+    if not isinstance(model, DecoderConfig):
+        raise InputError(
+            f"policy.lora.pattern={settings.pattern!r}: {source} is an encoder, which takes no "
+            "adapters; leave the pattern empty"
+        )
+    lora = Lora(settings.pattern, settings.rank, float(settings.alpha))
+    return add(model, params, lora, jax.random.key(config.references.seed))
 
 
 def add(

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from vbon_jax.data import formats, prompt_sets, sources
+from vbon_jax.models import lora
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
 from vbon_jax.study.stages import ModelPaths
-from vbon_jax.training import loop
 from vbon_jax.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def load_network(
     """A model to train from, with adapters where `policy.lora` asks for them, and its tokenizer."""
     checkpoint, tokenizer = model_folder.load(path, kind=kind), model_folder.load_tokenizer(path)
     model_folder.check_vocabulary(tokenizer, checkpoint.config, path)
-    model, params = loop.with_adapters(config, checkpoint.config, checkpoint.params, path)
+    model, params = lora.with_adapters(config, checkpoint.config, checkpoint.params, path)
     return checkpoint._replace(config=model, params=params), tokenizer
 
 

@@ -300,7 +300,7 @@ def _from_base(stage: Stage, table: sources.Table) -> Start:
         key = jax.random.key(run.seed)
         model, params = decoder.with_score(model, params, _labels(stage, table), key)
     _check_positions(run, model, stage.base)
-    model, params = loop.with_adapters(run, model, params, stage.base)
+    model, params = lora.with_adapters(run, model, params, stage.base)
     eos = model_folder.eos_token_ids(checkpoint, tokenizer, stage.base)
     return Start(model, params, tokenizer, checkpoint.settings, eos)
 

@@ -14,29 +14,9 @@ from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.config import constants, identity
-from vbon_jax.models import classifier, decoder
-from vbon_jax.models import lora as adapters
+from vbon_jax.models import decoder
 from vbon_jax.training import budget, checkpoints, logs, methods, optimizer, sharding, step
 from vbon_jax.types import InputError, Params
-
-
-def with_adapters(
-    config: ConfigDict, model: classifier.Config, params: Params, source: str
-) -> tuple[classifier.Config, Params]:
-    """The network with fresh low-rank adapters where `policy.lora` asks for them.
-
-    Raises InputError where the network, that of the folder `source`, is an encoder.
-    """
-    settings = config.policy.lora
-    if not settings.pattern:
-        return model, params
-    if not isinstance(model, decoder.DecoderConfig):
-        raise InputError(
-            f"policy.lora.pattern={settings.pattern!r}: {source} is an encoder, which takes no "
-            "adapters; leave the pattern empty"
-        )
-    lora = decoder.Lora(settings.pattern, settings.rank, float(settings.alpha))
-    return adapters.add(model, params, lora, jax.random.key(config.references.seed))
 
 
 def make_learner(config: ConfigDict, task: methods.Task) -> step.Learner:
