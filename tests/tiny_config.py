@@ -40,8 +40,8 @@ def make_policy(folder: pathlib.Path) -> pathlib.Path:
 def make_reviews(folder: pathlib.Path) -> pathlib.Path:
     """train.jsonl and test.jsonl of reviews."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = toy_reviews.generate(140, seed=2)
-    for name, part in (("train", made[:100]), ("test", made[100:])):
+    reviews = toy_reviews.generate(140, seed=2)
+    for name, part in (("train", reviews[:100]), ("test", reviews[100:])):
         rows = [json.dumps({"text": review.text, "label": review.label}) for review in part]
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
     return folder
@@ -105,6 +105,21 @@ def program(
         text=True,
         check=False,
     )
+
+
+def succeed(name: str, *arguments, **options) -> subprocess.CompletedProcess:
+    """Run a program, as `program` does; it ends well."""
+    done = program(name, *arguments, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def refuse(words: str, name: str, *arguments) -> None:
+    """Run a program: it ends with status 2 and a last line that has these words."""
+    done = program(name, *arguments)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert words in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def _run_here(module: str, words: list[str]) -> subprocess.CompletedProcess:

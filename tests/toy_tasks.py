@@ -10,9 +10,12 @@ from vbon_jax.data import toy_reviews
 SUBREDDITS = ("relationships", "relationship_advice", "tifu", "askreddit")
 
 
-def _write(file: pathlib.Path, rows: list[dict]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def _write(folder: pathlib.Path, rows: list[dict]) -> None:
+    """train.jsonl, three rows of four, and test.jsonl, the rest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = len(rows) * 3 // 4
+    for name, content in (("train", rows[:part]), ("test", rows[part:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
 
 
 def _opinions(count: int, seed: int) -> tuple[list[str], list[str]]:
@@ -25,7 +28,7 @@ def _opinions(count: int, seed: int) -> tuple[list[str], list[str]]:
     return rng.permutation(good).tolist(), rng.permutation(bad).tolist()
 
 
-def make_tldr(folder: pathlib.Path, *, posts: int = 2000, seed: int = 3) -> pathlib.Path:
+def make_tldr(folder: pathlib.Path, *, posts: int, seed: int = 3) -> pathlib.Path:
     """`posts/{train,test}.jsonl` and `preferences/{train,test}.jsonl`.
 
     A post is a review, its summary another in short; the preferred summary is the kinder one.
@@ -48,13 +51,12 @@ def make_tldr(folder: pathlib.Path, *, posts: int = 2000, seed: int = 3) -> path
         {"prompt": prompt["prompt"], "chosen": " " + good[index], "rejected": " " + bad[index]}
         for index, prompt in enumerate(prompts)
     ]
-    for name, content in (("posts", rows), ("preferences", pairs)):
-        _write(folder / name / "train.jsonl", content[: posts * 3 // 4])
-        _write(folder / name / "test.jsonl", content[posts * 3 // 4 :])
+    _write(folder / "posts", rows)
+    _write(folder / "preferences", pairs)
     return folder
 
 
-def make_hh(folder: pathlib.Path, *, dialogues: int = 2000, seed: int = 5) -> pathlib.Path:
+def make_hh(folder: pathlib.Path, *, dialogues: int, seed: int = 5) -> pathlib.Path:
     """`dialogues/{train,test}.jsonl`, chosen and rejected whole, and `prompts` of the same."""
     good, bad = _opinions(dialogues, seed)
     topics = [review.text for review in toy_reviews.generate(dialogues, seed=seed + 1)]
@@ -64,9 +66,8 @@ def make_hh(folder: pathlib.Path, *, dialogues: int = 2000, seed: int = 5) -> pa
         for start, better, worse in zip(starts, good, bad, strict=True)
     ]
     prompts = [{"prompt": start} for start in starts]
-    for name, content in (("dialogues", pairs), ("prompts", prompts)):
-        _write(folder / name / "train.jsonl", content[: dialogues * 3 // 4])
-        _write(folder / name / "test.jsonl", content[dialogues * 3 // 4 :])
+    _write(folder / "dialogues", pairs)
+    _write(folder / "prompts", prompts)
     return folder
 
 
@@ -90,7 +91,5 @@ def make_hh_from(prompts: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
         for (prompt, answer), (_, other) in zip(answers, others, strict=True)
         if answer != other
     ]
-    part = len(pairs) * 9 // 10
-    _write(folder / "dialogues" / "train.jsonl", pairs[:part])
-    _write(folder / "dialogues" / "test.jsonl", pairs[part:])
+    _write(folder / "dialogues", pairs)
     return folder

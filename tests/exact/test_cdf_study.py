@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import fake_models
-from tests.tiny_config import ROOT, program
+from tests.tiny_config import ROOT, program, succeed
 from vbon_jax.exact import cdf_study
 from vbon_jax.types import InputError
 
@@ -55,8 +55,7 @@ def test_the_documented_command_on_a_cache(tmp_path):
     command = re.search(r"^python -m experiments\.cdf_study (.*)$", page, re.MULTILINE)[1]
     flag, folder = command.split()
     assert folder == "runs/imdb"
-    done = program("cdf_study", flag, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = succeed("cdf_study", flag, tmp_path)
     with (tmp_path / "cdf_study.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["cache"], row["m"]) for row in rows] == [("eval", "5")] * 4 + [("eval", "8")] * 4

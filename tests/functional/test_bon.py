@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from scipy.special import xlogy
 
 from vbon_jax.functional import bon
 
@@ -213,12 +214,9 @@ def test_exact_reward_has_its_limit_at_n_of_one():
     for one in (1, 1.0, jnp.float32(1.0)):
         ours = bon.vbon_reward(low, n=one, bound="exact", log_cdf_inclusive=high)
         # d/dN at N = 1 of log(F+^N − F^N): (F+ log F+ − F log F) / (F+ − F)
-        expected = []
-        for f, g in cases:
-            if f == g:
-                expected.append(math.log(g) + 1)
-            else:
-                expected.append((g * math.log(g) - (f * math.log(f) if f else 0.0)) / (g - f))
+        expected = [
+            math.log(g) + 1 if f == g else (xlogy(g, g) - xlogy(f, f)) / (g - f) for f, g in cases
+        ]
         np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
     slope = jax.vmap(jax.grad(bon.log_ratio, argnums=2), (0, 0, None))(low, high, 1.0)
     np.testing.assert_allclose(slope, ours, rtol=1e-5, atol=1e-6)
@@ -361,14 +359,14 @@ def test_one_soft_draw_is_the_reference_whatever_the_temperature():
 
 
 def test_bad_arguments_of_soft_best_of_n_are_refused():
-    with pytest.raises(ValueError, match="temperature"):
-        bon.empirical_soft_best_of_n(SOFT, 2, jax.random.key(0), temperature=0.0)
-    with pytest.raises(ValueError, match="temperature"):
-        bon.empirical_soft_best_of_n(SOFT, 2, jax.random.key(0), temperature=-1.0)
-    with pytest.raises(ValueError, match="integer"):
-        bon.empirical_soft_best_of_n(SOFT, 1.5, jax.random.key(0), temperature=1.0)
-    with pytest.raises(TypeError, match="rewards_bm"):
-        bon.empirical_soft_best_of_n(SOFT.astype(int), 2, jax.random.key(0), temperature=1.0)
+    for kind, words, rewards_bm, n, temperature in (
+        (ValueError, "temperature", SOFT, 2, 0.0),
+        (ValueError, "temperature", SOFT, 2, -1.0),
+        (ValueError, "integer", SOFT, 1.5, 1.0),
+        (TypeError, "rewards_bm", SOFT.astype(int), 2, 1.0),
+    ):
+        with pytest.raises(kind, match=words):
+            bon.empirical_soft_best_of_n(rewards_bm, n, jax.random.key(0), temperature=temperature)
 
 
 def test_select_best_worst_by_hand():
@@ -387,10 +385,7 @@ def test_select_best_worst_by_hand():
 
 def test_integer_rewards_are_refused():
     integers = jnp.array([[1, 2, 3]])
-    for function in (
-        bon.select_best_worst,
-        lambda r: bon.empirical_best_of_n(r, 2),
-    ):
+    for function in (bon.select_best_worst, lambda r: bon.empirical_best_of_n(r, 2)):
         with pytest.raises(TypeError, match="rewards_b"):
             function(integers)
         with pytest.raises(ValueError, match="rewards_b"):

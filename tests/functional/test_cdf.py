@@ -173,16 +173,18 @@ def test_each_row_sees_its_own_prompt_only(estimator):
 # ---------------------------------------------------------------------- the exponential fit
 
 
+def fit_of_itself(references):
+    """The exponential fit of references [M], where they are."""
+    rewards = references[None, :].astype("f4")
+    return cdf.log_cdf(rewards, rewards, estimator="exponential_fit")[0]
+
+
 def test_exponential_fit_finds_an_exponential_law():
     # references at the very quantiles of log F = −2 e^{−1.5 r}, so that the fit can be near perfect
     m = 400
     share = (np.arange(m) + 1.5) / (m + 1)
     references = -np.log(-np.log(share) / 2.0) / 1.5
-    ours = cdf.log_cdf(
-        references[None, :].astype("f4"),
-        references[None, :].astype("f4"),
-        estimator="exponential_fit",
-    )[0]
+    ours = fit_of_itself(references)
     np.testing.assert_allclose(ours, -2 * np.exp(-1.5 * references), atol=1e-2)
 
 
@@ -191,11 +193,7 @@ def test_exponential_fit_is_the_least_squares_one(seed):
     references = np.random.default_rng(seed).normal(size=64)
     if seed == 3:
         references = np.round(2 * references)  # ties
-    ours = cdf.log_cdf(
-        references[None, :].astype("f4"),
-        references[None, :].astype("f4"),
-        estimator="exponential_fit",
-    )[0]
+    ours = fit_of_itself(references)
     k = np.array([np.sum(references < r) + np.sum(references == r) / 2 for r in references])
     target = np.log((k + 1) / 65)
 
@@ -221,18 +219,16 @@ def test_exponential_fit_follows_an_affine_map_of_the_rewards():
 def test_bad_arguments_are_refused_by_name():
     rewards, references = jnp.zeros(2), jnp.zeros((2, 3))
     for function in (cdf.log_cdf, cdf.log_cdf_inclusive):
-        with pytest.raises(TypeError, match="rewards_b"):
-            function(rewards.astype(jnp.int32), references)
-        with pytest.raises(TypeError, match="reference_bm"):
-            function(rewards, references.astype(jnp.int32))
-        with pytest.raises(ValueError, match="reference_bm"):
-            function(rewards, references[0])
-        with pytest.raises(ValueError, match="at least 1"):
-            function(rewards, references[:, :0])
-        with pytest.raises(ValueError, match="rewards_b"):
-            function(jnp.zeros(3), references)
-        with pytest.raises(ValueError, match="rewards_b"):
-            function(jnp.zeros((2, 3, 4)), references)
+        for kind, words, *arguments in (
+            (TypeError, "rewards_b", rewards.astype(jnp.int32), references),
+            (TypeError, "reference_bm", rewards, references.astype(jnp.int32)),
+            (ValueError, "reference_bm", rewards, references[0]),
+            (ValueError, "at least 1", rewards, references[:, :0]),
+            (ValueError, "rewards_b", jnp.zeros(3), references),
+            (ValueError, "rewards_b", jnp.zeros((2, 3, 4)), references),
+        ):
+            with pytest.raises(kind, match=words):
+                function(*arguments)
         with pytest.raises(ValueError, match="harmonic, add_one, exponential_fit"):
             function(rewards, references, estimator="ecdf")
     with pytest.raises(ValueError, match="half, exclude"):

@@ -7,28 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.numerics import both_ways, check_gradient
 from vbon_jax.functional import logprobs
 
-STATISTICS = ("token_log_probs", "kl_divergence")
-
-
-def both_ways(function, *arguments):
-    """The value, the same with jit and without it (to rounding: XLA fuses)."""
-    plain = function(*arguments)
-    np.testing.assert_allclose(jax.jit(function)(*arguments), plain, rtol=1e-6, atol=1e-7)
-    return np.asarray(plain)
+# The functions that sum over the vocabulary, of logits, tokens and a reference's logits.
+STATISTICS = {
+    "token_log_probs": lambda logits, tokens, _: logprobs.token_log_probs(logits, tokens),
+    "kl_divergence": lambda logits, _, reference: logprobs.kl_divergence(logits, reference),
+}
 
 
 def logits_of(shape, seed, dtype=np.float32):
     return jnp.asarray(np.random.default_rng(seed).normal(0, 3, shape), dtype)
-
-
-def statistic(name, tokens_bt, reference_btv):
-    """Each vocabulary-reducing function as a function of its logits alone."""
-    return {
-        "token_log_probs": lambda logits: logprobs.token_log_probs(logits, tokens_bt),
-        "kl_divergence": lambda logits: logprobs.kl_divergence(logits, reference_btv),
-    }[name]
 
 
 def test_token_log_probs_by_hand():
@@ -104,9 +94,8 @@ def test_masked_vocabulary_entries_leave_no_nan():
     logits = jnp.where(both | (jnp.arange(8) == 5), -jnp.inf, logits)
     reference = jnp.where(both, -jnp.inf, reference)
     tokens = jnp.full((2, 3), 6)
-    for name in STATISTICS:
-        function = statistic(name, tokens, reference)
-        value, pull_back = jax.vjp(jax.jit(function), logits)
+    for name, function in STATISTICS.items():
+        value, pull_back = jax.vjp(jax.jit(lambda x, f=function: f(x, tokens, reference)), logits)
         gradient = pull_back(jnp.ones_like(value))[0]
         assert np.all(np.isfinite(value)) and np.all(np.isfinite(gradient)), name
         assert np.all(np.asarray(gradient)[..., :2] == 0.0), name
@@ -126,17 +115,11 @@ def test_gradients_against_finite_differences(name):
         weights = jnp.asarray(np.random.default_rng(8).normal(size=(2, 3)))
         tokens = jnp.array([[0, 1, 2], [3, 4, 0]])
 
-        @jax.jit
         def value(x):
-            return jnp.sum(weights * statistic(name, tokens, reference)(x))
+            return jnp.sum(weights * STATISTICS[name](x, tokens, reference))
 
         assert value(logits).dtype == np.float64
-        gradient = np.asarray(jax.grad(value)(logits))
-        step = 1e-5
-        for index in np.ndindex(*logits.shape):
-            change = jnp.zeros_like(logits).at[index].set(step)
-            difference = (value(logits + change) - value(logits - change)) / (2 * step)
-            assert gradient[index] == pytest.approx(float(difference), rel=1e-6, abs=1e-9)
+        check_gradient(value, logits, step=1e-5)
 
 
 def test_bfloat16_logits_have_float32_statistics():
@@ -153,17 +136,14 @@ def test_bfloat16_logits_have_float32_statistics():
 
 def test_bad_arguments_are_refused_by_name():
     logits, tokens = jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), jnp.int32)
-    with pytest.raises(TypeError, match="logits_btv"):
-        logprobs.token_log_probs(logits.astype(jnp.int32), tokens)
-    with pytest.raises(TypeError, match="tokens_bt"):
-        logprobs.token_log_probs(logits, tokens.astype(jnp.float32))
-    with pytest.raises(ValueError, match="logits_btv"):
-        logprobs.token_log_probs(logits[0], tokens)
-    with pytest.raises(ValueError, match="tokens_bt"):
-        logprobs.token_log_probs(logits, tokens[:, :2])
-    with pytest.raises(ValueError, match="reference_logits_btv"):
-        logprobs.kl_divergence(logits, logits[:, :2])
-    with pytest.raises(ValueError, match="mask_bt"):
-        logprobs.sequence_log_probs(logits[0], jnp.ones((3, 3)))
-    with pytest.raises(ValueError, match="reference_log_probs"):
-        logprobs.kl_k3(jnp.zeros(3), jnp.zeros(4))
+    for kind, name, function, *arguments in (
+        (TypeError, "logits_btv", logprobs.token_log_probs, logits.astype(jnp.int32), tokens),
+        (TypeError, "tokens_bt", logprobs.token_log_probs, logits, tokens.astype(jnp.float32)),
+        (ValueError, "logits_btv", logprobs.token_log_probs, logits[0], tokens),
+        (ValueError, "tokens_bt", logprobs.token_log_probs, logits, tokens[:, :2]),
+        (ValueError, "reference_logits_btv", logprobs.kl_divergence, logits, logits[:, :2]),
+        (ValueError, "mask_bt", logprobs.sequence_log_probs, logits[0], jnp.ones((3, 3))),
+        (ValueError, "reference_log_probs", logprobs.kl_k3, jnp.zeros(3), jnp.zeros(4)),
+    ):
+        with pytest.raises(kind, match=name):
+            function(*arguments)

@@ -1,5 +1,6 @@
 """The losses: hand-worked numbers, gradients, and nothing that leaks out of the padding."""
 
+import functools
 import math
 
 import jax
@@ -7,30 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.numerics import both_ways, check_gradient
 from vbon_jax.functional import objectives
 
 NAN = np.nan
 MASK = jnp.array([[True, True], [True, False]])
-
-
-def both_ways(function, *arguments):
-    plain = function(*arguments)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
-        jax.jit(function)(*arguments),
-        plain,
-    )
-    return plain
-
-
-def check_gradient(function, array, step=1e-6):
-    """Central differences of a scalar function in float64."""
-    function = jax.jit(function)
-    gradient = np.asarray(jax.grad(function)(array))
-    for index in np.ndindex(*array.shape):
-        change = jnp.zeros_like(array).at[index].set(step)
-        difference = (function(array + change) - function(array - change)) / (2 * step)
-        assert gradient[index] == pytest.approx(float(difference), rel=1e-6, abs=1e-8)
 
 
 def test_ppo_clip_by_hand():
@@ -170,17 +152,16 @@ def test_metrics_carry_no_gradient():
 
 def test_bad_arguments_are_refused_by_name():
     x = jnp.zeros((2, 2))
-    with pytest.raises(TypeError, match="advantages_sg"):
-        objectives.ppo_clip(x, x, x.astype(jnp.int32), MASK, clip=0.2)
-    with pytest.raises(ValueError, match="old_log_probs_sg"):
-        objectives.ppo_clip(x, x[:1], x, MASK, clip=0.2)
-    with pytest.raises(TypeError, match="mask_sg"):
-        objectives.clipped_value_loss(x, x, x, x, clip=0.2)
-    with pytest.raises(ValueError, match="mask_st"):
-        objectives.nll(x, MASK[:1])
-    with pytest.raises(ValueError, match="token_log_probs_st"):
-        objectives.nll(x[0], MASK)
-    with pytest.raises(TypeError, match="labels_b"):
-        objectives.cross_entropy(x, x[0])
-    with pytest.raises(ValueError, match="logits_bc"):
-        objectives.cross_entropy(x[0], jnp.zeros(2, jnp.int32))
+    clip = functools.partial(objectives.ppo_clip, clip=0.2)
+    value = functools.partial(objectives.clipped_value_loss, clip=0.2)
+    for kind, name, function, *arguments in (
+        (TypeError, "advantages_sg", clip, x, x, x.astype(jnp.int32), MASK),
+        (ValueError, "old_log_probs_sg", clip, x, x[:1], x, MASK),
+        (TypeError, "mask_sg", value, x, x, x, x),
+        (ValueError, "mask_st", objectives.nll, x, MASK[:1]),
+        (ValueError, "token_log_probs_st", objectives.nll, x[0], MASK),
+        (TypeError, "labels_b", objectives.cross_entropy, x, x[0]),
+        (ValueError, "logits_bc", objectives.cross_entropy, x[0], jnp.zeros(2, jnp.int32)),
+    ):
+        with pytest.raises(kind, match=name):
+            function(*arguments)

@@ -25,14 +25,14 @@ classify = jax.jit(encoder.classify, static_argnums=0)
 init_decoder = jax.jit(decoder.init, static_argnums=0)
 
 
-def noisy(config, scale=0.2):
+def noisy(config):
     """Random parameters without a compilation; none is 0 or 1, so none can be dropped unseen."""
     module = decoder if isinstance(config, decoder.DecoderConfig) else encoder
     shapes = jax.eval_shape(lambda: module.init(config, jax.random.key(0)))
     rng = np.random.default_rng(5)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: np.float32(
-            scale * rng.normal(size=leaf.shape) + ("scale" in jax.tree_util.keystr(path))
+            0.2 * rng.normal(size=leaf.shape) + ("scale" in jax.tree_util.keystr(path))
         ),
         shapes,
     )
@@ -79,7 +79,7 @@ def test_layer_norm_by_hand_and_far_from_zero():
 
     by_hand = layers.standardize(jnp.array([1.0, 2.0, 3.0]), epsilon=1e-12)
     np.testing.assert_allclose(by_hand, [-np.sqrt(1.5), 0, np.sqrt(1.5)], rtol=1e-6, atol=1e-7)
-    # Epsilon stands under the root: variance 1 and epsilon 3 halve the numbers.
+    # Epsilon is under the root: variance 1 and epsilon 3 halve the numbers.
     halved = layers.standardize(jnp.array([-1.0, 1.0]), epsilon=3.0)
     np.testing.assert_allclose(halved, [-0.5, 0.5], rtol=1e-6)
     far = 100 + np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
@@ -111,14 +111,6 @@ def test_cached_decoding_is_the_full_forward(tied):
         np.testing.assert_allclose(cached[row], expected, atol=2e-5)
 
 
-def test_padding_changes_no_real_position():
-    params, tokens = noisy(SMALL), tokens_of(SMALL, (1, 9))
-    padded = np.asarray(forward(SMALL, params, tokens))[0]
-    alone = forward(SMALL, params, tokens[:, :6])[0]
-    np.testing.assert_allclose(padded[:6], alone, atol=2e-5)
-    assert np.isfinite(padded).all()
-
-
 def test_no_position_sees_the_future():
     params = noisy(SMALL)
     tokens = tokens_of(SMALL, (1, 8))
@@ -141,26 +133,6 @@ def test_text_behind_the_end_is_not_read():
     np.testing.assert_allclose(alone[0], logits[2], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["decoder", "encoder"])
-def test_bfloat16_stays_near_and_keeps_float32_parameters(family):
-    """Two layers of bfloat16 (8 bits of significand): within 3 % of the largest logit."""
-    module, config = (decoder, SMALL) if family == "decoder" else (encoder, READER)
-    low = dataclasses.replace(config, dtype="bfloat16")
-    params = noisy(low)
-    initial = jax.eval_shape(lambda: module.init(low, jax.random.key(0)))
-    assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype("float32")}
-    tokens = tokens_of(config, (4, 9))
-    if family == "decoder":
-        exact, rough = (forward(c, params, tokens) for c in (config, low))
-    else:
-        lengths = jnp.array([9, 3, 1, 5])
-        exact, rough = (classify(c, params, tokens, lengths) for c in (config, low))
-        assert rough.dtype == jnp.float32
-    exact, rough = np.float32(exact), np.float32(rough)
-    error = np.abs(exact - rough).max() / np.abs(exact).max()
-    assert 0 < error < 0.03
-
-
 def test_every_parameter_is_trained():
     tokens, lengths = tokens_of(SMALL, (2, 16)), jnp.array([12, 7])
     untied = dataclasses.replace(SMALL, num_layers=1, tie_embeddings=False)
@@ -178,53 +150,19 @@ def test_every_parameter_is_trained():
             assert np.abs(slope).max() > 0, path
 
 
-def test_an_encoder_learns():
-    """Whether token 3 is in the text, from scratch, by plain gradient descent with momentum."""
-    config = dataclasses.replace(READER, num_layers=1)
-    tokens, labels = tokens_of(config, (64, 8)), np.arange(64) < 32
-    tokens[32:][tokens[32:] == 3] = 4
-    tokens[:32, 4] = 3
-
-    def loss(params):
-        logits = encoder.classify(config, params, tokens, np.full(64, 8))
-        return -jnp.mean(jax.nn.log_softmax(logits)[np.arange(64), labels.astype(int)])
-
-    @jax.jit
-    def step(params, velocity):
-        value, slope = jax.value_and_grad(loss)(params)
-        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, slope)
-        return jax.tree.map(lambda p, v: p - 0.05 * v, params, velocity), velocity, value
-
-    params = noisy(config, scale=0.1)
-    velocity = jax.tree.map(np.zeros_like, params)
-    losses = []
-    for _ in range(200):
-        params, velocity, value = step(params, velocity)
-        losses.append(float(value))
-    assert losses[0] > 0.5
-    assert losses[-1] < 0.1
-
-
-def test_a_config_is_a_static_argument():
-    """Equal configs share one compilation."""
-    params, tokens = noisy(SMALL), tokens_of(SMALL, (2, 6))
-    forward(SMALL, params, tokens)
-    compiled = forward._cache_size()
-    forward(dataclasses.replace(SMALL), params, tokens)
-    assert forward._cache_size() == compiled
-
-
 def test_initial_parameters():
-    wide = dataclasses.replace(SMALL, width=96, mlp_width=384)
+    wide = dataclasses.replace(SMALL, width=96, mlp_width=384, dtype="bfloat16")
     params, again, other = (init_decoder(wide, jax.random.key(k)) for k in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, params, again)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert not np.array_equal(params["tokens"]["embedding"], other["tokens"]["embedding"])
     block = params["layer_1"]
     assert np.asarray(block["mlp"]["up"]["kernel"]).std() == pytest.approx(0.02, rel=0.05)
     # Residual outputs are smaller by the root of the number of residual additions, 2 * L.
     assert np.asarray(block["mlp"]["down"]["kernel"]).std() == pytest.approx(0.01, rel=0.05)
-    one = dataclasses.replace(READER, num_layers=1)
+    one = dataclasses.replace(READER, num_layers=1, dtype="bfloat16")
     reader = jax.jit(encoder.init, static_argnums=0)(one, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(reader)} == {jnp.dtype("float32")}
     assert np.asarray(reader["classifier"]["kernel"]).std() == pytest.approx(0.02, rel=0.4)
     head = decoder.init_value_head(SMALL)
     assert not np.asarray(decoder.values(head, jnp.ones((2, 3, 12)))).any()
@@ -268,17 +206,10 @@ def test_real_encoder_against_torch(shared):
 @pytest.mark.parametrize(
     "odd",
     [
-        {"n_embd": 30, "n_head": 5, "n_inner": 44, "vocab_size": 101},
-        {"n_embd": 7, "n_head": 1, "n_layer": 1, "tie_word_embeddings": False, "vocab_size": 13},
-        {"n_embd": 24, "n_head": 12, "activation_function": "gelu", "layer_norm_epsilon": 1e-3},
-        {"n_embd": 18, "n_head": 2, "activation_function": "relu", "scale_attn_weights": False},
-        {
-            "n_layer": 3,
-            "activation_function": "silu",
-            "scale_attn_by_inverse_layer_idx": True,
-            "tie_word_embeddings": False,
-        },
-        {"activation_function": "gelu_pytorch_tanh", "reorder_and_upcast_attn": True},
+        {"n_embd": 30, "n_head": 5, "n_inner": 44, "activation_function": "gelu_pytorch_tanh"},
+        {"n_embd": 7, "n_head": 1, "n_layer": 1, "layer_norm_epsilon": 1e-3},
+        {"n_head": 8, "activation_function": "relu", "reorder_and_upcast_attn": True},
+        {"n_layer": 3, "activation_function": "silu", "tie_word_embeddings": False},
     ],
 )
 def test_odd_decoders_against_torch(odd, tmp_path):
@@ -290,25 +221,4 @@ def test_odd_decoders_against_torch(odd, tmp_path):
     ours = forward(checkpoint.config, checkpoint.params, tokens)
     theirs = families.torch_logits(model, tokens)
     assert np.abs(theirs).max() > 1
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    "odd",
-    [
-        {"dim": 15, "n_heads": 5, "hidden_dim": 22, "num_labels": 3},
-        {"activation": "relu", "num_labels": 1, "n_layers": 1},
-        {"sinusoidal_pos_embds": True, "n_heads": 1, "n_layers": 3},
-    ],
-)
-def test_odd_encoders_against_torch(odd, tmp_path):
-    settings = {"dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 24, "vocab_size": 41} | odd
-    settings["max_position_embeddings"] = 17
-    model = families.random_model("distilbert", settings, seed=len(odd), head=True)
-    model.save_pretrained(tmp_path)
-    checkpoint = model_folder.load(tmp_path)
-    tokens, lengths = tokens_of(checkpoint.config, (4, 17)), np.array([17, 5, 1, 11])
-    ours = classify(checkpoint.config, checkpoint.params, tokens, lengths)
-    theirs = families.torch_logits(model, tokens, np.arange(17) < lengths[:, None])
-    assert ours.shape == (4, checkpoint.config.num_labels)
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from tests.tiny_config import check_refusal, program
+from tests.tiny_config import check_refusal, refuse
 from vbon_jax.config import defaults
 from vbon_jax.study import check, plan
 
@@ -27,19 +27,14 @@ def refused(config, *words):
     check_refusal(lambda: checked(config), *words)
 
 
-def test_what_is_in_order_passes(config):
-    checked(config)
-
-
-def test_a_reward_without_a_head(config, tiny):
-    config.reward.function, config.reward.path = "", str(tiny / "policy")
-    refused(config, "config.json", "architectures", "GPT2ForSequenceClassification")
-
-
-def test_a_judge_without_a_head(config, tiny):
+def test_a_judge_or_a_reward_without_a_head(config, tiny):
+    words = ("config.json", "architectures", "GPT2ForSequenceClassification")
     with config.unlocked():
         config.judges.gold = {"path": str(tiny / "policy")}
-    refused(config, "config.json", "architectures", "GPT2ForSequenceClassification")
+    refused(config, *words)
+    del config.judges.gold
+    config.reward.function, config.reward.path = "", str(tiny / "policy")
+    refused(config, *words)
 
 
 def test_a_policy_that_is_none(config, tmp_path):
@@ -76,9 +71,7 @@ def test_given_pairs_of_any_cell(config, tmp_path):
 def test_a_comparison_is_refused_before_its_stages(tiny, tmp_path):
     """In one line, and nothing was made."""
     arguments = ["--config", "configs/demo.py", f"--config.reward.path={tiny / 'policy'}"]
-    done = program("compare", "--workdir", tmp_path / "work", *arguments)
-    assert done.returncode == 2
-    assert "architectures" in done.stderr.strip().splitlines()[-1]
+    refuse("architectures", "compare", "--workdir", tmp_path / "work", *arguments)
     assert not (tmp_path / "work").exists()
 
 

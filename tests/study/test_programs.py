@@ -1,6 +1,5 @@
 """Every program and every command of the documentation, on a tiny policy or the demo's."""
 
-import csv
 import dataclasses
 import json
 import pathlib
@@ -14,7 +13,8 @@ import torch
 import transformers
 
 from tests.documents import documented
-from tests.tiny_config import ROOT, overrides, program
+from tests.tiny_config import ROOT, overrides, refuse, succeed
+from vbon_jax import files
 from vbon_jax.models import decoder
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.workdir import results
@@ -26,41 +26,20 @@ RUN = "vbon-n2-s0"
 def compared(tiny, tmp_path_factory) -> pathlib.Path:
     """The workdir of a whole comparison: both methods at N = 2."""
     workdir = tmp_path_factory.mktemp("compared")
-    done = program("compare", "--workdir", workdir, *overrides(tiny))
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed("compare", "--workdir", workdir, *overrides(tiny))
     return workdir
 
 
 def test_compare_writes_every_row_and_column(compared):
     rows = results.read_results(compared / "results.csv")
-    with (compared / "results.csv").open() as file:
-        header = next(csv.reader(file))
-    promised = [
-        "method",
-        "n",
-        "bound",
-        "seed",
-        "temperature",
-        "reward",
-        "reward_se",
-        "win_rate",
-        "win_rate_lo",
-        "win_rate_hi",
-        "kl",
-        "kl_se",
-        "length",
-        "eos_rate",
-        "distinct2",
-        "bon_win_rate_at_kl",
-        "deficit",
-        "sampled_tokens",
-        "reward_calls",
-        "train_flops",
-        "seconds",
-    ]
-    assert header[: len(promised)] == promised
-    soft = ["soft_best_of_n"] * 2
-    names = ["reference", *["best_of_n"] * 3, *soft, "vbon", "kl_rl"]
+    header = (compared / "results.csv").read_text().splitlines()[0]
+    promised = (
+        "method,n,bound,seed,temperature,reward,reward_se,win_rate,win_rate_lo,win_rate_hi,kl,"
+        "kl_se,length,eos_rate,distinct2,bon_win_rate_at_kl,deficit,sampled_tokens,reward_calls,"
+        "train_flops,seconds"
+    )
+    assert header.startswith(promised)
+    names = ["reference", *["best_of_n"] * 3, *["soft_best_of_n"] * 2, "vbon", "kl_rl"]
     assert [row["method"] for row in rows] == names
     reference, first, second = rows[0], rows[1], rows[2]
     assert abs(reference["kl"]) <= 1e-6
@@ -79,45 +58,33 @@ def test_compare_writes_every_row_and_column(compared):
 
 
 def test_the_report_is_the_same_from_the_folder_alone(compared):
-    files = [compared / name for name in ("results.csv", "means.csv", "pareto.csv", "report.html")]
-    before = [file.read_text() for file in files]
+    names = ("results.csv", "means.csv", "pareto.csv", "report.html")
+    before = [(compared / name).read_text() for name in names]
     assert "vbon-n2-s0" in before[-1]
-    done = program("report", "--workdir", compared)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [file.read_text() for file in files] == before
+    succeed("report", "--workdir", compared)
+    assert [(compared / name).read_text() for name in names] == before
 
 
 def test_compare_goes_on_where_it_stopped(compared, tiny):
     stamps = {path: path.stat().st_mtime_ns for path in compared.rglob("*.jsonl")}
-    done = program("compare", "--workdir", compared, *overrides(tiny))
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed("compare", "--workdir", compared, *overrides(tiny))
     assert stamps == {path: path.stat().st_mtime_ns for path in compared.rglob("*.jsonl")}
 
 
 def test_a_cache_for_something_else_is_refused(compared, tiny):
-    done = program("compare", "--workdir", compared, *overrides(tiny, references__seed=5))
-    assert done.returncode == 2
-    last = done.stderr.strip().splitlines()[-1]
-    assert "seed" in last
-    assert "Traceback" not in done.stderr
+    refuse("seed", "compare", "--workdir", compared, *overrides(tiny, references__seed=5))
 
 
 def test_an_exported_policy_loads_in_transformers(compared, tmp_path):
-    done = program("export", "--run", compared / "runs" / RUN, "--output", tmp_path / "policy")
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed("export", "--run", compared / "runs" / RUN, "--output", tmp_path / "policy")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "policy").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "policy")
-    rows = [
-        {"prompt": "the second act", "response": " of this drama works."},
-        {"prompt": "on the whole,", "response": " a delight"},
-        {"prompt": "a", "response": ""},
-    ]
-    source = tmp_path / "rows.jsonl"
+    texts = {"the second act": " of this drama works.", "on the whole,": " a delight", "a": ""}
+    rows = [{"prompt": prompt, "response": response} for prompt, response in texts.items()]
+    source, output = tmp_path / "rows.jsonl", tmp_path / "scored" / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    output = tmp_path / "scored" / "rows.jsonl"
     arguments = ["--model", tmp_path / "policy", "--input", source, "--output", output]
-    done = program("score", *arguments)
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed("score", *arguments)
     for row, line in zip(rows, output.read_text().splitlines(), strict=True):
         scored = json.loads(line)
         prompt = tokenizer(row["prompt"])["input_ids"]
@@ -135,9 +102,9 @@ def test_an_exported_policy_loads_in_transformers(compared, tmp_path):
 def test_the_best_checkpoint_is_exported_too(compared, tmp_path):
     run = compared / "runs" / RUN
     arguments = ["--run", run, "--output", tmp_path / "best", "--checkpoint=best"]
-    assert program("export", *arguments).returncode == 0
+    succeed("export", *arguments)
     assert (tmp_path / "best" / "model.safetensors").is_file()
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = files.read_jsonl(run / "metrics.jsonl")
     saved = {int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()}
     objective = {row["step"] + 1: row["objective/mean"] for row in rows if row["step"] % 2 == 1}
     assert saved == {6, max(objective, key=objective.get)}
@@ -156,19 +123,15 @@ def test_score_refuses_bad_rows(tiny, tmp_path, line, words):
     source = tmp_path / "rows.jsonl"
     source.write_text('{"prompt": "a", "response": "b"}\n' + line + "\n")
     arguments = ["--model", tiny / "policy", "--input", source, "--output", tmp_path / "out.jsonl"]
-    done = program("score", *arguments)
-    assert done.returncode == 2
-    assert words in done.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    refuse(words, "score", *arguments)
     assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_supervised_training_of_a_given_folder(tiny, tmp_path):
     changes = {"method": "sft", "train__minibatches": 1, "train__text_tokens": 32}
-    done = program("train", "--workdir", tmp_path, *overrides(tiny, **changes))
-    assert done.returncode == 0, done.stderr[-3000:]
-    text = (tmp_path / "runs" / "sft-n4-s0" / "metrics.jsonl").read_text()
-    losses = [json.loads(line)["loss/nll"] for line in text.splitlines()]
+    succeed("train", "--workdir", tmp_path, *overrides(tiny, **changes))
+    rows = files.read_jsonl(tmp_path / "runs" / "sft-n4-s0" / "metrics.jsonl")
+    losses = [row["loss/nll"] for row in rows]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
 
@@ -187,17 +150,15 @@ def test_a_trained_reward_model_is_exported(tiny, tmp_path):
         "data__over_long": "truncate", "reward__path": tmp_path / "reward",
         "reward__function": "", "policy__lora__pattern": "layer_1/.*",
     }  # fmt: skip
-    done = program("train", "--workdir", tmp_path, *overrides(tiny, **changes))
-    assert done.returncode == 0, done.stderr[-3000:]
-    arguments = ["--run", tmp_path / "runs" / "reward_model-n4-s0", "--output", tmp_path / "made"]
-    done = program("export", *arguments, "--adapters")
-    assert done.returncode == 2
-    assert "has no policy with policy.lora" in done.stderr
-    assert program("export", *arguments).returncode == 0
-    made = model_folder.load(tmp_path / "made", kind="classifier")
-    assert made.config == config
+    succeed("train", "--workdir", tmp_path, *overrides(tiny, **changes))
+    run, output = tmp_path / "runs" / "reward_model-n4-s0", tmp_path / "exported"
+    arguments = ["--run", run, "--output", output]
+    refuse("has no policy with policy.lora", "export", *arguments, "--adapters")
+    succeed("export", *arguments)
+    exported = model_folder.load(output, kind="classifier")
+    assert exported.config == config
     moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()),
-                         made.params, params)  # fmt: skip
+                         exported.params, params)  # fmt: skip
     assert moved["score"]["kernel"]
     assert moved["layer_1"]["attention"]["query"]["kernel"]
     assert not any(jax.tree.leaves((moved["layer_0"], moved["tokens"])))
@@ -216,13 +177,11 @@ def test_a_prompt_that_the_reward_cannot_read(tiny, tmp_path):
         "reward__path": tmp_path / "reward", "reward__function": "", "data__max_tokens": 0,
         "data__over_long": "truncate",
     }  # fmt: skip
-    done = program("collect", "--workdir", tmp_path / "long", *overrides(tiny, **changes))
-    assert done.returncode == 2
-    assert "tokens where 24 fit" in done.stderr.strip().splitlines()[-1]
+    sizes = overrides(tiny, **changes)
+    refuse("tokens where 24 fit", "collect", "--workdir", tmp_path / "long", *sizes)
     assert not (tmp_path / "long").exists()
     changes |= {"data__longest_prompt": 12, "reward__over_long": "truncate"}
-    done = program("collect", "--workdir", tmp_path / "short", *overrides(tiny, **changes))
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed("collect", "--workdir", tmp_path / "short", *overrides(tiny, **changes))
 
 
 def test_given_pairs_beside_a_method_that_takes_none(tiny, tmp_path):
@@ -236,8 +195,7 @@ def test_given_pairs_beside_a_method_that_takes_none(tiny, tmp_path):
         "pairs__on_tie": "drop",
         "data__max_tokens": 0, "data__over_long": "truncate", "sampling__max_new_tokens": 21,
     }  # fmt: skip
-    done = program("compare", "--workdir", tmp_path / "work", *overrides(tiny, **changes))
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = succeed("compare", "--workdir", tmp_path / "work", *overrides(tiny, **changes))
     assert "2 pairs in" in done.stderr
     assert "1 with equal responses left out" in done.stderr
     inputs = json.loads((tmp_path / "work/runs/dpo-n2-s0/stage.json").read_text())["inputs"]
@@ -260,15 +218,14 @@ def test_cells_may_set_any_key(tiny, tmp_path):
     )
     arguments = ["--config", config, "--workdir", tmp_path / "work"]
     changes = {"train__steps": 2, "train__eval_every": 1, "train__eval_prompts": 4}
-    done = program("compare", *arguments, *overrides(tiny, **changes))
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed("compare", *arguments, *overrides(tiny, **changes))
     rows = results.read_results(tmp_path / "work" / "results.csv")[-2:]
     assert [(row["n"], row["bound"], row["seed"]) for row in rows] == [
         (3.5, "exact", 1),
         (1, "l1", 0),
     ]
     run = tmp_path / "work" / "runs" / "vbon-n3.5-s1-bound=exact"
-    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    logged = files.read_jsonl(run / "metrics.jsonl")[-1]
     assert 0.0 <= logged["eval/win_rate"] <= 1.0
 
 
@@ -343,8 +300,7 @@ def test_documented_commands_run(command, compared, documented_work, tiny, tmp_p
         filled += ["--max_new_tokens=6", "--reward.function=tests.reward_functions:vowels"]
     elif name not in ("score", "export", "report"):
         filled += overrides(tiny, train__steps=2)
-    done = program(name, *filled, environment={} if name == "collect" else None)
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed(name, *filled, environment={} if name == "collect" else None)
 
 
 COMPARED = {"methods": "vbon,qrpo", "seeds": 0, "budget.sampled_tokens": 1500}
@@ -372,21 +328,17 @@ def test_the_demo_in_small(tmp_path, config, workdir, changes):
     } | changes  # fmt: skip
     arguments = [f"--config.{key}={value}" for key, value in sizes.items()]
     command = ["compare", "--config", config, "--workdir", tmp_path, *arguments]
-    done = program(*command)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = succeed(*command)
     assert (tmp_path / "report.html").is_file()
     assert "deficit" in done.stdout
-    again = program(*command)
-    assert again.returncode == 0, again.stderr[-2000:]
+    again = succeed(*command)
     assert again.stdout == done.stdout
 
 
 @pytest.mark.parametrize("gradient", ["rloo", "grpo"])
 def test_a_run_without_a_value_head(tiny, tmp_path, gradient):
-    done = program("train", "--workdir", tmp_path, *overrides(tiny, gradient=gradient))
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = (tmp_path / "runs" / "vbon-n4-s0" / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    succeed("train", "--workdir", tmp_path, *overrides(tiny, gradient=gradient))
+    rows = files.read_jsonl(tmp_path / "runs" / "vbon-n4-s0" / "metrics.jsonl")
     assert len(rows) == 6
     assert rows[0]["rollout/kl_sampled"] == pytest.approx(0.0, abs=1e-6)
     assert rows[-1]["rollout/kl_sampled"] != 0.0

@@ -11,7 +11,7 @@ import pytest
 from configs import demo, hh, tldr
 from tests import toy_tasks
 from tests.documents import documented
-from tests.tiny_config import check_refusal, program
+from tests.tiny_config import check_refusal, succeed
 from vbon_jax.config import defaults
 from vbon_jax.data import prompt_sets
 from vbon_jax.models.huggingface import model_folder
@@ -119,8 +119,7 @@ def test_summaries_from_nothing(posts, tmp_path):
     two = {"methods": "vbon,bonbon", "evaluation.temperatures": "0.5,1.0"}
     command = arguments("configs/tldr.py:small", workdir, folders, **two)
     command[command.index("configs/tldr.py:small")] += ",ood"
-    done = program("compare", *command)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = succeed("compare", *command)
     rows = check_comparison(workdir, {"vbon", "bonbon"})
     assert {row["temperature"] for row in rows if row["method"] == "vbon"} == {0.5, 1.0}
     check_stages(workdir, "gpt_neox")
@@ -130,8 +129,7 @@ def test_summaries_from_nothing(posts, tmp_path):
     assert counted == len(named)
     stamps = {path: path.stat().st_mtime_ns for path in workdir.rglob("stages/**/*.safetensors")}
     assert len(stamps) >= 3
-    again = program("compare", *command)
-    assert again.returncode == 0, again.stderr[-3000:]
+    again = succeed("compare", *command)
     assert again.stdout == done.stdout
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     rows = {f"data.{split}": str(posts / "posts") for split in ("train", "eval")}
@@ -143,8 +141,7 @@ def test_dialogue_from_nothing(dialogues, tmp_path):
     folders = {"PROMPTS": dialogues / "prompts", "DIALOGUES": dialogues / "dialogues"}
     workdir = tmp_path / "small"
     command = arguments("configs/hh.py:small", workdir, folders, methods="bonbon")
-    done = program("compare", *command)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = succeed("compare", *command)
     check_comparison(workdir, {"bonbon"})
     check_stages(workdir, "llama")
     rows = {f"data.{split}": str(dialogues / "prompts") for split in ("train", "eval")}
