@@ -218,6 +218,18 @@ def joined(prompts, lengths, responses) -> np.ndarray:
     return whole.reshape(-1, whole.shape[2])
 
 
+def random_params(config: model_folder.Config) -> dict:
+    """Parameters without a compilation; none is 0 or 1, so that none can be dropped unseen."""
+    shapes = jax.eval_shape(lambda: classifier.init(config, jax.random.key(0)))
+    rng = np.random.default_rng(5)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.float32(
+            0.2 * rng.normal(size=leaf.shape) + ("scale" in jax.tree_util.keystr(path))
+        ),
+        shapes,
+    )
+
+
 class Network(NamedTuple):
     """A network of random parameters, and the config.json that describes it."""
 
@@ -235,7 +247,4 @@ def network(model_type: str, settings: dict, *, labels: tuple[str, ...] = ()) ->
     """Random parameters of the right shapes, without a compilation."""
     settings = {"model_type": model_type} | settings
     config = model_folder.config_of(settings, labels=labels, source="tests")
-    shapes = jax.eval_shape(lambda: classifier.init(config, jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    return Network(settings, config, params)
+    return Network(settings, config, random_params(config))

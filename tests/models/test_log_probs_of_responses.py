@@ -4,18 +4,19 @@ import jax
 import numpy as np
 import pytest
 
-from tests.models.test_models import SMALL, noisy, tokens_of
+from tests.families import random_params
+from tests.models.test_models import SMALL, tokens_of
 from vbon_jax.models import decoder, log_probs
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])
 def test_parts_give_the_same_numbers_and_gradients(monkeypatch, steps):
-    params, tokens = noisy(SMALL), tokens_of(SMALL, (3, 9))
+    params, tokens = random_params(SMALL), tokens_of(SMALL, (3, 9))
 
     def total(params):
         hidden = decoder.hidden(SMALL, params, tokens[:, :-1])
-        said = log_probs.token_log_probs(SMALL, params, hidden, tokens[:, 1:], temperature=0.7)
-        return (said * np.arange(1, 9)).sum(), said
+        values = log_probs.token_log_probs(SMALL, params, hidden, tokens[:, 1:], temperature=0.7)
+        return (values * np.arange(1, 9)).sum(), values
 
     (_, whole), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
     logits = decoder.forward(SMALL, params, tokens[:, :-1]) / 0.7

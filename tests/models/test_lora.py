@@ -18,18 +18,12 @@ from vbon_jax.types import InputError
 
 TOLERANCE = 1e-4  # of a logit, in float32
 EVERY = ".*"
+LLAMA = families.network("llama", families.DECODERS["llama"]["grouped heads"])
 
 
-def model_of(family, folder, *, seed=0):
-    """A random model of the family's first shape, as transformers saved it."""
-    settings = next(iter(families.DECODERS[family].values()))
-    families.random_model(family, settings, seed=seed).save_pretrained(folder)
-    return model_folder.load(folder, kind="decoder")
-
-
-def trained(config, params, *, seed=1):
+def trained(params):
     """Adapters as training leaves them: no factor is zero."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(1)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
             np.float32(rng.normal(size=leaf.shape) * 0.2)
@@ -40,25 +34,19 @@ def trained(config, params, *, seed=1):
     )
 
 
-def adapted(family, folder, pattern=EVERY, rank=3, alpha=5.0):
-    checkpoint = model_of(family, folder)
-    config, params = adapters.add(
-        checkpoint.config, checkpoint.params, Lora(pattern, rank, alpha), jax.random.key(0)
-    )
-    return checkpoint, config, params
+def adapted(model, pattern=EVERY):
+    """Config and parameters of a model with fresh adapters."""
+    return adapters.add(model.config, model.params, Lora(pattern, 3, 5.0), jax.random.key(0))
 
 
-def test_fresh_adapters_change_nothing(tmp_path):
-    checkpoint, config, params = adapted("llama", tmp_path)
+def test_fresh_adapters_change_nothing():
+    config, params = adapted(LLAMA)
     tokens = np.random.default_rng(0).integers(3, 60, (2, 9))
-    before = forward(checkpoint.config, checkpoint.params, tokens)
+    before = forward(LLAMA.config, LLAMA.params, tokens)
     np.testing.assert_array_equal(forward(config, params, tokens), before)
     first = params["layer_0"]["attention"]["query"]["lora"]["lora_a"]
     assert np.asarray(first).std() > 0
-    again = adapters.add(
-        checkpoint.config, checkpoint.params, Lora(EVERY, 3, 5.0), jax.random.key(0)
-    )[1]
-    jax.tree.map(np.testing.assert_array_equal, params, again)
+    jax.tree.map(np.testing.assert_array_equal, params, adapted(LLAMA)[1])
 
 
 def test_by_hand():
@@ -74,8 +62,8 @@ def test_by_hand():
     assert float(dense(np.float32([[2.0]]))[0, 0]) == pytest.approx(plain + 120.0)
 
 
-def test_the_pattern_chooses_layers(tmp_path):
-    _, _, params = adapted("llama", tmp_path, pattern=r"layer_1/attention/(query|value)")
+def test_the_pattern_chooses_layers():
+    _, params = adapted(LLAMA, pattern=r"layer_1/attention/(query|value)")
     names = [
         "/".join(entry.key for entry in path)
         for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
@@ -93,10 +81,9 @@ def test_the_pattern_chooses_layers(tmp_path):
         (Lora(EVERY, 2, 0.0), r"lora\.alpha=0"),
     ],
 )
-def test_adapters_that_have_no_meaning(tmp_path, lora, message):
-    checkpoint = model_of("llama", tmp_path)
+def test_adapters_that_have_no_meaning(lora, message):
     with pytest.raises(InputError, match=message):
-        adapters.add(checkpoint.config, checkpoint.params, lora, jax.random.key(0))
+        adapters.add(LLAMA.config, LLAMA.params, lora, jax.random.key(0))
 
 
 # peft asks transformers for a property by its old name.
@@ -108,8 +95,11 @@ def test_merged_and_peft_have_the_same_logits(family, tmp_path):
     import transformers
 
     pattern = r"layer_0/attention/(query|value|output)|layer_1/.*"
-    checkpoint, config, params = adapted(family, tmp_path / "base", pattern)
-    params = trained(config, params)
+    settings = next(iter(families.DECODERS[family].values()))
+    families.random_model(family, settings, seed=0).save_pretrained(tmp_path / "base")
+    checkpoint = model_folder.load(tmp_path / "base", kind="decoder")
+    config, params = adapted(checkpoint, pattern)
+    params = trained(params)
     tokens = np.random.default_rng(0).integers(3, 57, (2, 14))
     ours = np.asarray(forward(config, params, tokens))
     plain = np.asarray(forward(checkpoint.config, checkpoint.params, tokens))
@@ -129,10 +119,9 @@ def test_merged_and_peft_have_the_same_logits(family, tmp_path):
     np.testing.assert_allclose(families.torch_logits(with_adapters, tokens), ours, atol=TOLERANCE)
 
 
-def test_a_new_head_is_trained_and_not_adapted(tmp_path):
+def test_a_new_head_is_trained_and_not_adapted():
     """Whatever the pattern fits: no low-rank term beside a head that no model comes with."""
-    base = model_of("llama", tmp_path)
-    scored = decoder.with_score(base.config, base.params, ("one",), jax.random.key(0))
+    scored = decoder.with_score(LLAMA.config, LLAMA.params, ("one",), jax.random.key(0))
     _, params = adapters.add(*scored, Lora(EVERY, 2, 1.0), jax.random.key(0))
     assert set(params["score"]) == {"kernel"}
     assert "lora" in params["layer_0"]["attention"]["query"]
@@ -141,9 +130,9 @@ def test_a_new_head_is_trained_and_not_adapted(tmp_path):
     assert not re.fullmatch(adapters.TRAINED, "classifier/layer_0/attention/query/kernel")
 
 
-def test_cached_decoding_has_the_adapters_too(tmp_path):
-    _, config, params = adapted("qwen2", tmp_path)
-    params = trained(config, params)
+def test_cached_decoding_has_the_adapters_too():
+    config, params = adapted(LLAMA)
+    params = trained(params)
     tokens = np.random.default_rng(0).integers(3, 57, (2, 6)).astype(np.int32)
     whole = forward(config, params, tokens)
 
@@ -153,8 +142,9 @@ def test_cached_decoding_has_the_adapters_too(tmp_path):
 
 
 def test_the_description_for_peft(tmp_path):
-    checkpoint, config, params = adapted("gpt2", tmp_path / "base", r"layer_0/attention/.*")
-    adapters.save(tmp_path / "a", config, params, settings=checkpoint.settings, base="owner/name")
+    model = families.network("gpt2", families.GPT2)
+    config, params = adapted(model, r"layer_0/attention/.*")
+    adapters.save(tmp_path / "a", config, params, settings=model.settings, base="owner/name")
     described = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert described["base_model_name_or_path"] == "owner/name"
     assert described["target_modules"] == [
@@ -165,10 +155,5 @@ def test_the_description_for_peft(tmp_path):
     assert described["alpha_pattern"] == {"transformer.h.0.attn.c_attn": 15.0}
     assert described["fan_in_fan_out"] is True
     with pytest.raises(ValueError, match=re.escape("no adapters")):
-        adapters.save(
-            tmp_path / "b",
-            dataclasses.replace(config, lora=None),
-            params,
-            settings=checkpoint.settings,
-            base="x",
-        )
+        plain = dataclasses.replace(config, lora=None)
+        adapters.save(tmp_path / "b", plain, params, settings=model.settings, base="x")

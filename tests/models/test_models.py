@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import families
-from tests.families import forward
+from tests.families import forward, random_params
 from vbon_jax.models import decoder, encoder, layers
 from vbon_jax.models.huggingface import model_folder
 
@@ -25,19 +25,6 @@ classify = jax.jit(encoder.classify, static_argnums=0)
 init_decoder = jax.jit(decoder.init, static_argnums=0)
 
 
-def noisy(config):
-    """Random parameters without a compilation; none is 0 or 1, so none can be dropped unseen."""
-    module = decoder if isinstance(config, decoder.DecoderConfig) else encoder
-    shapes = jax.eval_shape(lambda: module.init(config, jax.random.key(0)))
-    rng = np.random.default_rng(5)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: np.float32(
-            0.2 * rng.normal(size=leaf.shape) + ("scale" in jax.tree_util.keystr(path))
-        ),
-        shapes,
-    )
-
-
 def tokens_of(config, shape, seed=0):
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape).astype(np.int32)
 
@@ -51,7 +38,7 @@ def test_decoder_by_hand():
         vocab_size=3, width=2, num_layers=1, num_heads=1, mlp_width=2, max_positions=2,
         norm_epsilon=1e-12,
     )  # fmt: skip
-    params = jax.tree.map(np.zeros_like, noisy(config))
+    params = jax.tree.map(np.zeros_like, random_params(config))
     params["norm_f"]["scale"] = jnp.ones(2)
     params["tokens"]["embedding"] = jnp.array([[1.0, 0.0], [0.0, 1.0], [3.0, 5.0]])
     logits = forward(config, params, jnp.array([[0, 1]]))
@@ -61,7 +48,7 @@ def test_decoder_by_hand():
 def test_encoder_by_hand():
     """[1, 0] is normed to [1, -1] three times over; ReLU keeps 1; the classifier adds its bias."""
     config = dataclasses.replace(READER, width=2, num_heads=1, num_layers=1)
-    params = jax.tree.map(np.zeros_like, noisy(config))
+    params = jax.tree.map(np.zeros_like, random_params(config))
     for norm in (params["norm_0"], params["layer_0"]["norm_1"], params["layer_0"]["norm_2"]):
         norm["scale"] = jnp.ones(2)
     params["tokens"]["embedding"][7] = [1.0, 0.0]
@@ -91,7 +78,7 @@ def test_layer_norm_by_hand_and_far_from_zero():
 
 def test_number_of_parameters():
     """V*D + P*D + L*(4*D*D + 2*D*F + 9*D + F) + 2*D, worked out for D 12, F 20, L 2, V 29, P 16."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(noisy(SMALL)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(random_params(SMALL)))
     assert count == 29 * 12 + 16 * 12 + 2 * (4 * 144 + 2 * 240 + 9 * 12 + 20) + 24 == 2932
 
 
@@ -101,7 +88,7 @@ def test_number_of_parameters():
 @pytest.mark.parametrize("tied", [True, False])
 def test_cached_decoding_is_the_full_forward(tied):
     config = dataclasses.replace(SMALL, tie_embeddings=tied, scale_attention_by_layer=True)
-    params = noisy(config)
+    params = random_params(config)
     lengths, new = np.array([5, 2, 1]), 4
     prompts, responses = tokens_of(config, (3, 5)), tokens_of(config, (3, 2, new), seed=1)
     full = np.asarray(forward(config, params, families.joined(prompts, lengths, responses)))
@@ -112,7 +99,7 @@ def test_cached_decoding_is_the_full_forward(tied):
 
 
 def test_no_position_sees_the_future():
-    params = noisy(SMALL)
+    params = random_params(SMALL)
     tokens = tokens_of(SMALL, (1, 8))
     changed = tokens.copy()
     changed[0, 5] = (tokens[0, 5] + 1) % SMALL.vocab_size
@@ -122,7 +109,7 @@ def test_no_position_sees_the_future():
 
 
 def test_text_behind_the_end_is_not_read():
-    params = noisy(READER)
+    params = random_params(READER)
     lengths = np.array([9, 1, 4])
     tokens = tokens_of(READER, (3, 9))
     behind = np.arange(9) >= lengths[:, None]
@@ -136,13 +123,13 @@ def test_text_behind_the_end_is_not_read():
 def test_every_parameter_is_trained():
     tokens, lengths = tokens_of(SMALL, (2, 16)), jnp.array([12, 7])
     untied = dataclasses.replace(SMALL, num_layers=1, tie_embeddings=False)
-    params = noisy(untied)
+    params = random_params(untied)
 
     def loss(params, reader):
         logits = forward(untied, params, tokens), classify(READER, reader, tokens[:, :12], lengths)
         return jnp.square(logits[0]).sum() + jnp.square(logits[1]).sum()
 
-    reader = noisy(READER)
+    reader = random_params(READER)
     slopes = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, reader)
     for path, slope in jax.tree_util.tree_leaves_with_path(slopes):
         assert np.isfinite(slope).all(), path
