@@ -241,7 +241,7 @@ def test_the_documented_commands_are_those_that_are_tested():
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-ELSEWHERE = {  # with settings of theirs
+ELSEWHERE = {  # with settings of their own
     "exact": "exact/test_exact.py",
     "cdf_study": "exact/test_cdf_study.py",
     "import_samples": "sampling/test_external_samples.py",

@@ -141,7 +141,7 @@ def test_dialogue_from_nothing(dialogues, tmp_path):
     folders = {"PROMPTS": dialogues / "prompts", "DIALOGUES": dialogues / "dialogues"}
     workdir = tmp_path / "small"
     command = arguments("configs/hh.py:small", workdir, folders, methods="bonbon")
-    done = succeed("compare", *command)
+    succeed("compare", *command)
     check_comparison(workdir, {"bonbon"})
     check_stages(workdir, "llama")
     rows = {f"data.{split}": str(dialogues / "prompts") for split in ("train", "eval")}
@@ -196,10 +196,8 @@ def test_settings_that_cannot_be():
     refused(lambda c: c.stages.sft.train.update(step=3), "stages.sft", "train.step")
     refused(lambda c: c.stages.sft.train.update(seed="x"), "train.seed")
     refused(lambda c: c.stages.sft.train.update(steps=0), "train.steps=0", "from 1")
-    refused(
-        lambda c: c.stages.reward_model.reward_model.update(centring=-1.0),
-        "reward_model.centring=-1.0",
-    )
+    centring = "reward_model.centring=-1.0"
+    refused(lambda c: c.stages.reward_model.reward_model.update(centring=-1.0), centring)
     refused(lambda c: c.stages.reward_model.update(base="stage:dpo"), "no 'dpo'", "judge")
     refused(lambda c: c.stages.judge.update(init_seed="x"), "stages.judge.init_seed='x'", "whole")
     refused(
@@ -208,23 +206,19 @@ def test_settings_that_cannot_be():
 
 
 def test_a_stage_in_the_wrong_place():
-    refused(
-        lambda c: c.policy.update(path="stage:judge"),
-        "config.policy.path='stage:judge'", "method reward_model", "sft",
-    )  # fmt: skip
+    words = ("config.policy.path='stage:judge'", "method reward_model", "sft")
+    refused(lambda c: c.policy.update(path="stage:judge"), *words)
     refused(lambda c: c.judges.judge.update(path="stage:sft"), "judges.judge.path", "method sft")
-    refused(
-        lambda c: c.stages.judge.update(policy={"lora": {"pattern": ".*"}}),
-        "stages.judge", "policy.lora", "base",
-    )  # fmt: skip
+    adapters = {"lora": {"pattern": ".*"}}
+    words = ("stages.judge", "policy.lora", "base")
+    refused(lambda c: c.stages.judge.update(policy=adapters), *words)
 
 
 def from_posts(posts, **changes):
     """The configuration of a comparison from posts and preferences, models of few steps."""
-    folders = {f"data__{split}": posts / "posts" for split in ("train", "eval")}
-    for split in ("train", "eval"):
-        folders[f"stages__reward_model__data__{split}"] = posts / "preferences"
-    return configured(tldr, **folders | changes)
+    folders = {"data": posts / "posts", "stages__reward_model__data": posts / "preferences"}
+    both = {f"{key}__{split}": folders[key] for key in folders for split in ("train", "eval")}
+    return configured(tldr, **both | changes)
 
 
 @pytest.mark.slow
@@ -290,21 +284,20 @@ def test_rows_longer_than_the_network(posts, tmp_path):
 @pytest.mark.parametrize(
     ("key", "row", "words"),
     [
-        ("stages.reward_model.data.eval", {"prompt": "a", "chosen": "b"}, ["line 1", "'rejected'"]),
+        ("stages.reward_model.data.eval", {"chosen": "b"}, ["line 1", "'rejected'"]),
         (
             "stages.reward_model.data.train",
-            {"prompt": "a", "chosen": "b", "rejected": "b"},
+            {"chosen": "b", "rejected": "b"},
             ["line 1", "chosen and rejected are equal", "pairs.on_tie=drop"],
         ),
-        ("data.train", {"prompt": "a", "completion": " ", "subreddit": "relationships"}, ["empty"]),
-        ("data.eval", {"text": "a", "subreddit": "relationships"}, ["line 1", "'completion'"]),
-        ("data.eval", {"prompt": "a", "subreddit": "relationships"}, ["line 1", "'completion'"]),
-        ("data.eval", {"prompt": "a", "completion": "b"}, ["'subreddit'"]),
+        ("data.train", {"completion": " ", "subreddit": "relationships"}, ["empty"]),
+        ("data.eval", {"subreddit": "relationships"}, ["line 1", "'completion'"]),
+        ("data.eval", {"completion": "b"}, ["'subreddit'"]),
     ],
 )
 def test_bad_rows_of_any_stage_are_found_before_the_first(posts, tmp_path, key, row, words):
     file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(row) + "\n")
+    file.write_text(json.dumps({"prompt": "a"} | row) + "\n")
     config = from_posts(posts, **{key.replace(".", "__"): file})
     check_refusal(lambda: check.check(config, plan.plan(config, tmp_path)), "rows.jsonl", *words)
 
