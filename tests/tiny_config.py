@@ -122,6 +122,11 @@ def refuse(words: str, name: str, *arguments) -> None:
     assert "Traceback" not in done.stderr
 
 
+def write_times(folder: pathlib.Path, pattern: str) -> dict[pathlib.Path, int]:
+    """When each file was last written: what is not made again keeps its time."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob(pattern)}
+
+
 def _run_here(module: str, words: list[str]) -> subprocess.CompletedProcess:
     """A program's main in this process, with its flags forgotten and its streams captured."""
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))

@@ -11,7 +11,7 @@ import pytest
 import scipy.optimize
 
 from configs import exact as exact_config
-from tests.tiny_config import ROOT, program, succeed
+from tests.tiny_config import ROOT, succeed, write_times
 from vbon_jax.exact import cdf_study, enumeration, gradients, grid, optima, sampled_methods
 from vbon_jax.exact.keys import LAB_KEYS
 from vbon_jax.functional import bon
@@ -252,13 +252,8 @@ def test_every_key_of_the_lab_is_read():
 
 
 LAB = SMALL | {"lab.workers": 2, "n_values": 2, "lab.methods": "vbon", "lab.steps_at_n": 10}
-LAB |= {
-    "lab.steps_per_doubling": 10,
-    "lab.caches": 2,
-    "lab.cache_sizes": "5,20",
-    "train.steps": 2,
-    "train.batch_size": 4,
-}
+LAB |= {"lab.steps_per_doubling": 10, "lab.caches": 2, "lab.cache_sizes": "5,20"}
+LAB |= {"train.steps": 2, "train.batch_size": 4}
 LAB |= {"lab.sampled_methods": "vbon_regression", "references.samples_per_prompt": 8}
 OVERRIDES = [f"--config.{key}={value}" for key, value in LAB.items()]
 
@@ -272,30 +267,21 @@ def test_the_documented_command_in_small(tmp_path):
     done = succeed("exact", "--workdir", tmp_path, *OVERRIDES)
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == [
-        *("method", "n", "gradient", "ties", "kl_to_bon", "kl_from_bon", "kl_to_ref"),
-        *("win_rate", "entropy"),
-    ]
+    columns = "method,n,gradient,ties,kl_to_bon,kl_from_bon,kl_to_ref,win_rate,entropy"
+    assert list(rows[0]) == columns.split(",")
     trained = [(row["method"], row["gradient"], row["ties"]) for row in rows[4:]]
-    assert trained == [
-        ("vbon", "exact", "no"),
-        ("vbon", "exact", "yes"),
-        ("vbon_regression", "sampled", "no"),
-        ("vbon_regression", "sampled", "yes"),
-    ]
+    kinds = (("vbon", "exact"), ("vbon_regression", "sampled"))
+    assert trained == [(*kind, ties) for kind in kinds for ties in ("no", "yes")]
     best = [row for row in rows if row["method"] == "best_of_n"]
     assert [float(row["kl_to_bon"]) for row in best] == [0.0, 0.0]
     assert "KL(policy || Best-of-N)" in done.stdout
     for file in ("optima.csv", "cdf.csv", "exact.svg", "cdf.svg"):
         assert (tmp_path / file).stat().st_size > 100
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.json")}
-    again = program("exact", "--workdir", tmp_path, *OVERRIDES)
-    assert again.stdout == done.stdout
-    assert stamps == {
-        path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.json")
-    }
+    stamps = write_times(tmp_path, "cells/**/*.json")
+    assert succeed("exact", "--workdir", tmp_path, *OVERRIDES).stdout == done.stdout
+    assert write_times(tmp_path, "cells/**/*.json") == stamps
     config = small(n_values=(2,), lab__seed=1)
-    for method, gradient in (("vbon", grid.EXACT), ("vbon_regression", grid.SAMPLED)):
+    for method, gradient in kinds:
         cell = {"method": method, "n": 2, "gradient": gradient, "ties": False}
         with pytest.raises(InputError, match=r"lab\.seed was 0 and is 1"):
             grid.artifact(config, tmp_path, cell).begin()

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from tests.documents import documented
-from tests.tiny_config import ROOT, overrides, refuse, succeed
+from tests.tiny_config import ROOT, overrides, refuse, succeed, write_times
 from vbon_jax import files
 from vbon_jax.models import decoder
 from vbon_jax.models.huggingface import model_folder
@@ -66,9 +66,9 @@ def test_the_report_is_the_same_from_the_folder_alone(compared):
 
 
 def test_compare_goes_on_where_it_stopped(compared, tiny):
-    stamps = {path: path.stat().st_mtime_ns for path in compared.rglob("*.jsonl")}
+    stamps = write_times(compared, "**/*.jsonl")
     succeed("compare", "--workdir", compared, *overrides(tiny))
-    assert stamps == {path: path.stat().st_mtime_ns for path in compared.rglob("*.jsonl")}
+    assert write_times(compared, "**/*.jsonl") == stamps
 
 
 def test_a_cache_for_something_else_is_refused(compared, tiny):

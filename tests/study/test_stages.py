@@ -11,7 +11,7 @@ import pytest
 from configs import demo, hh, tldr
 from tests import toy_tasks
 from tests.documents import documented
-from tests.tiny_config import check_refusal, succeed
+from tests.tiny_config import check_refusal, succeed, write_times
 from vbon_jax.config import defaults
 from vbon_jax.data import prompt_sets
 from vbon_jax.models.huggingface import model_folder
@@ -127,7 +127,7 @@ def test_summaries_from_nothing(posts, tmp_path):
         named = {row["prompt"] for row in map(json.loads, file) if "relation" in row["subreddit"]}
     counted = int(re.search(r"train prompts: \d+ distinct of (\d+) rows", done.stderr)[1])
     assert counted == len(named)
-    stamps = {path: path.stat().st_mtime_ns for path in workdir.rglob("stages/**/*.safetensors")}
+    stamps = write_times(workdir, "stages/**/*.safetensors")
     assert len(stamps) >= 3
     again = succeed("compare", *command)
     assert again.stdout == done.stdout
