@@ -49,6 +49,7 @@ def test_a_cache_that_is_too_small_is_refused():
         cdf_study.study(np.zeros((3, 9)), seed=0)
 
 
+@pytest.mark.slow
 def test_the_documented_command_on_a_cache(tmp_path):
     fake_models.write_cache(tmp_path / "references" / "eval", prompts=8)
     page = (ROOT / "docs" / "exact.md").read_text()

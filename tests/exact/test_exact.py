@@ -137,6 +137,7 @@ def test_the_optimum_of_pairs_against_a_general_minimiser(alpha):
 # ---------------------------------------------------------------------------- the lab
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 16])
 @pytest.mark.parametrize("ties", [False, True])
 def test_exact_gradients_of_vbon_reach_best_of_n(lab, tmp_path, n, ties):
@@ -150,6 +151,7 @@ def test_exact_gradients_of_vbon_reach_best_of_n(lab, tmp_path, n, ties):
     assert row["kl_to_ref"] > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [name for name, row in gradients.METHODS.items() if row.optimum and name != "vbon"]
 )
@@ -194,6 +196,7 @@ def test_all_methods_of_the_package_are_in_the_lab():
     assert sampled_methods.run_config(config, "vbon", 2).bound == "exact"
 
 
+@pytest.mark.slow
 def test_a_sampled_run_comes_nearer_to_best_of_n_and_is_not_trained_twice(lab, tmp_path):
     setting, laws = lab
     config = small(train__steps=40)
@@ -258,6 +261,7 @@ LAB |= {"lab.sampled_methods": "vbon_regression", "references.samples_per_prompt
 OVERRIDES = [f"--config.{key}={value}" for key, value in LAB.items()]
 
 
+@pytest.mark.slow
 def test_the_documented_command_in_small(tmp_path):
     """As printed, in another folder; then once more, and nothing is trained again."""
     page = (ROOT / "docs" / "exact.md").read_text()

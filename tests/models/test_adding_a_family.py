@@ -1,6 +1,7 @@
 """A family of models from a user's own file: StarCoder 2, which the package does not know."""
 
 import numpy as np
+import pytest
 
 from tests import families
 from vbon_jax.models.decoder import DecoderConfig
@@ -42,6 +43,7 @@ def tensors(config):
 STARCODER = family("Starcoder2", "model.", "", read_config, tensors, decoder=True)
 
 
+@pytest.mark.slow
 def test_a_family_of_a_user(tmp_path, monkeypatch):
     monkeypatch.setitem(model_folder.FAMILIES, "starcoder2", STARCODER)
     settings = families.BASE | {"num_key_value_heads": 2, "sliding_window": None}

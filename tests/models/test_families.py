@@ -136,6 +136,7 @@ def head_errors(family, settings, seed, folder, lengths) -> tuple[list[float], f
     return [np.abs(ours - theirs).max(), np.abs(again - theirs).max()], rough
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "shape"), DECODERS)
 def test_decoders_are_those_of_transformers(family, shape, tmp_path, measured):
     settings, seed = families.DECODERS[family][shape], len(shape)
@@ -152,6 +153,7 @@ def test_decoders_are_those_of_transformers(family, shape, tmp_path, measured):
     assert 0 < rough < ROUGH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "shape"), ENCODERS)
 def test_encoders_are_those_of_transformers(family, shape, tmp_path, measured):
     settings = families.ENCODERS[family][shape]
@@ -198,6 +200,7 @@ def test_shifted_scores_by_hand(rows, columns):
             np.testing.assert_array_equal(shifted[:, row, column], expected)
 
 
+@pytest.mark.slow
 def test_every_parameter_of_an_encoder_is_trained(tmp_path):
     """But for rows that no text reads, and biases that softmax does not see."""
     relative = disentangled.RelativePositions(reach=5, normed=True)

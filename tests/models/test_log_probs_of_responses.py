@@ -9,6 +9,7 @@ from tests.models.test_models import SMALL, tokens_of
 from vbon_jax.models import decoder, log_probs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3, 8])
 def test_parts_give_the_same_numbers_and_gradients(monkeypatch, steps):
     params, tokens = random_params(SMALL), tokens_of(SMALL, (3, 9))

@@ -87,6 +87,7 @@ def test_adapters_that_have_no_meaning(lora, message):
 
 
 # peft asks transformers for a property by its old name.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("family", list(families.DECODERS))
 def test_merged_and_peft_have_the_same_logits(family, tmp_path):
@@ -130,6 +131,7 @@ def test_a_new_head_is_trained_and_not_adapted():
     assert not re.fullmatch(adapters.TRAINED, "classifier/layer_0/attention/query/kernel")
 
 
+@pytest.mark.slow
 def test_cached_decoding_has_the_adapters_too():
     config, params = adapted(LLAMA)
     params = trained(params)

@@ -120,6 +120,7 @@ def test_text_behind_the_end_is_not_read():
     np.testing.assert_allclose(alone[0], logits[2], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_parameter_is_trained():
     tokens, lengths = tokens_of(SMALL, (2, 16)), jnp.array([12, 7])
     untied = dataclasses.replace(SMALL, num_layers=1, tie_embeddings=False)
@@ -137,6 +138,7 @@ def test_every_parameter_is_trained():
             assert np.abs(slope).max() > 0, path
 
 
+@pytest.mark.slow
 def test_initial_parameters():
     wide = dataclasses.replace(SMALL, width=96, mlp_width=384, dtype="bfloat16")
     params, again, other = (init_decoder(wide, jax.random.key(k)) for k in (0, 0, 1))
@@ -164,6 +166,7 @@ def test_heads_must_divide_the_width(module, config):
 # ----------------------------------------------------------------- transformers' torch models
 
 
+@pytest.mark.slow
 def test_real_decoder_against_torch(shared):
     from transformers import AutoModelForCausalLM
 
@@ -177,6 +180,7 @@ def test_real_decoder_against_torch(shared):
     assert sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params)) == 4_273_664
 
 
+@pytest.mark.slow
 def test_real_encoder_against_torch(shared):
     from transformers import AutoModelForSequenceClassification
 
@@ -190,6 +194,7 @@ def test_real_encoder_against_torch(shared):
     assert checkpoint.config.labels == ("NEGATIVE", "POSITIVE")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "odd",
     [

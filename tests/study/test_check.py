@@ -68,6 +68,7 @@ def test_given_pairs_of_any_cell(config, tmp_path):
     refused(config, "pairs.jsonl: line 1: chosen and rejected are equal", "pairs.on_tie=drop")
 
 
+@pytest.mark.slow
 def test_a_comparison_is_refused_before_its_stages(tiny, tmp_path):
     """In one line, and nothing was made."""
     arguments = ["--config", "configs/demo.py", f"--config.reward.path={tiny / 'policy'}"]

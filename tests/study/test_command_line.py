@@ -11,6 +11,7 @@ from vbon_jax.config import defaults
 PROGRAMS = sorted(path.stem for path in (ROOT / "experiments").glob("[a-z]*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_shows_what_a_program_does_and_reads(name):
     done = succeed(name, "--help")
@@ -69,6 +70,7 @@ def test_a_word_that_no_key_takes(name, text, words):
     check_refusal(lambda: cli.change(defaults(), name, text), *words)
 
 
+@pytest.mark.slow
 def test_a_recipe_is_run_once_and_its_own_keys_are_known(tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text(
@@ -86,6 +88,7 @@ def test_a_recipe_is_run_once_and_its_own_keys_are_known(tmp_path):
     refuse(refused, "train", *arguments, "--config.simpo.gamma", "much")
 
 
+@pytest.mark.slow
 def test_a_recipe_that_sets_no_key_that_exists(tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text(

@@ -19,6 +19,7 @@ from vbon_jax.models import decoder
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.workdir import results
 
+pytestmark = pytest.mark.slow
 RUN = "vbon-n2-s0"
 
 

@@ -302,6 +302,7 @@ def test_bad_rows_of_any_stage_are_found_before_the_first(posts, tmp_path, key, 
     check_refusal(lambda: check.check(config, plan.plan(config, tmp_path)), "rows.jsonl", *words)
 
 
+@pytest.mark.slow
 def test_one_held_out_row_has_no_interval(posts, tmp_path):
     file = tmp_path / "rows.jsonl"
     row = {"prompt": "a", "completion": "b", "subreddit": "relationships"}
