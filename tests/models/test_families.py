@@ -113,8 +113,11 @@ def loaded(folder, *, head=False):
     return model
 
 
-def head_errors(family, settings, seed, folder, lengths) -> tuple[list[float], float]:
-    """Largest differences of a classifier's logits, before and after a round trip; of bfloat16."""
+def head_errors(family, settings, seed, folder, lengths) -> tuple[list[float], tuple]:
+    """Largest differences of a classifier's logits, before and after a round trip.
+
+    And config, parameters, tokens and logits of the classifier.
+    """
     model = families.random_model(family, settings, seed=seed, head=True)
     model.save_pretrained(folder / "head")
     checkpoint = model_folder.load(folder / "head", kind="classifier")
@@ -130,10 +133,8 @@ def head_errors(family, settings, seed, folder, lengths) -> tuple[list[float], f
     model_folder.save(folder / "head again", config, params, settings=checkpoint.settings)
     assert model_folder.load(folder / "head again", kind="classifier").config == config
     again = families.torch_logits(loaded(folder / "head again", head=True), tokens, real)
-    low = classifier.logits(dataclasses.replace(config, dtype="bfloat16"), params, tokens, lengths)
-    assert low.dtype == ours.dtype == jnp.float32
-    rough = np.abs(low - ours).max() / np.abs(ours).max()
-    return [np.abs(ours - theirs).max(), np.abs(again - theirs).max()], rough
+    errors = [np.abs(ours - theirs).max(), np.abs(again - theirs).max()]
+    return errors, (config, params, tokens, ours)
 
 
 @pytest.mark.slow
@@ -158,7 +159,11 @@ def test_decoders_are_those_of_transformers(family, shape, tmp_path, measured):
 def test_encoders_are_those_of_transformers(family, shape, tmp_path, measured):
     settings = families.ENCODERS[family][shape]
     lengths = np.array([21, 1, 8, 15])
-    (head, trip), rough = head_errors(family, settings, len(shape), tmp_path, lengths)
+    errors, classified = head_errors(family, settings, len(shape), tmp_path, lengths)
+    (head, trip), (config, params, tokens, ours) = errors, classified
+    low = classifier.logits(dataclasses.replace(config, dtype="bfloat16"), params, tokens, lengths)
+    assert low.dtype == ours.dtype == jnp.float32
+    rough = np.abs(low - ours).max() / np.abs(ours).max()
     measured[family, shape] = row(family, shape, [None, None, head, trip], rough)
     assert max(head, trip) <= TOLERANCE, measured[family, shape]
     assert 0 < rough < ROUGH_HEAD
