@@ -159,8 +159,8 @@ def test_decoders_are_those_of_transformers(family, shape, tmp_path, measured):
 def test_encoders_are_those_of_transformers(family, shape, tmp_path, measured):
     settings = families.ENCODERS[family][shape]
     lengths = np.array([21, 1, 8, 15])
-    errors, classified = head_errors(family, settings, len(shape), tmp_path, lengths)
-    (head, trip), (config, params, tokens, ours) = errors, classified
+    result = head_errors(family, settings, len(shape), tmp_path, lengths)
+    (head, trip), (config, params, tokens, ours) = result
     low = classifier.logits(dataclasses.replace(config, dtype="bfloat16"), params, tokens, lengths)
     assert low.dtype == ours.dtype == jnp.float32
     rough = np.abs(low - ours).max() / np.abs(ours).max()
