@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.training import tiny_task
 from vbon_jax import files
+from vbon_jax.config import defaults
+from vbon_jax.data import prompt_sets
 from vbon_jax.models import decoder
+from vbon_jax.sampling import sampler
 from vbon_jax.training import loop, methods, optimizer, sharding, step
+from vbon_jax.types import Responses
 
 LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "mixed": (4, 2), "pmap": (8, 1)}
 # vBoN, whose batch and objective are kl_rl's too, on each; a second copy of the network and pairs
@@ -28,27 +31,61 @@ MODEL = decoder.DecoderConfig(
 )  # fmt: skip
 
 
-def make_task(method: str, mesh, *, pmap: bool) -> methods.Task:
-    """The tiny task on a mesh, with a row for every device in each minibatch."""
-    task = tiny_task.make_task(method, **CHANGES)
-    task.config.mesh.pmap = pmap
-    return task._replace(mesh=mesh, reference_params=sharding.place(task.reference_params, mesh))
+def configuration(method: str):
+    config = defaults()
+    with config.unlocked():
+        config.method, config.n = method, 4.0
+        config.sampling.max_new_tokens = 8
+        config.train.batch_size, config.train.samples_per_prompt = 8, 4
+        config.train.epochs, config.train.minibatches = 1, 2
+        # A key's bias has no gradient but rounding, which AdamW would blow up to full steps.
+        config.train.epsilon = 1e-3
+    return config
+
+
+def make_task(config, mesh) -> methods.Task:
+    rng = np.random.default_rng(0)
+    ids = [tuple(rng.integers(1, 40, rng.integers(1, 7)).tolist()) for _ in range(20)]
+    params = decoder.init(MODEL, jax.random.key(1))
+    lengths = rng.integers(1, 9, (20, 16)).astype(np.int32)
+    rewards, log_probs = rng.normal(size=(2, 20, 16)).astype(np.float32)
+    tokens = rng.integers(1, 40, (20, 16, 8)).astype(np.int32)
+    log_probs = ((3 * log_probs - 20) / 8)[..., None].repeat(8, axis=-1)
+    cache = Responses(tokens, lengths, lengths < 8, log_probs, rewards)
+    return methods.Task(
+        config=config,
+        model=MODEL,
+        mesh=mesh,
+        prompts=prompt_sets.PromptSet(ids, [""] * len(ids)),
+        prompt_width=8,
+        reference_params=sharding.place(params, mesh),
+        cache=cache,
+        score=lambda prompts, responses: np.asarray(
+            [np.mean([t % 7 for t in r]) - 3.0 for r in responses], np.float32
+        ),
+        sampling=sampler.Sampling(max_new_tokens=8, eos_token_ids=(0, 5, 11)),
+    )
 
 
 def one_step(method: str, layout: str) -> dict:
     """A batch and its updates on one layout; "pmap" has the parameters on all eight devices."""
     data, fsdp = LAYOUTS[layout]
     mesh = sharding.make_mesh(data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp])
-    task = make_task(method, mesh, pmap=layout == "pmap")
-    config, row = task.config, methods.method(method)
-    learner, state = tiny_task.start(task, seed=2)  # not the reference: the KL is not zero
+    config = configuration(method)
+    config.mesh.pmap = layout == "pmap"
+    task = make_task(config, mesh)
+    learner = loop.make_learner(config, task)
+    network = decoder.init(MODEL, jax.random.key(2))  # not the reference: the KL is not zero
+    row = methods.method(method)
+    params = loop.initial_params(config, task, network)
+    state = step.init_state(learner, params, anchor=row.anchor)
     state, batch, metrics = row.batch(task, state, 0, jax.random.key(3))
     updates, rates = [], optimizer.rates(config, 0.0, update=0)
     for part in loop.minibatches(batch, config, 0, mesh):
         state, losses = step.update(state, part, rates, learner=learner)
         updates.append({name: float(value) for name, value in losses.items()})
-    rows = [part for part in batch if hasattr(part, "prompt_lengths_s")]
-    lengths = np.concatenate([part.lengths_s - part.prompt_lengths_s for part in rows])
+    sequences = [part for part in batch if hasattr(part, "prompt_lengths_s")]
+    lengths = np.concatenate([part.lengths_s - part.prompt_lengths_s for part in sequences])
     names = optimizer.parameter_names(state.params)
     leaves = jax.tree.leaves(state.params)
     return {
@@ -68,9 +105,11 @@ def one_step(method: str, layout: str) -> dict:
 
 def run_of_two_steps(folder: pathlib.Path, *, pmap: bool) -> list[dict]:
     """The metrics of a whole run of `loop.run` on all devices."""
-    task = make_task("vbon", sharding.make_mesh(data=8, fsdp=1), pmap=pmap)
-    network = decoder.init(task.model, jax.random.key(2))
-    state = loop.run(task.config, folder, task, network, {})
+    config = configuration("vbon")
+    config.mesh.pmap, config.train.steps, config.train.checkpoint_every = pmap, 2, 1
+    task = make_task(config, sharding.config_mesh(config))
+    network = decoder.init(MODEL, jax.random.key(2))
+    state = loop.run(config, folder, task, network, {})
     assert int(state.step) == 2
     return files.read_jsonl(folder / "metrics.jsonl")
 
