@@ -20,6 +20,7 @@ def test_the_share_below_by_hand():
     np.testing.assert_array_equal(up_to, [[0, 0.25, 0.75, 0.75, 1]])
 
 
+@pytest.mark.slow
 def test_samples_of_one_law_are_rejected_at_the_level_and_estimates_come_nearer():
     rewards = np.random.default_rng(0).normal(size=(120, 100))
     by_key = {(row["law"], row["m"]): row for row in cdf_study.study(rewards, seed=0)}

@@ -233,6 +233,7 @@ def test_what_cannot_be_is_refused(changes, words):
         grid.check_lab(small(**changes))
 
 
+@pytest.mark.slow
 def test_estimates_of_log_cdf_improve_with_the_cache(lab):
     law = lab[1][False]
     rows = cdf_study.errors(law, [2, 16], [5, 50, 600], ties=False, seed=0, draws=6)

@@ -140,6 +140,7 @@ def test_gradients_at_the_limits_by_hand():
     np.testing.assert_allclose(ours, [0.0, 3.0, -0.3], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_second_derivatives_exist():
     hessian = jax.hessian(lambda x: bon.log_ratio(x[0], x[1], x[2]))
     for point in ([-0.7, -0.3, 4.0], [-0.3, -0.3, 4.0], [-60.0, -0.3, 1.0], [-jnp.inf, -0.1, 2.0]):

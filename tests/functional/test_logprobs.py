@@ -88,6 +88,7 @@ def test_divergence_is_zero_at_equal_logits_and_never_negative():
         np.testing.assert_allclose(result, expected, rtol=2e-3 if size == 1e-4 else 1e-4)
 
 
+@pytest.mark.slow
 def test_masked_vocabulary_entries_leave_no_nan():
     logits, reference = logits_of((2, 3, 8), 4), logits_of((2, 3, 8), 5)
     both = jnp.arange(8) < 2
@@ -108,6 +109,7 @@ def test_masked_vocabulary_entries_leave_no_nan():
     assert np.all(np.isfinite(reference_gradient))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATISTICS)
 def test_gradients_against_finite_differences(name):
     with jax.enable_x64(True):

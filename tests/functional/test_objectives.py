@@ -108,6 +108,7 @@ def test_means_add_up_where_means_of_means_do_not():
     np.testing.assert_allclose(total / weight, whole.value(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_against_finite_differences():
     with jax.enable_x64(True):
         generator = np.random.default_rng(2)

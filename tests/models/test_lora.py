@@ -39,6 +39,7 @@ def adapted(model, pattern=EVERY):
     return adapters.add(model.config, model.params, Lora(pattern, 3, 5.0), jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_fresh_adapters_change_nothing():
     config, params = adapted(LLAMA)
     tokens = np.random.default_rng(0).integers(3, 60, (2, 9))

@@ -273,6 +273,7 @@ def test_what_a_stage_inherits_and_sets():
         tldr.get_config("small,large")
 
 
+@pytest.mark.slow
 def test_rows_longer_than_the_network(posts, tmp_path):
     """Refused by name before anything is trained."""
     config = from_posts(posts)
@@ -311,6 +312,7 @@ def test_one_held_out_row_has_no_interval(posts, tmp_path):
     check_refusal(lambda: stages.train(config, tmp_path, "sft"), "one held-out row is left")
 
 
+@pytest.mark.slow
 def test_labels_are_those_that_the_network_names(tmp_path):
     config = demo.get_config()
     assert stages.labels(config, "reward") == ("NEGATIVE", "POSITIVE")
