@@ -98,6 +98,14 @@ def test_cached_decoding_is_the_full_forward(tied):
         np.testing.assert_allclose(cached[row], expected, atol=2e-5)
 
 
+def test_padding_changes_no_real_position():
+    params, tokens = random_params(SMALL), tokens_of(SMALL, (1, 9))
+    padded = np.asarray(forward(SMALL, params, tokens))[0]
+    alone = forward(SMALL, params, tokens[:, :6])[0]
+    np.testing.assert_allclose(padded[:6], alone, atol=2e-5)
+    assert np.isfinite(padded).all()
+
+
 def test_no_position_sees_the_future():
     params = random_params(SMALL)
     tokens = tokens_of(SMALL, (1, 8))
@@ -121,6 +129,27 @@ def test_text_behind_the_end_is_not_read():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["decoder", "encoder"])
+def test_bfloat16_stays_near_and_keeps_float32_parameters(family):
+    """Two layers of bfloat16 (8 bits of significand): within 3 % of the largest logit."""
+    module, config = (decoder, SMALL) if family == "decoder" else (encoder, READER)
+    low = dataclasses.replace(config, dtype="bfloat16")
+    params = random_params(low)
+    initial = jax.eval_shape(lambda: module.init(low, jax.random.key(0)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype("float32")}
+    tokens = tokens_of(config, (4, 9))
+    if family == "decoder":
+        exact, rough = (forward(c, params, tokens) for c in (config, low))
+    else:
+        lengths = jnp.array([9, 3, 1, 5])
+        exact, rough = (classify(c, params, tokens, lengths) for c in (config, low))
+        assert rough.dtype == jnp.float32
+    exact, rough = np.float32(exact), np.float32(rough)
+    error = np.abs(exact - rough).max() / np.abs(exact).max()
+    assert 0 < error < 0.03
+
+
+@pytest.mark.slow
 def test_every_parameter_is_trained():
     tokens, lengths = tokens_of(SMALL, (2, 16)), jnp.array([12, 7])
     untied = dataclasses.replace(SMALL, num_layers=1, tie_embeddings=False)
@@ -136,6 +165,43 @@ def test_every_parameter_is_trained():
         assert np.isfinite(slope).all(), path
         if "key']['bias" not in jax.tree_util.keystr(path):  # softmax does not see it
             assert np.abs(slope).max() > 0, path
+
+
+@pytest.mark.slow
+def test_an_encoder_learns():
+    """Whether token 3 is in the text, from scratch, by plain gradient descent with momentum."""
+    config = dataclasses.replace(READER, num_layers=1)
+    tokens, labels = tokens_of(config, (64, 8)), np.arange(64) < 32
+    tokens[32:][tokens[32:] == 3] = 4
+    tokens[:32, 4] = 3
+
+    def loss(params):
+        logits = encoder.classify(config, params, tokens, np.full(64, 8))
+        return -jnp.mean(jax.nn.log_softmax(logits)[np.arange(64), labels.astype(int)])
+
+    @jax.jit
+    def step(params, velocity):
+        value, slope = jax.value_and_grad(loss)(params)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, slope)
+        return jax.tree.map(lambda p, v: p - 0.05 * v, params, velocity), velocity, value
+
+    params = jax.tree.map(lambda leaf: leaf / 2, random_params(config))
+    velocity = jax.tree.map(np.zeros_like, params)
+    losses = []
+    for _ in range(200):
+        params, velocity, value = step(params, velocity)
+        losses.append(float(value))
+    assert losses[0] > 0.5
+    assert losses[-1] < 0.1
+
+
+def test_a_config_is_a_static_argument():
+    """Equal configs share one compilation."""
+    params, tokens = random_params(SMALL), tokens_of(SMALL, (2, 6))
+    forward(SMALL, params, tokens)
+    compiled = forward._cache_size()
+    forward(dataclasses.replace(SMALL), params, tokens)
+    assert forward._cache_size() == compiled
 
 
 @pytest.mark.slow
@@ -198,10 +264,17 @@ def test_real_encoder_against_torch(shared):
 @pytest.mark.parametrize(
     "odd",
     [
-        {"n_embd": 30, "n_head": 5, "n_inner": 44, "activation_function": "gelu_pytorch_tanh"},
-        {"n_embd": 7, "n_head": 1, "n_layer": 1, "layer_norm_epsilon": 1e-3},
-        {"n_head": 8, "activation_function": "relu", "reorder_and_upcast_attn": True},
-        {"n_layer": 3, "activation_function": "silu", "tie_word_embeddings": False},
+        {"n_embd": 30, "n_head": 5, "n_inner": 44, "vocab_size": 101},
+        {"n_embd": 7, "n_head": 1, "n_layer": 1, "tie_word_embeddings": False, "vocab_size": 13},
+        {"n_embd": 24, "n_head": 12, "activation_function": "gelu", "layer_norm_epsilon": 1e-3},
+        {"n_embd": 18, "n_head": 2, "activation_function": "relu", "scale_attn_weights": False},
+        {
+            "n_layer": 3,
+            "activation_function": "silu",
+            "scale_attn_by_inverse_layer_idx": True,
+            "tie_word_embeddings": False,
+        },
+        {"activation_function": "gelu_pytorch_tanh", "reorder_and_upcast_attn": True},
     ],
 )
 def test_odd_decoders_against_torch(odd, tmp_path):
@@ -213,4 +286,26 @@ def test_odd_decoders_against_torch(odd, tmp_path):
     ours = forward(checkpoint.config, checkpoint.params, tokens)
     theirs = families.torch_logits(model, tokens)
     assert np.abs(theirs).max() > 1
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"dim": 15, "n_heads": 5, "hidden_dim": 22, "num_labels": 3},
+        {"activation": "relu", "num_labels": 1, "n_layers": 1},
+        {"sinusoidal_pos_embds": True, "n_heads": 1, "n_layers": 3},
+    ],
+)
+def test_odd_encoders_against_torch(odd, tmp_path):
+    settings = {"dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 24, "vocab_size": 41} | odd
+    settings["max_position_embeddings"] = 17
+    model = families.random_model("distilbert", settings, seed=len(odd), head=True)
+    model.save_pretrained(tmp_path)
+    checkpoint = model_folder.load(tmp_path)
+    tokens, lengths = tokens_of(checkpoint.config, (4, 17)), np.array([17, 5, 1, 11])
+    ours = classify(checkpoint.config, checkpoint.params, tokens, lengths)
+    theirs = families.torch_logits(model, tokens, np.arange(17) < lengths[:, None])
+    assert ours.shape == (4, checkpoint.config.num_labels)
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
