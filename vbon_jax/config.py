@@ -381,7 +381,7 @@ def check(config: ConfigDict, keys: Iterable[Key] = KEYS) -> None:
 
 
 def _refused(key: Key, value: Any) -> str:
-    """What should be given in place of a value; "" where it can be used."""
+    """The remedy for a value that its key refuses; "" where it can be used."""
     if key.choices:
         return "" if value in key.choices else f"choose one of {', '.join(key.choices)}"
     if isinstance(value, bool) or not isinstance(value, int | float):

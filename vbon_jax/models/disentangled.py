@@ -97,7 +97,7 @@ class Attention(nnx.Module):
         return x.reshape(*x.shape[:-1], -1, self.head_width)
 
     def _of_positions(self, query_bqhd: Array, key_bthd: Array, table_rd: Array) -> Array | None:
-        """What offsets add to the scores of the first Q tokens, [B, H, Q, T] float32, unscaled."""
+        """The offsets' part of the scores of the first Q tokens, [B, H, Q, T] float32."""
         project = self if self.relative.shared else self.positions
         queries, keys = query_bqhd.shape[1], key_bthd.shape[1]
         parts = []
@@ -114,7 +114,7 @@ class Attention(nnx.Module):
         return sum(parts) if parts else None
 
     def __call__(self, query_bqd: Array, x_btd: Array, mask_bqt: Array, table_rd: Array) -> Array:
-        """What the first Q tokens take from a sequence of T, [B, Q, D].
+        """The output of the first Q tokens of a sequence of T, [B, Q, D].
 
         mask_bqt is true where a query sees a key; table_rd has a row for each kind of offset.
         """

@@ -37,7 +37,7 @@ class Linear(nnx.Linear):
         self.share = alpha / rank
 
     def low_rank(self, x: Array) -> Array | float:
-        """What the low-rank term adds; 0 where there is none."""
+        """The output of the low-rank term; 0 where there is none."""
         return self.share * self.lora(x) if hasattr(self, "lora") else 0.0
 
     def __call__(self, x: Array) -> Array:

@@ -49,7 +49,7 @@ HARMFUL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800
 
 
 class Generator(NamedTuple):
-    """What responses are generated with."""
+    """The model, tokenizer and reward that responses are generated with."""
 
     options: ConfigDict
     checkpoint: model_folder.Checkpoint

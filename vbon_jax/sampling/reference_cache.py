@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 
 
 class Provenance(NamedTuple):
-    """What a cache is samples of; two caches with equal provenance hold equal rewards."""
+    """The origin of a cache's samples; caches with equal provenance hold equal rewards."""
 
     policy: str  # fingerprint
     reward: str  # fingerprint
@@ -208,7 +208,7 @@ def _table(
 
 
 def recorded(folder: str | pathlib.Path) -> Provenance | None:
-    """What the cache in a folder is, or is to be, samples of; None where there is none.
+    """The provenance of the cache in a folder, whole or not; None where there is none.
 
     Raises Damaged for a record that cannot be read.
     """

@@ -10,7 +10,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from vbon_jax.data import batching, prompt_sets
-from vbon_jax.sampling import reference_cache as references
+from vbon_jax.sampling import reference_cache
 from vbon_jax.sampling import sampler
 from vbon_jax.study.materials import Materials
 from vbon_jax.study.plan import Run
@@ -36,9 +36,9 @@ def read_by(runs: list[Run]) -> list[str]:
     return ["train"] * train + ["eval"] * held_out
 
 
-def load(materials: Materials, split: str) -> references.References:
+def load(materials: Materials, split: str) -> reference_cache.References:
     """The cache of a split. Raises InputError where it is not built, or is of something else."""
-    return references.load(folder_of(materials, split), _provenance(materials, split))
+    return reference_cache.load(folder_of(materials, split), _provenance(materials, split))
 
 
 def check_budgets(materials: Materials, runs: list[Run]) -> None:
@@ -73,9 +73,9 @@ def provenance_of(
     prompts: prompt_sets.PromptSet,
     *,
     imported: str | None = None,
-) -> references.Provenance:
-    """What the configuration's cache of these prompts is samples of."""
-    return references.Provenance(
+) -> reference_cache.Provenance:
+    """The provenance of the configuration's cache of these prompts."""
+    return reference_cache.Provenance(
         policy=materials.policy_fingerprint,
         reward=materials.reward.fingerprint,
         prompts=prompt_sets.fingerprint(prompts, materials.reward.columns),
@@ -100,8 +100,8 @@ def prompts_of(materials: Materials, split: str) -> prompt_sets.PromptSet:
     return materials.train_prompts if split == "train" else materials.eval_prompts
 
 
-def _provenance(materials: Materials, split: str) -> references.Provenance:
-    imported = references.imported(folder_of(materials, split))
+def _provenance(materials: Materials, split: str) -> reference_cache.Provenance:
+    imported = reference_cache.imported(folder_of(materials, split))
     prompts = prompts_of(materials, split)
     return provenance_of(materials.config, materials, prompts, imported=imported)
 
@@ -109,9 +109,9 @@ def _provenance(materials: Materials, split: str) -> references.Provenance:
 def _build(materials: Materials, split: str) -> None:
     """Build the cache of one split, or complete it; one that was imported must be whole."""
     config, folder = materials.config, folder_of(materials, split)
-    if references.complete(folder):
+    if reference_cache.complete(folder):
         return
-    if references.imported(folder):
+    if reference_cache.imported(folder):
         raise InputError(f"{folder}: an import did not finish; run import_samples again")
     prompts = prompts_of(materials, split)
     key = jax.random.fold_in(jax.random.key(config.references.seed), split == "eval")
@@ -120,13 +120,13 @@ def _build(materials: Materials, split: str) -> None:
 
 
 def write(
-    materials: Materials, split: str, provenance: references.Provenance, sample: Callable
+    materials: Materials, split: str, provenance: reference_cache.Provenance, sample: Callable
 ) -> None:
     """Write the missing shards of a split's cache; `sample` as in `reference_cache.build`."""
     prompts = prompts_of(materials, split)
     total = len(prompts.token_ids)
     with tqdm.tqdm(total=total, desc=f"references/{split}", unit="prompt") as bar:
-        references.build(
+        reference_cache.build(
             folder_of(materials, split),
             provenance,
             prompts,

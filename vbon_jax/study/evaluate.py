@@ -30,7 +30,7 @@ from vbon_jax.workdir.run import columns
 
 
 class Standards(NamedTuple):
-    """What every policy of a study is compared with."""
+    """The references that every policy of a study is compared with."""
 
     cache: reference_cache.References  # of held-out prompts
     judges: list[judges.Judge]

@@ -1,4 +1,4 @@
-"""What the runs of a study share, loaded: reference policy, prompts, reward, sampling.
+"""Loads what the runs of a study share: reference policy, prompts, reward, sampling.
 
 Nothing is trained or sampled here; the folders of all models exist (`stages`).
 """
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Materials(NamedTuple):
-    """What all runs of a study share."""
+    """The models, prompts, reward and sampling that all runs of a study share."""
 
     config: ConfigDict
     workdir: pathlib.Path

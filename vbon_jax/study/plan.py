@@ -54,7 +54,7 @@ def single(config: ConfigDict, workdir: pathlib.Path) -> Run:
 
 
 def _cells(config: ConfigDict) -> list[dict[str, Any]]:
-    """What each run of a comparison sets."""
+    """The keys that each run of a comparison sets."""
     for cell in config.cells:
         if not hasattr(cell, "items"):
             raise InputError(f"config.cells: {cell!r} must be a dictionary of keys")
@@ -149,7 +149,7 @@ def run_name(cell: dict[str, Any]) -> str:
 
 
 def record(run: Run) -> Record:
-    """What a report shows a run as."""
+    """The record by which a report shows a run."""
     config, names = run.config, list(methods.METHODS)
     return Record(
         name=run.name,

@@ -21,7 +21,7 @@ from vbon_jax.workdir.run import write
 
 
 class Inputs(NamedTuple):
-    """What a run trains from."""
+    """The inputs of a run's training."""
 
     task: methods.Task
     network: Params
@@ -84,7 +84,7 @@ def policy_inputs(run: Run, shared: Materials) -> Inputs:
 
 
 def text_inputs(run: Run, models: ModelPaths, tables: Mapping[str, sources.Table]) -> Inputs:
-    """What a method that learns from text alone (`sft`, `reward_model`) trains from.
+    """The inputs of a method that learns from text alone (`sft`, `reward_model`).
 
     `tables` are the rows of `config.data` by split.
     """

@@ -74,5 +74,5 @@ def log_cdf(task: Task, responses: Responses) -> np.ndarray:
 
 
 def metrics(chosen: Responses) -> dict[str, float]:
-    """What is logged of the chosen responses of a step."""
+    """The metrics of the chosen responses of a step."""
     return {"cache/reward": float(chosen.rewards_bn.reshape(-1).mean())}

@@ -36,7 +36,7 @@ def _read_distilbert(fields: Fields) -> EncoderConfig:
 
 
 def _read_common(fields: Fields) -> dict[str, Any]:
-    """What BERT and its followers name alike."""
+    """The tensors that BERT and its followers name alike."""
     fields.refuse("pruned_heads", "pruning of heads")
     fields.refuse("is_decoder", "attention to earlier tokens alone")
     fields.refuse("add_cross_attention", "cross-attention")

@@ -105,7 +105,7 @@ class Fields(NamedTuple):
             raise self.error(name, f"{what} is not supported; use a model without it")
 
     def sizes(self) -> dict[str, Any]:
-        """What the config.json of every family has, by our names."""
+        """The fields that the config.json of every family has, by our names."""
         width, heads = self.size("hidden_size"), self.size("num_attention_heads")
         derived = getattr(self.config, "head_dim", None) in (None, width // heads)
         if width % heads and derived and not self.settings.get("head_dim"):
@@ -204,7 +204,7 @@ def norm(name: str, path: str, *, bias: bool = True) -> Iterator[Tensor]:
 
 
 def head(config: DecoderConfig, name: str = "lm_head") -> Iterator[Tensor]:
-    """What reads the last hidden state: the scores of a classifier, or the next token's logits."""
+    """The head on the last hidden state: a classifier's scores, or the next token's logits."""
     if config.labels:
         yield Tensor("score.weight", ("score/kernel",), transposed=True)
     elif config.tie_embeddings:

@@ -42,7 +42,7 @@ TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class Checkpoint(NamedTuple):
-    """What a folder holds: `settings` is its raw config.json."""
+    """The content of a model folder; `settings` is its raw config.json."""
 
     config: Config
     params: Params  # nested dict of float32 arrays on the default device

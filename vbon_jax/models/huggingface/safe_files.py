@@ -119,7 +119,7 @@ def write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
 
 
 def fingerprint(path: str | pathlib.Path) -> str:
-    """What a folder computes: sha256 (hex) over its config, weight and tokenizer files."""
+    """The fingerprint of a folder: sha256 (hex) over its config, weight and tokenizer files."""
     digest = hashlib.sha256()
     for file in matching(find(path), MODEL_FILES + TOKENIZER_FILES):
         with file.open("rb") as content:
