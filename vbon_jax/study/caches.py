@@ -10,8 +10,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from vbon_jax.data import batching, prompt_sets
-from vbon_jax.sampling import reference_cache
-from vbon_jax.sampling import sampler
+from vbon_jax.sampling import reference_cache, sampler
 from vbon_jax.study.materials import Materials
 from vbon_jax.study.plan import Run
 from vbon_jax.training import budget
