@@ -265,7 +265,7 @@ def program_of(command: str) -> str:
 def test_commands_that_are_run_elsewhere(name):
     assert name in {program_of(line) for line in documented() if " -m experiments." in line}
     text = (ROOT / "tests" / ELSEWHERE[name]).read_text()
-    assert re.search(rf'program\("{name}"|import {name} as program', text)
+    assert re.search(rf'(program|succeed)\("{name}"|import {name} as program', text)
 
 
 @pytest.fixture(scope="module")
