@@ -18,10 +18,11 @@ from vbon_jax.training import loop, methods, optimizer, sharding, step
 from vbon_jax.types import Responses
 
 LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "mixed": (4, 2), "pmap": (8, 1)}
-# vBoN, whose batch and objective are kl_rl's too, on each; a second copy of the network and pairs
-# of responses where parameters are split and where they are not.
+# vBoN, whose objective is kl_rl's too, on each; a second copy of the network and pairs of responses
+# where parameters are split and where they are not.
 METHODS = {
     "vbon": tuple(LAYOUTS),
+    "kl_rl": ("one",),
     "j_bond": ("one", "mixed", "pmap"),
     "bonbon_calibrated": ("one", "mixed", "pmap"),
 }

@@ -57,7 +57,7 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "exact": 1230,
     "experiments": 540,
     "configs": 460,
-    "tests": 12_950,
+    "tests": 13_000,
 }
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.test_models import SMALL, noisy, tokens_of
+from tests.families import random_params
+from tests.models.test_models import SMALL, tokens_of
 from vbon_jax.config import defaults
 from vbon_jax.data import formats, sft_rows, sources
 from vbon_jax.functional import objectives
@@ -124,7 +125,7 @@ def test_preferences_for_a_classifier():
 @pytest.mark.slow
 def test_only_the_completion_is_learned():
     """Tokens before the completion and behind the end change nothing; those between do."""
-    params = {"decoder": noisy(SMALL)}
+    params = {"decoder": random_params(SMALL)}
     tokens = np.asarray(tokens_of(SMALL, (1, 8)))
     rows = Sequences(tokens, np.int32([3]), np.int32([6]))
 
@@ -187,7 +188,7 @@ def test_bradley_terry_gradient():
 def test_a_language_model_gets_a_score():
     """The head makes room; the text's last token is read, whatever lies behind it."""
     untied = dataclasses.replace(SMALL, tie_embeddings=False)
-    config, params = decoder.with_score(untied, noisy(untied), ("one",), jax.random.key(0))
+    config, params = decoder.with_score(untied, random_params(untied), ("one",), jax.random.key(0))
     assert "head" not in params
     assert params["score"]["kernel"].shape == (12, 1)
     tokens, lengths = tokens_of(SMALL, (3, 9)), np.array([9, 4, 1])

@@ -32,7 +32,8 @@ def test_a_judge_or_a_reward_without_a_head(config, tiny):
     with config.unlocked():
         config.judges.gold = {"path": str(tiny / "policy")}
     refused(config, *words)
-    del config.judges.gold
+    with config.unlocked():
+        del config.judges.gold
     config.reward.function, config.reward.path = "", str(tiny / "policy")
     refused(config, *words)
 
