@@ -45,19 +45,19 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "files": 180,
     "config": 460,
     "cli": 190,
-    "functional": 1290,
-    "models": 2740,
+    "functional": 1330,
+    "models": 2760,
     "data": 1520,
     "sampling": 1570,
     "training": 1960,
     "evaluation": 1790,
     "workdir": 470,
-    "study": 1480,
+    "study": 1490,
     "report": 1610,
     "exact": 1230,
     "experiments": 540,
     "configs": 460,
-    "tests": 13_000,
+    "tests": 13_100,
 }
 
 
@@ -166,8 +166,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 17_550
-    assert code <= 11_700
+    assert whole <= 17_650
+    assert code <= 11_760
     assert documented >= 2_200
 
 

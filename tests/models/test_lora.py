@@ -160,3 +160,16 @@ def test_the_description_for_peft(tmp_path):
     with pytest.raises(ValueError, match=re.escape("no adapters")):
         plain = dataclasses.replace(config, lora=None)
         adapters.save(tmp_path / "b", plain, params, settings=model.settings, base="x")
+
+
+def test_adapters_differ_by_seed_and_not_in_what_they_do():
+    """Of runs that share a base: A is drawn anew, B stays zero, no other parameter changes."""
+    _, params = adapted(LLAMA)
+    drawn = [adapters.redrawn(params, seed) for seed in (0, 0, 1)]
+    jax.tree.map(np.testing.assert_array_equal, drawn[0], drawn[1])
+    for before, after in ((params, drawn[0]), (drawn[0], drawn[2])):
+        leaves = zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True)
+        for (path, old), new in leaves:
+            changed = bool((np.asarray(old) != np.asarray(new)).any())
+            assert changed == ("lora_a" in jax.tree_util.keystr(path)), path
+    assert adapters.redrawn(LLAMA.params, 0) is LLAMA.params

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
+from vbon_jax.functional import streams
 from vbon_jax.types import Prompts, Responses, Sequences
 
 
@@ -62,7 +63,7 @@ def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> np.nda
     positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
     epochs, offsets = np.divmod(positions, size)
     orders = [
-        np.random.default_rng([seed, epoch]).permutation(size)
+        streams.generator("order of rows", seed, epoch).permutation(size)
         for epoch in range(epochs[0], epochs[-1] + 1)
     ]
     return np.stack(orders)[epochs - epochs[0], offsets]

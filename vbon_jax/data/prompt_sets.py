@@ -15,6 +15,7 @@ from vbon_jax import files
 from vbon_jax.data import formats, token_ids
 from vbon_jax.data.sources import Table
 from vbon_jax.data.token_ids import Ids
+from vbon_jax.functional import streams
 from vbon_jax.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ def _token_rows(table: Table, tokenizer: Any, settings: ConfigDict, seed: int) -
             "data.max_tokens=0 for whole texts"
         )
     prefix = len(token_ids.bos_prefix(tokenizer))
-    cuts = np.random.default_rng(seed).integers(least, most + 1, size=len(rows))
+    generator = streams.generator("length of prompts", seed)
+    cuts = generator.integers(least, most + 1, size=len(rows))
     return [ids[: prefix + cut] for ids, cut in zip(rows, cuts.tolist(), strict=True)]
 
 
@@ -114,7 +116,7 @@ def _subset(prompts: list[Ids], limit: int, seed: int) -> list[Ids]:
     """`limit` random prompts in their order; all where it is 0 or there are no more."""
     if not 0 < limit < len(prompts):
         return prompts
-    order = np.random.default_rng([seed, 1]).permutation(len(prompts))
+    order = streams.generator("choice of prompts", seed).permutation(len(prompts))
     return [prompts[position] for position in np.sort(order[:limit])]
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vbon_jax.functional import streams
 from vbon_jax.types import InputError
 
 MIN_WORDS, MAX_WORDS, MAX_SENTENCES = 15, 45, 4
@@ -60,7 +61,7 @@ def generate(count: int, *, seed: int) -> list[Review]:
 
     Grades are uniform on [-3, 3]. A longer list begins with the reviews of a shorter one.
     """
-    rng = np.random.default_rng(seed)
+    rng = streams.generator("toy reviews", seed)
     return [_review(rng) for _ in range(count)]
 
 
@@ -133,7 +134,7 @@ def rows(source: str) -> list[dict[str, Any]]:
     chosen = reviews[count:] if part == "eval" else reviews[:count]
     table = [{"text": review.text, "label": review.label} for review in chosen]
     if part == "beginnings":
-        generator = np.random.default_rng(SEED)
+        generator = streams.generator("beginnings of toy reviews", SEED)
         for row in table:
             words = row["text"].split(" ")
             kept = generator.integers(min(4, len(words)), len(words) + 1)

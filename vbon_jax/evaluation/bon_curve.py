@@ -12,7 +12,7 @@ import numpy as np
 
 from vbon_jax.evaluation import best_of_n
 from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate
-from vbon_jax.functional import bon
+from vbon_jax.functional import bon, streams
 from vbon_jax.types import Array
 
 CURVE_POINTS = 96
@@ -122,7 +122,7 @@ def soft_ruler(
     `temperature`, in the reward's unit, is that of its softmax. Raises ValueError as
     `bon.empirical_soft_best_of_n` and `resampled_means` do.
     """
-    rows, key = [], jax.random.key(seed)
+    rows, key = [], streams.key("soft Best-of-N", seed)
     for n in n_values:
         law = bon.empirical_soft_best_of_n(reference_bm, n, key, temperature=temperature)
         rows.append(RulerRow(n, *(estimate(of_b, seed=seed, resamples=resamples) for of_b in law)))

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vbon_jax.functional import streams
+
 RESAMPLES = 2000
 CHUNK = 1 << 20  # entries of the bootstrap weights that exist at once
 
@@ -37,7 +39,7 @@ def resampled_means(columns_bc: np.ndarray, *, seed: int, resamples: int = RESAM
     if not np.isfinite(columns_bc).all():
         where = np.argwhere(~np.isfinite(columns_bc))[0]
         raise ValueError(f"the value of prompt {where[0]} is not finite: {columns_bc[*where]}")
-    random = np.random.default_rng(seed)
+    random = streams.generator("bootstrap", seed)
     rows = max(1, CHUNK // prompts)
     means = []
     for first in range(0, resamples, rows):

@@ -15,7 +15,7 @@ import tqdm
 from vbon_jax.evaluation import bootstrap
 from vbon_jax.exact import enumeration, optima
 from vbon_jax.exact.enumeration import Law
-from vbon_jax.functional import cdf
+from vbon_jax.functional import cdf, streams
 from vbon_jax.report import style
 from vbon_jax.types import InputError
 
@@ -55,7 +55,7 @@ def errors(
     kl_to_bon   of the policy that vBoN's exact bound is best at with the estimate in F's place:
                 pi_ref * estimated ratio / Z, no training in between
     """
-    generator = np.random.default_rng([seed, 2])
+    generator = streams.generator("caches of the lab", seed)
     shape = (draws, max(sizes))
     drawn_pdm = [generator.choice(len(p_k), shape, p=p_k) for p_k in law.reference_pk]
     drawn_dpm = np.moveaxis(np.stack(drawn_pdm), 0, 1)
@@ -119,7 +119,8 @@ def study(rewards_pm: np.ndarray, *, seed: int) -> list[dict]:
             f"the cache has {total} rewards of {prompts} prompts; the study needs at least "
             f"{2 * SIZES[0]} (references.samples_per_prompt) of 2 (data.train_limit, eval_limit)"
         )
-    shuffled_pm = np.random.default_rng(seed).permuted(rewards_pm, axis=1).astype(np.float32)
+    generator = streams.generator("halves of a cache", seed)
+    shuffled_pm = generator.permuted(rewards_pm, axis=1).astype(np.float32)
     half = total // 2
     held_out_ph, rest_pm = shuffled_pm[:, half:], shuffled_pm[:, :half]
     rows = []

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vbon_jax.functional import bon
+from vbon_jax.functional import bon, streams
 from vbon_jax.types import Sequences
 
 EOS = 0
@@ -71,7 +71,7 @@ def sequences(prompts_pt: np.ndarray, responses_rl: np.ndarray, lengths_r: np.nd
 
 def draw_rewards(prompts: int, responses: int, *, seed: int, scale: float, ties: bool):
     """Normal rewards [P, K] of standard deviation `scale`; with ties, whole multiples of it."""
-    rewards_pk = np.random.default_rng([seed, 1]).normal(size=(prompts, responses))
+    rewards_pk = streams.generator("rewards of the lab", seed).normal(size=(prompts, responses))
     return scale * (np.round(rewards_pk) if ties else rewards_pk)
 
 

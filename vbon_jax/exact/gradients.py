@@ -16,7 +16,7 @@ import numpy as np
 from vbon_jax.config import constants, defaults
 from vbon_jax.exact import enumeration, optima
 from vbon_jax.exact.enumeration import Law, Space
-from vbon_jax.functional import bon, objectives
+from vbon_jax.functional import bon, objectives, streams
 from vbon_jax.models import decoder
 from vbon_jax.models.log_probs import response_hidden
 from vbon_jax.training import optimizer, step
@@ -84,7 +84,7 @@ def make_setting(config) -> Setting:
     number_p = np.arange(lab.prompts)
     return Setting(
         model,
-        decoder.init(model, jax.random.key(lab.seed)),
+        decoder.init(model, streams.key("policy of the lab", lab.seed)),
         np.stack([1 + number_p % words, 1 + number_p // words % words], axis=1),
         enumeration.enumerate_responses(lab.vocab_size, lab.length),
     )

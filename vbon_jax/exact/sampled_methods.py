@@ -14,6 +14,7 @@ from vbon_jax.data import batching, prompt_sets
 from vbon_jax.exact import enumeration
 from vbon_jax.exact.enumeration import Law, Space
 from vbon_jax.exact.gradients import Setting
+from vbon_jax.functional import streams
 from vbon_jax.sampling import sampler
 from vbon_jax.study import plan
 from vbon_jax.training import loop, methods, sharding
@@ -43,7 +44,7 @@ def make_task(config: FrozenConfigDict, setting: Setting, law: Law) -> methods.T
         temperature=config.sampling.temperature,
         eos_token_ids=(enumeration.EOS,),
     )
-    key = jax.random.key(config.references.seed)
+    key = streams.key("reference cache of the lab", config.references.seed)
     cache = jax.device_get(
         sampler.generate(
             setting.model,

@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from vbon_jax.functional import streams
 from vbon_jax.models import decoder
 from vbon_jax.models.classifier import Config
 from vbon_jax.models.decoder import DecoderConfig, Lora
@@ -30,7 +31,7 @@ TRAINED = r".*/lora/lora_[ab]|value/.*|classifier/score/.*"
 def with_adapters(
     config: ConfigDict, model: Config, params: Params, source: str
 ) -> tuple[Config, Params]:
-    """The network with fresh adapters where `policy.lora` asks for them.
+    """The network with fresh adapters where `policy.lora` asks for them, drawn by `seed`.
 
     Raises InputError where the network, that of the folder `source`, is an encoder.
     """
@@ -43,7 +44,7 @@ def with_adapters(
             "adapters; leave the pattern empty"
         )
     lora = Lora(settings.pattern, settings.rank, float(settings.alpha))
-    return add(model, params, lora, jax.random.key(config.references.seed))
+    return add(model, params, lora, _key(config.seed))
 
 
 def add(
@@ -75,17 +76,37 @@ def add(
             f"lora.pattern={lora.pattern!r} fits no dense layer; names look like {layers[0]}"
         )
 
-    def fresh(key: Array) -> dict[str, Array]:
+    flat |= _drawn(missing, key)
+    return config, traverse_util.unflatten_dict(flat, sep="/")
+
+
+def redrawn(params: Params, seed: int) -> Params:
+    """The parameters with adapters that are drawn by another seed; as they are without adapters."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    shapes = {name: leaf.shape for name, leaf in sorted(flat.items()) if "/lora/lora_" in name}
+    if not shapes:
+        return params
+    flat |= _drawn(shapes, _key(seed))
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _key(seed: int) -> Array:
+    return streams.key("adapters", seed)
+
+
+def _drawn(shapes: dict[str, tuple[int, ...]], key: Array) -> dict[str, Array]:
+    """Adapters of these names and shapes: A is random, B is zero."""
+
+    def drawn(key: Array) -> dict[str, Array]:
         first = jax.nn.initializers.he_uniform()
         return {
             name: first(jax.random.fold_in(key, index), shape, jnp.float32)
             if name.endswith("lora_a")
             else jnp.zeros(shape, jnp.float32)
-            for index, (name, shape) in enumerate(missing.items())
+            for index, (name, shape) in enumerate(shapes.items())
         }
 
-    flat |= jax.jit(fresh)(key)
-    return config, traverse_util.unflatten_dict(flat, sep="/")
+    return jax.jit(drawn)(key)
 
 
 def merge(config: Config, params: Params) -> tuple[Config, Params]:

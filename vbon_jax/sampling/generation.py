@@ -23,6 +23,7 @@ from vbon_jax import config
 from vbon_jax.config import Key
 from vbon_jax.data import batching, formats, sources, token_ids
 from vbon_jax.data.prompt_sets import PromptSet
+from vbon_jax.functional import streams
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
 from vbon_jax.types import InputError, Responses
@@ -171,7 +172,7 @@ def generate(generator: Generator, prompts: PromptSet) -> Iterator[list[dict[str
     Batches are padded to a bucket and the last is filled up, so that few shapes are compiled.
     """
     options, model = generator.options, generator.checkpoint
-    key = jax.random.key(options.seed)
+    key = streams.key("generation", options.seed)
     longest = model.config.max_positions - options.max_new_tokens
     height = max(1, min(options.batch // generator.num_samples, len(prompts.token_ids)))
     for places, count in batching.filled_batches(len(prompts.token_ids), height):

@@ -10,6 +10,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from vbon_jax.data import batching, prompt_sets
+from vbon_jax.functional import streams
 from vbon_jax.sampling import reference_cache, sampler
 from vbon_jax.study.materials import Materials
 from vbon_jax.study.plan import Run
@@ -17,6 +18,7 @@ from vbon_jax.training import budget
 from vbon_jax.types import InputError
 
 logger = logging.getLogger(__name__)
+SPLITS = ("train", "eval")
 
 
 def build(materials: Materials, *splits: str) -> None:
@@ -113,7 +115,7 @@ def _build(materials: Materials, split: str) -> None:
     if reference_cache.imported(folder):
         raise InputError(f"{folder}: an import did not finish; run import_samples again")
     prompts = prompts_of(materials, split)
-    key = jax.random.fold_in(jax.random.key(config.references.seed), split == "eval")
+    key = streams.key("reference cache", config.references.seed, SPLITS.index(split))
     sample = _prompt_sampler(materials, prompts, key)
     write(materials, split, _provenance(materials, split), sample)
 

@@ -12,13 +12,13 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import tqdm
 from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.config import identity
 from vbon_jax.evaluation import judges, measures, sampled_policy, stored_responses
+from vbon_jax.functional import streams
 from vbon_jax.sampling import reference_cache, rewards
 from vbon_jax.study import caches, plan
 from vbon_jax.study.materials import Materials
@@ -209,7 +209,7 @@ def sample_policy(
         materials.eval_prompts.token_ids[:count],
         materials.scorer(materials.eval_prompts),
         options,
-        key=jax.random.key(config.evaluation.seed),
+        key=streams.key("evaluation", config.evaluation.seed),
         progress=progress,
     )
 

@@ -19,12 +19,12 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.config import defaults, flat, get, identity, set_key
 from vbon_jax.data import sft_rows, sources, tokenizers
+from vbon_jax.functional import streams
 from vbon_jax.models import classifier, decoder, lora
 from vbon_jax.models.encoder import EncoderConfig
 from vbon_jax.models.huggingface import model_folder
@@ -297,7 +297,7 @@ def _from_base(stage: Stage, table: sources.Table) -> Start:
     if run.method == "sft" and (isinstance(model, EncoderConfig) or model.labels):
         raise InputError(f"{stage.base}: a classifier, where sft takes a language model")
     if run.method == "reward_model" and not model.labels:
-        key = jax.random.key(run.seed)
+        key = streams.key("new head", run.seed)
         model, params = decoder.with_score(model, params, _labels(stage, table), key)
     _check_positions(run, model, stage.base)
     model, params = lora.with_adapters(run, model, params, stage.base)
@@ -319,7 +319,7 @@ def _fresh(stage: Stage, table: sources.Table) -> Start:
     model = model_folder.config_of(settings, labels=names, source=f"{stage.where}.network")
     _check_positions(run, model, stage.where)
     seed = run.seed if stage.init_seed is None else stage.init_seed
-    params = classifier.init(model, jax.random.key(seed))
+    params = classifier.init(model, streams.key("fresh network", seed))
     return Start(model, params, tokenizer, settings, () if eos is None else (eos,))
 
 

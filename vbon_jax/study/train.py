@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vbon_jax.data import batching, prompt_sets, sft_rows, sources
+from vbon_jax.models import lora
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import caches, evaluate, materials, plan
 from vbon_jax.study.materials import Materials
@@ -80,7 +81,8 @@ def policy_inputs(run: Run, shared: Materials) -> Inputs:
         sampling=shared.sampling,
     )
     on_held_out = evaluate.on_held_out(config, shared) if config.train.eval_every else None
-    return Inputs(task, shared.checkpoint.params, fingerprints, on_held_out, share)
+    network = lora.redrawn(shared.checkpoint.params, config.seed)
+    return Inputs(task, network, fingerprints, on_held_out, share)
 
 
 def text_inputs(run: Run, models: ModelPaths, tables: Mapping[str, sources.Table]) -> Inputs:

@@ -6,18 +6,15 @@ A draw is a function of (seed, step): a run that was interrupted draws the same 
 import numpy as np
 
 from vbon_jax.data import batching
-from vbon_jax.functional import bon, cdf
+from vbon_jax.functional import bon, cdf, streams
 from vbon_jax.training import rollouts
 from vbon_jax.training.task import Task
 from vbon_jax.types import Responses
 
 
 def generator(task: Task, step: int, *, draw: int = 0) -> np.random.Generator:
-    """The random numbers of draw `draw` of a step.
-
-    The last number keeps these streams apart from those of prompts and minibatches.
-    """
-    return np.random.default_rng([task.config.seed, step, draw, 2])
+    """The random numbers of draw `draw` of a step."""
+    return streams.generator("draws from the cache", task.config.seed, step, draw)
 
 
 def cached_responses(task: Task, step: int) -> Responses:

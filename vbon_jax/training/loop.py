@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.config import constants, identity
+from vbon_jax.functional import streams
 from vbon_jax.models import decoder
 from vbon_jax.training import budget, checkpoints, logs, methods, optimizer, sharding, step
 from vbon_jax.types import InputError, Params
@@ -46,9 +47,8 @@ def minibatches(batch, config: ConfigDict, at: int, mesh):
     batch = jax.tree.map(np.asarray, batch)
     place = sharding.split_rows if config.mesh.pmap else sharding.shard_rows
     for epoch in range(config.train.epochs):
-        order = np.random.default_rng([config.seed, at, epoch, 1]).permutation(
-            len(jax.tree.leaves(batch)[0])
-        )
+        generator = streams.generator("minibatches", config.seed, at, epoch)
+        order = generator.permutation(len(jax.tree.leaves(batch)[0]))
         for part in np.split(order, config.train.minibatches):
             yield place(jax.tree.map(operator.itemgetter(part), batch), mesh)
 
@@ -115,7 +115,6 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
         state, ledger.spent = saved.restore(state)
     written = logs.RunLog(folder, first_step=first, name="/".join(folder.parts[-2:]))
     compilations = logs.Compilations()
-    run_key = jax.random.key(config.seed)
     done = ledger.progress(first)
 
     try:
@@ -125,7 +124,7 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
             started = time.perf_counter()
 
             # ---------------------------------------------------------- batch
-            key = jax.random.fold_in(run_key, at)
+            key = streams.key("step", config.seed, at)
             state, batch, row = method.batch(task, state, at, key)
 
             # ---------------------------------------------------------- updates

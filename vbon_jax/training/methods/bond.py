@@ -19,7 +19,7 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from vbon_jax.data import batching
-from vbon_jax.functional import advantages, cdf, objectives
+from vbon_jax.functional import advantages, cdf, objectives, streams
 from vbon_jax.training import cached_batches, rollouts
 from vbon_jax.training.methods import vbon
 from vbon_jax.training.step import TrainState
@@ -74,7 +74,8 @@ def anchored_batch(task: Task, state: TrainState, step: int, key: Array):
     config, params = task.config, state.params["decoder"]
     n, count = int(config.n), config.train.samples_per_prompt
     anchor = _moved(state.anchor, params, np.float32(config.bond.anchor_rate))
-    index_b, anchor_key = rollouts.prompts_of(task, step), jax.random.fold_in(key, 1)
+    index_b = rollouts.prompts_of(task, step)
+    anchor_key = streams.key("anchor", config.seed, step)
     draws = _draw(task, params, anchor, index_b, key)
     of_anchor = rollouts.rollout(task, anchor, index_b, anchor_key, num_samples=count * n)
     groups_sn = of_anchor.rewards_bn.reshape(-1, n)
