@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from configs import small
 from vbon_jax.config import defaults
 
 PAIRS = ("bonbon", "bonbon_released", "bonbon_calibrated", "dpo", "ipo")
@@ -48,14 +49,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _stages(config: ConfigDict) -> None:
     """The policy and the classifier, each from a fresh network and a tokenizer of its own."""
-    train = {"batch_size": 64, "learning_rate": 2e-3, "text_tokens": 80}
+    sizes = {"batch_size": 64, "text_tokens": 80}
     config.stages.policy = {
         "network": {"model_type": "gpt2", "n_embd": 128, "n_layer": 2, "n_head": 4}
         | {"n_positions": 80},
         "vocab_size": 2048,
         "method": "sft",
         "data": {"train": "toy_reviews:train"},
-        "train": train | {"steps": 300},
+        "train": small.supervised(steps=300, learning_rate=2e-3) | sizes,
     }
     config.stages.reward = {
         "network": {"model_type": "distilbert", "dim": 128, "n_layers": 1, "n_heads": 4}
@@ -65,7 +66,7 @@ def _stages(config: ConfigDict) -> None:
         "init_seed": 1,
         "method": "reward_model",
         "data": {"train": "toy_reviews:beginnings", "over_long": "truncate"},
-        "train": train | {"steps": 120},
+        "train": small.supervised(steps=120, learning_rate=2e-3) | sizes,
     }
     config.policy.path, config.reward.path = "stage:policy", "stage:reward"
 

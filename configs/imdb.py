@@ -52,7 +52,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.checkpoint_every = 20
         config.ppo.discount, config.ppo.gae_lambda = 1.0, 0.95
         config.ppo.clip, config.ppo.value_clip = 0.2, 0.2
-        config.ppo.reward_clip = 10.0
+        for name in ("vbon", "kl_rl"):
+            config.by_method[name] = {"ppo": {"reward_clip": 10.0}}
         if arg == "compare":
             _compare(config)
         elif arg:
@@ -71,7 +72,8 @@ def _compare(config: ConfigDict) -> None:
     config.train.learning_rate, config.train.schedule = 4e-5, "linear"
     config.train.warmup_updates = 0
     for name in ON_POLICY:
-        config.by_method[name] = {"train": {"learning_rate": 8e-5}}
+        own = config.by_method.get(name, {})
+        config.by_method[name] = {**own, "train": {"learning_rate": 8e-5}}
     for name in PAIRS:  # a pair is two responses: 128 of them a step, like all others
         config.by_method[name] = {"train": {"samples_per_prompt": 1}}
     config.train.checkpoint_every = 1000  # the end alone

@@ -1,10 +1,24 @@
-"""The three models that configs/tldr.py:small and configs/hh.py:small train from text alone."""
+"""Stages: how recipes train on text, and the three models of configs/tldr.py and hh.py:small."""
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
 PAIRS = {"on_tie": "error", "on_empty": "error"}  # "drop" leaves such rows out
+
+
+def supervised(*, steps: int, learning_rate: float) -> dict[str, Any]:
+    """The keys of `train` of a stage: one update a batch, a warm-up, a cosine, a little decay."""
+    return {
+        "steps": steps,
+        "epochs": 1,
+        "minibatches": 1,
+        "learning_rate": learning_rate,
+        "schedule": "cosine",
+        "warmup_updates": max(1, steps // 20),
+        "weight_decay": 0.01,
+        "checkpoint_every": max(1, steps // 4),
+    }
 
 
 def from_nothing(
@@ -35,10 +49,7 @@ def from_nothing(
     config.policy.path, config.reward.path = "stage:sft", "stage:reward_model"
     config.judges.judge.path = "stage:judge"
 
-    def train(steps: int, learning_rate: float) -> dict[str, Any]:
-        sizes = {"batch_size": 32, "text_tokens": text_tokens}
-        return {"steps": steps, "learning_rate": learning_rate} | sizes
-
+    sizes = {"batch_size": 32, "text_tokens": text_tokens}
     fresh = {"network": network, "vocab_size": 1024}
     scored = {
         "method": "reward_model",
@@ -49,11 +60,20 @@ def from_nothing(
     config.stages.sft = fresh | {
         "method": "sft",
         "data": {"over_long": "drop"} | sft,
-        "train": train(400, 3e-3),
+        "train": supervised(steps=400, learning_rate=3e-3) | sizes,
     }
-    config.stages.reward_model = scored | {"base": "stage:sft", "train": train(150, 1e-3)}
+    config.stages.reward_model = scored | {
+        "base": "stage:sft",
+        "train": supervised(steps=150, learning_rate=1e-3) | sizes,
+    }
     config.stages.judge = (
-        fresh | scored | {"network": network | larger, "seed": 1, "train": train(200, 2e-3)}
+        fresh
+        | scored
+        | {
+            "network": network | larger,
+            "seed": 1,
+            "train": supervised(steps=200, learning_rate=2e-3) | sizes,
+        }
     )
     for name in ("train", "eval"):  # the judge learns from what the reward model learns from
         same = config.stages.reward_model.data.get_oneway_ref(name)

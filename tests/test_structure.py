@@ -43,21 +43,21 @@ BELOW = {
 LINES = {  # of Python in each room: a budget is raised on purpose, never by the way
     "types": 80,
     "files": 180,
-    "config": 460,
+    "config": 570,
     "cli": 190,
     "functional": 1330,
     "models": 2760,
     "data": 1520,
     "sampling": 1570,
-    "training": 1960,
+    "training": 1980,
     "evaluation": 1790,
     "workdir": 470,
-    "study": 1490,
+    "study": 1520,
     "report": 1610,
     "exact": 1230,
     "experiments": 540,
-    "configs": 460,
-    "tests": 13_100,
+    "configs": 480,
+    "tests": 13_250,
 }
 
 
@@ -166,8 +166,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 17_650
-    assert code <= 11_760
+    assert whole <= 17_800
+    assert code <= 11_840
     assert documented >= 2_200
 
 

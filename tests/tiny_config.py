@@ -17,6 +17,7 @@ import jax
 import pytest
 from absl import flags
 
+from vbon_jax.config import TEXT, owner
 from vbon_jax.data import tokenizers, toy_reviews
 from vbon_jax.models import decoder
 from vbon_jax.models.huggingface import model_folder
@@ -72,7 +73,10 @@ def overrides(folder: pathlib.Path, **changes) -> list[str]:
         "evaluation.shown_prompts": 2,
         "evaluation.ruler_n": "1,2,4",
         "n_values": "2",
-    } | {key.replace("__", "."): value for key, value in changes.items()}
+    }
+    if (method := changes.get("method")) in TEXT:  # it reads but a part of them
+        values = {key: value for key, value in values.items() if method in owner(key).methods}
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
     return [f"--config.{key}={value}" for key, value in values.items()]
 
 

@@ -321,9 +321,10 @@ def test_a_configuration_names_a_classifier_or_a_function(folder):
     with pytest.raises(InputError, match=r"reward\.batch_size=0"):
         rewards.load(ConfigDict(settings.to_dict() | {"batch_size": 0}), str(folder))
     settings.function = "tests.reward_functions:vowels"
-    with pytest.raises(InputError, match=r"text=response is for a classifier.*vowels"):
+    with pytest.raises(InputError, match=r"reward\.label='good': .* reward\.function=''"):
         rewards.load(settings)
-    settings.text = "full"
+    settings = defaults().reward
+    settings.function = "tests.reward_functions:vowels"
     assert scores(rewards.load(settings), ["ab"]).tolist() == [0.5]
 
 

@@ -63,8 +63,6 @@ def test_given_pairs_of_any_cell(config, tmp_path):
     rows = tmp_path / "pairs.jsonl"
     rows.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "a"}) + "\n")
     config.pairs.path = str(rows)
-    config.methods = ("vbon",)
-    checked(config)  # no method reads them
     config.methods = ("vbon", "dpo")
     refused(config, "pairs.jsonl: line 1: chosen and rejected are equal", "pairs.on_tie=drop")
 
@@ -80,8 +78,8 @@ def test_a_comparison_is_refused_before_its_stages(tiny, tmp_path):
 def test_a_configuration_without_data_or_models(config):
     config.policy.path = config.data.eval = ""
     refused(config, "config.data.eval, config.policy.path: nothing is given", "configs/demo.py")
-    config.method = "sft"
+    config.method, config.reward.function = "sft", ""
     run = plan.single(config, pathlib.Path("work"))
     check_refusal(lambda: check.check_text(config, run), "config.policy.path: nothing")
-    config.reward.path = "both"
+    config.reward.path, config.reward.function = "both", "tests.reward_functions:vowels"
     refused(config, "reward.path and reward.function are both given")

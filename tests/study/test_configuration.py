@@ -13,29 +13,22 @@ from vbon_jax.study import plan
 from vbon_jax.types import InputError
 
 FILE_TYPES = ("csv", "json", "jsonl", "md", "py", "svg")
-NUMBERS = [
-    key
-    for key in KEYS
-    if any(
-        isinstance(value, int | float) and not isinstance(value, bool)
-        for value in (key.default if isinstance(key.default, tuple) else (key.default,))
-    )
-]
+NUMBERS = [key for key in KEYS if key.kind in (int, float)]
 
 
 def outside(key: Key) -> list:
     """Values of the key's type that its bounds and choices exclude."""
     values = [f"not {choice}" for choice in key.choices[:1]]
-    whole = isinstance(key.default, int) or (key.default and isinstance(key.default, tuple))
-    kind = int if whole and not key.name.startswith("evaluation.soft") else float
     if key.least is not None:
-        values.append(kind(math.ceil(key.least) - 1) if kind is int else key.least - 1e-6)
+        values.append(key.least - 1 if key.kind is int else key.least - 1e-6)
     if key.above is not None:
-        values.append(kind(key.above))
-    if key.most is not None:
-        values.append(key.most + 1e-6 if kind is float else kind(key.most) + 1)
-    if key in NUMBERS and kind is float:
-        values += [math.nan, math.inf]
+        values += [float(key.above), 1e-50]  # which is 0 in the 32 bits that it is computed with
+    if key.kind is int:
+        values.append(2**31 if key.most is None else key.most + 1)
+    if key.kind is float:
+        values += [math.nan, math.inf, 1e39, key.most * 1.000001]
+    if isinstance(key.default, tuple) and key.kind is not None:
+        values += [{int: 0.5, float: "many", str: 3}[key.kind], None]
     return values
 
 
@@ -43,7 +36,9 @@ def outside(key: Key) -> list:
 def test_a_value_outside_of_a_key_s_bounds_is_refused_by_name(key):
     """In one line, by the configuration alone, before anything is read or computed."""
     assert key.help
-    assert key.choices or key not in NUMBERS or key.least is not None or key.above is not None
+    if key in NUMBERS:
+        assert (key.least is None) != (key.above is None)
+        assert key.most is not None or key.kind is int  # then it is what 32 bits hold
     for value in outside(key):
         config = defaults()
         given = (value,) if isinstance(key.default, tuple) else value

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from vbon_jax.config import KEYS, defaults
+from tests.cases import numbers, unread_keys
+from tests.tiny_config import check_refusal
+from vbon_jax.config import KEYS, defaults, owner, set_key
 from vbon_jax.study import plan
 from vbon_jax.types import InputError
 
@@ -102,7 +104,8 @@ def test_a_name_is_a_folder_whatever_a_cell_sets():
         ({"train.steps.more": 7}, r"no key 'train\.steps\.more'"),
         ({"train": 3}, r"train is a group of keys"),
         ("vbon", r"'vbon' must be a dictionary"),
-        ({"n": "x"}, r"n='x'.*give numbers"),
+        ({"n": "x"}, r"n='x'.*give a number"),
+        ({"seed": 0.7}, r"seed=0\.7: give a number, a whole number"),
         ({"n": float("inf")}, r"n=inf"),
         ({"n": 0.5}, r"n=0\.5"),
         ({"method": "ppo"}, r"method='ppo'"),
@@ -199,3 +202,66 @@ def test_what_by_method_sets_for_a_user_s_method(own_method):
             config.by_method = {name: {"train": {"learning_rate": 5e-5}}}
         (run,) = plan.plan(config, WORK)
         assert run.config.train.learning_rate == 5e-5
+
+
+# ------------------------------------------------------------------------ keys that are not read
+
+
+@pytest.mark.parametrize(("method", "given", "words"), unread_keys.SINGLE + unread_keys.NEEDS)
+def test_a_key_that_the_run_does_not_read_is_refused(method, given, words):
+    config = configuration(method=method)
+    config.update_from_flattened_dict(given)
+    check_refusal(lambda: plan.single(config, WORK), words)
+
+
+@pytest.mark.parametrize(("method", "given", "words"), unread_keys.SINGLE + unread_keys.NEEDS)
+def test_a_cell_or_a_method_s_own_keys_are_read_by_its_run(method, given, words):
+    """Also where the value is the default: the run would be another in name alone."""
+    alone = {key: value for key, value in given.items() if not owner(key).shared}
+    if not alone:
+        return
+    config = configuration({"method": method, "train.minibatches": 1} | alone)
+    check_refusal(lambda: plan.plan(config, WORK), "config.cells", words)
+    config = configuration(method=method)
+    with config.unlocked():
+        config.by_method[method] = nested(alone)
+    check_refusal(lambda: plan.single(config, WORK), f"config.by_method.{method}", words)
+
+
+@pytest.mark.parametrize(("methods", "given", "words"), unread_keys.COMPARED)
+def test_a_key_that_no_run_of_a_comparison_reads_is_refused(methods, given, words):
+    config = configuration(methods=methods, n_values=(2,))
+    config.update_from_flattened_dict(given)
+    check_refusal(lambda: plan.plan(config, WORK), words, "leave it at")
+
+
+def test_a_key_that_one_run_of_a_comparison_reads_is_not_refused():
+    given = {"bond__backward": 0.3, "ppo__reward_clip": 5.0, "pairs__beta": 0.1}
+    runs = plan.plan(configuration(methods=("bond", "vbon", "dpo"), **given), WORK)
+    assert len(runs) == 9
+    plan.single(configuration(method="vbon", ppo__reward_clip=5.0), WORK)
+
+
+@pytest.mark.parametrize("name", numbers.EMPTY)
+def test_nothing_to_compare_is_refused(name):
+    check_refusal(lambda: plan.plan(configuration(**{name: ()}), WORK), f"{name} is empty")
+    plan.plan(configuration({"n": 2}, **{name: ()}), WORK)
+
+
+@pytest.mark.parametrize(("key", "value", "words"), numbers.MEANINGLESS)
+def test_a_number_without_a_meaning_is_refused_before_anything_is_made(key, value, words):
+    config = configuration()
+    set_key(config, key, value, "test")
+    check_refusal(lambda: plan.plan(config, WORK), f"{key}=", words)
+
+
+def nested(flat: dict) -> dict:
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    tree = {}
+    for name, value in flat.items():
+        *groups, last = name.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[last] = value
+    return tree

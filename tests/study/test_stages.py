@@ -10,6 +10,7 @@ import pytest
 
 from configs import demo, hh, tldr
 from tests import toy_tasks
+from tests.cases import unread_keys
 from tests.documents import documented
 from tests.tiny_config import check_refusal, succeed, write_times
 from vbon_jax.config import defaults
@@ -201,8 +202,23 @@ def test_settings_that_cannot_be():
     refused(lambda c: c.stages.reward_model.update(base="stage:dpo"), "no 'dpo'", "judge")
     refused(lambda c: c.stages.judge.update(init_seed="x"), "stages.judge.init_seed='x'", "whole")
     refused(
-        lambda c: c.stages.sft.train.update(epochs="many"), "train.epochs='many' is str, not int"
+        lambda c: c.stages.sft.train.update(beta1="many"), "train.beta1='many' is str, not float"
     )
+
+
+@pytest.mark.parametrize("keys", unread_keys.STAGE)
+def test_a_key_that_a_stage_does_not_read_is_refused(keys):
+    ((group, inner),) = keys.items()
+    refused(lambda c: c.stages.sft.update(keys), f"stages.sft.{group}.{next(iter(inner))}=")
+
+
+def test_a_stage_has_the_defaults_of_every_run():
+    config = defaults()
+    with config.unlocked():
+        config.stages.sft = {"base": "FOLDER", "data": {"train": "rows"}}
+    run, default = stages.read(config, "sft").run, defaults()
+    default.method, default.data.train = "sft", "rows"
+    assert run.to_dict() == default.to_dict()
 
 
 def test_a_stage_in_the_wrong_place():
@@ -264,7 +280,7 @@ def test_what_a_stage_inherits_and_sets():
     assert run.method == "reward_model"
     assert run.train.learning_rate == 2e-3
     assert run.train.trainable == ""
-    assert run.train.warmup_updates == 10
+    assert (run.train.warmup_updates, run.train.epochs, run.train.minibatches) == (10, 1, 1)
     default = defaults()
     assert run.train.max_gradient_norm == default.train.max_gradient_norm
     with pytest.raises(ValueError, match="not known"):

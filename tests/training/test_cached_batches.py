@@ -82,18 +82,19 @@ def decoded(sequences):
 
 
 def test_a_batch_of_responses_holds_what_the_cache_says(task):
-    _, batch, row = regression.batch(task, None, 3, None)
+    _, batch, row = regression.vbon_batch(task, None, 3, None)
     prompt, response = decoded(batch.sequences)
     assert len(prompt) == 12
     np.testing.assert_array_equal(batch.reference_s, -(10 * prompt + response + 1))
     reward = (response - 3.0) ** 2
     assert row["cache/reward"] == pytest.approx(reward.mean())
     expected = cdf.log_cdf_of_references(task.cache.rewards_bn[:1])[0]
-    np.testing.assert_allclose(batch.log_cdf_s, np.asarray(expected)[response], rtol=1e-6)
+    np.testing.assert_allclose(batch.rank_s, np.asarray(expected)[response], rtol=1e-6)
     rewards = (np.arange(M) - 3.0) ** 2
     share = [((rewards < r).sum() + ((rewards == r).sum() - 1) / 2) / (M - 1) for r in rewards]
-    np.testing.assert_allclose(batch.cdf_s, np.asarray(share)[response], rtol=1e-6)
-    again = regression.batch(task, None, 3, None)[1]
+    _, batch, row = regression.qrpo_batch(task, None, 3, None)
+    np.testing.assert_allclose(batch.rank_s, np.asarray(share)[response], rtol=1e-6)
+    again = regression.qrpo_batch(task, None, 3, None)[1]
     jax.tree.map(np.testing.assert_array_equal, batch, again)
 
 
@@ -115,7 +116,7 @@ def test_pairs_are_best_and_worst_of_n_and_ties_do_not_count(task):
     task = task._replace(cache=task.cache._replace(rewards_bn=rewards_pm))
     tied = 0
     for at in range(40):
-        _, batch, row = bonbon.batch(task, None, at, None)
+        _, batch, row = bonbon.calibrated_batch(task, None, at, None)
         prompt, best = decoded(batch.best)
         same, worst = decoded(batch.worst)
         np.testing.assert_array_equal(prompt, same)

@@ -30,7 +30,7 @@ def refuse(config, **changes) -> None:
         ({"method": "bond", "n": 2.5}, r"n=2\.5"),
         ({"method": "raft", "n": 0.5}, r"n=0\.5: give a number from 1"),
         ({"method": "online_bonbon", "n": 1.0}, r"n=1 .*from 2$"),
-        ({"method": "vbon_regression", "n": 0.5}, r"n=0\.5: give a number from 1$"),
+        ({"method": "vbon_regression", "n": 0.5}, r"n=0\.5: give a number from 1 to"),
         ({"method": "qrpo", "n": 1.0}, r"pairs\.beta or a larger N"),
         ({"pairs__alpha": 1.5}, r"pairs\.alpha=1\.5"),
         ({"pairs__beta": -1.0}, r"pairs\.beta=-1"),

@@ -46,6 +46,7 @@ def load(settings: ConfigDict, path: str = "") -> Reward:
     value outside of its key's choices, and what `classifier` and `from_callable` raise.
     """
     config.check({"reward": settings}, KEYS)
+    config.check_needs({"reward": settings}, KEYS)
     if not settings.function:
         return classifier(
             path or settings.path,
@@ -54,11 +55,6 @@ def load(settings: ConfigDict, path: str = "") -> Reward:
             text=settings.text,
             batch_size=settings.batch_size,
             over_long=settings.over_long,
-        )
-    if settings.text != "full":
-        raise InputError(
-            f"text={settings.text} is for a classifier, and the reward is the function "
-            f"{settings.function}: it gets prompts and responses apart; leave text out"
         )
     return from_callable(settings.function)
 

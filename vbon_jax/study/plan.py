@@ -10,13 +10,26 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from vbon_jax.config import KEYS, add, defaults, flat, is_shared, set_key
+from vbon_jax.config import (
+    KEYS,
+    add,
+    changed,
+    check_needs,
+    defaults,
+    flat,
+    get,
+    owner,
+    set_key,
+    unread,
+)
 from vbon_jax.config import check as check_keys
 from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError
 from vbon_jax.workdir.run import Record
 
 NAME_LIMIT = 100  # characters of a run's name
+REWARD_KEYS = [key for key in KEYS if key.name.startswith("reward.")]
+COORDINATES = ("method", "n", "seed")  # of a run; all runs have them
 STAGE = "stage:"  # before the name of a stage, wherever a model's folder is named
 BOUNDED = next(key.methods for key in KEYS if key.name == "bound")
 
@@ -44,13 +57,16 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> list[Run]:
         if run.name in runs:
             raise InputError(f"config.cells: {run.name} is a duplicate; remove one of the two")
         runs[run.name] = run
+    check_read(config, list(runs.values()))
     return list(runs.values())
 
 
 def single(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """The one run that `method`, `n` and `seed` name."""
     check(config, workdir)
-    return make_run(config, {}, workdir)
+    run = make_run(config, {}, workdir)
+    check_read(config, [run])
+    return run
 
 
 def _cells(config: ConfigDict) -> list[dict[str, Any]]:
@@ -58,7 +74,12 @@ def _cells(config: ConfigDict) -> list[dict[str, Any]]:
     for cell in config.cells:
         if not hasattr(cell, "items"):
             raise InputError(f"config.cells: {cell!r} must be a dictionary of keys")
-    return [dict(cell) for cell in config.cells] or [
+    if config.cells:
+        return [dict(cell) for cell in config.cells]
+    for name in ("methods", "n_values", "seeds"):
+        if not config[name]:
+            raise InputError(f"{name} is empty, so there is nothing to compare; give at least one")
+    return [
         {"method": method, "n": n, "seed": seed}
         for method in config.methods
         for n in config.n_values
@@ -75,11 +96,10 @@ def make_run(config: ConfigDict, cell: dict[str, Any], workdir: pathlib.Path) ->
     Raises InputError for a key that does not exist or that all runs share, a value of another type
     than the key has, and whatever `check_run` refuses.
     """
-    named = {key: cell.get(key, config[key]) for key in ("method", "n", "seed")}
-    try:
-        named |= {"n": float(named["n"]), "seed": int(named["seed"])}
-    except (TypeError, ValueError) as error:
-        raise InputError(f"n={named['n']!r}, seed={named['seed']!r}: give numbers") from error
+    named = {key: cell.get(key, config[key]) for key in COORDINATES}
+    if not isinstance(named["n"], int | float) or not isinstance(named["seed"], int):
+        raise InputError(f"n={named['n']!r}, seed={named['seed']!r}: give a number, a whole number")
+    named["n"] = float(named["n"])
     cell = named | {key: value for key, value in cell.items() if key not in named}
     method = methods.method(cell["method"])
     run_config = _own_copy(config, workdir)
@@ -90,9 +110,14 @@ def make_run(config: ConfigDict, cell: dict[str, Any], workdir: pathlib.Path) ->
     where = f"config.by_method.{cell['method']}"
     for source, values in ((where, overrides), ("config.cells", cell)):
         for key, value in values.items():
-            if is_shared(key):
+            if (known := owner(key)) and known.shared:
                 raise InputError(f"{source}: {key} is the same for all runs; set --config.{key}")
             set_key(run_config, key, value, source)
+    for source, values in ((where, overrides), ("config.cells", cell)):
+        for key, value in values.items():
+            known = owner(key)
+            if known and key not in COORDINATES and (reason := unread(run_config, known)):
+                raise InputError(f"{source}: {key}={value!r}: {reason}; leave it out")
     check_run(run_config)
     name = run_name(cell)
     return Run(
@@ -197,6 +222,17 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> None:
         make_run(config, {"method": method}, workdir)
 
 
+def check_read(config: ConfigDict, runs: list[Run]) -> None:
+    """Refuse a key that a configuration sets and that none of its runs reads."""
+    for key in changed(config):
+        reasons = {unread(run.config, key) for run in runs}
+        if key.methods and key.name not in COORDINATES and all(reasons):
+            raise InputError(
+                f"{key.name}={get(config, key.name)!r}: {', '.join(sorted(reasons))}; leave it at "
+                f"{key.default!r}, or set it for the runs that read it (config.by_method)"
+            )
+
+
 def check_run(config: ConfigDict) -> None:
     """Refuse a run's configuration whose keys, alone or together, cannot be used."""
     method = methods.method(config.method)
@@ -244,11 +280,10 @@ def judges(config: ConfigDict) -> dict[str, ConfigDict]:
             set_key(judge, key, value, where)
         if bool(judge.path) == bool(judge.function):
             raise InputError(f"{where}: give path (a classifier's folder) or function, one of them")
-        prefix = "reward."
-        keys = [key for key in KEYS if key.name.startswith(prefix)]
         try:
-            check_keys(judge, [key._replace(name=key.name.removeprefix(prefix)) for key in keys])
+            check_keys({"reward": judge}, REWARD_KEYS)
+            check_needs({"reward": judge}, REWARD_KEYS)
         except InputError as error:
-            raise InputError(f"{where}.{error}") from error
+            raise InputError(f"{where}.{str(error).removeprefix('reward.')}") from error
         judges[name] = judge
     return judges

@@ -10,8 +10,9 @@
 A stage begins with the model in `base` (a folder, a hub name, another stage), or, where that is "",
 with a fresh `network`, the fields of a config.json, whose parameters are drawn by `init_seed` (the
 run's seed where it is left out), and a tokenizer of `vocab_size` entries that is trained on the
-stage's own texts. Every other key is one of vbon_jax/config.py. A finished stage is not trained
-again. configs/demo.py is an example of both kinds.
+stage's own texts. Every other key is one of vbon_jax/config.py, with the default that it has there:
+those of PPO, so that a stage should set train.epochs and train.minibatches to 1 (configs/small.py).
+A finished stage is not trained again. configs/demo.py is an example of both kinds.
 """
 
 import logging
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from vbon_jax import files
-from vbon_jax.config import defaults, flat, get, identity, set_key
+from vbon_jax.config import defaults, flat, get, identity, owner, set_key, unread
 from vbon_jax.data import sft_rows, sources, tokenizers
 from vbon_jax.functional import streams
 from vbon_jax.models import classifier, decoder, lora
@@ -38,14 +39,7 @@ PREFIX = plan.STAGE
 OWN_KEYS = {"base": str, "network": dict, "vocab_size": int, "init_seed": int}
 NEEDED = {str: "a text", dict: "a dictionary", int: "a whole number"}
 METHODS = ("sft", "reward_model")
-SUPERVISED = {  # how the run of a stage differs from the defaults: one update a batch
-    "method": "sft",
-    "train.samples_per_prompt": 1,
-    "train.epochs": 1,
-    "train.minibatches": 1,
-    "train.schedule": "cosine",
-    "train.weight_decay": 0.01,
-}
+UNREAD = ("policy.path", "reward.path")  # `base` is what a stage begins with
 WORD_PIECES = ("distilbert", "bert")  # families whose fresh tokenizer is WordPiece
 
 
@@ -88,21 +82,22 @@ def read(config: ConfigDict, name: str) -> Stage:
     if not isinstance(given, ConfigDict):
         raise InputError(f"{where} is {given!r}; give a dictionary of keys")
     run = defaults()
-    run.update_from_flattened_dict(SUPERVISED)
+    run.method = METHODS[0]
     run.mesh.update(config.mesh)
-    keys = ConfigDict({key: value for key, value in given.items() if key not in OWN_KEYS})
-    for key, value in flat(keys).items():
-        group = next((g for g in ("data.columns", "data.filter") if key.startswith(f"{g}.")), None)
-        if group:
+    keys = flat({key: value for key, value in given.items() if key not in OWN_KEYS})
+    for key, value in keys.items():
+        known = owner(key)
+        if known and known.name != key:  # of a group whose keys a user chooses
             with run.unlocked():
-                get(run, group)[key.removeprefix(f"{group}.")] = value
+                get(run, known.name)[key.removeprefix(f"{known.name}.")] = value
         else:
             set_key(run, key, value, where)
-    for key, part in (("warmup_updates", 20), ("checkpoint_every", 4)):
-        if key not in given.get("train", {}):
-            run.train[key] = max(1, run.train.steps // part)
     stage = Stage(name, run, **_own_keys(given, where))
     _check(stage)
+    for key, value in keys.items():
+        reason = "a stage does not read it" if key in UNREAD or not owner(key).methods else ""
+        if reason := reason or unread(run, owner(key)):
+            raise InputError(f"{where}.{key}={value!r}: {reason}; leave it out")
     return stage
 
 

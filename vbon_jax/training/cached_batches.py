@@ -64,6 +64,11 @@ def best_and_worst(
     return best_bs, worst_bs, tied_s.reshape(shape)
 
 
+def cdf_of(task: Task, responses: Responses) -> np.ndarray:
+    """F of each response: the share of the prompt's others below it, [B, M] float32."""
+    return np.asarray(cdf.cdf_of_references(responses.rewards_bn))
+
+
 def log_cdf(task: Task, responses: Responses) -> np.ndarray:
     """log F of each response by its rank among the prompt's others, [B, M] float32, nats."""
     estimator = task.config.cdf.estimator

@@ -13,6 +13,7 @@ code, -log sigma(beta*_N h), in place of the square; `bonbon_calibrated` aims at
 (N-1) (log F(b) - log F(w)); `online_bonbon` draws its pairs from the policy as it is.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -52,17 +53,23 @@ def check_calibrated(config) -> None:
 # ---------------------------------------------------------------------------- batches
 
 
-def batch(task: Task, state: TrainState, step: int, key: Array):
-    """S pairs for each prompt: best and worst of N of its cached responses, or given pairs."""
+def batch(task: Task, state: TrainState, step: int, key: Array, *, targets: bool = False):
+    """S pairs for each prompt: best and worst of N of its cached responses, or given pairs.
+
+    With `targets` each pair's own gap under Best-of-N comes along.
+    """
     if task.pairs is not None:
         return state, given_pairs(task, step), {}
     responses = cached_batches.cached_responses(task, step)
     best_bs, worst_bs, tied_bs = cached_batches.best_and_worst(task, responses, step)
     best, worst = (batching.take(responses, places) for places in (best_bs, worst_bs))
-    log_cdf_bm = cached_batches.log_cdf(task, responses)
-    gap_bs = np.take_along_axis(log_cdf_bm, best_bs, axis=1)
-    gap_bs -= np.take_along_axis(log_cdf_bm, worst_bs, axis=1)
-    target_bs = (task.config.n - 1) * gap_bs
+    target_bs = np.zeros(best_bs.shape)
+    if targets:
+        log_cdf_bm = cached_batches.log_cdf(task, responses)
+        above_bs, below_bs = (
+            np.take_along_axis(log_cdf_bm, places, axis=1) for places in (best_bs, worst_bs)
+        )
+        target_bs = (task.config.n - 1) * (above_bs - below_bs)
     pairs = PairBatch(
         *(rollouts.sequences(task, side) for side in (best, worst)),
         *(side.log_probs_bng.sum(axis=-1).reshape(-1) for side in (best, worst)),
@@ -70,6 +77,9 @@ def batch(task: Task, state: TrainState, step: int, key: Array):
         weight_s=(~tied_bs).astype(np.float32).reshape(-1),
     )
     return state, pairs, {"pairs/tied": float(tied_bs.mean())}
+
+
+calibrated_batch = functools.partial(batch, targets=True)
 
 
 def online_batch(task: Task, state: TrainState, step: int, key: Array):
