@@ -29,8 +29,7 @@ def main() -> None:
         contests.read(work, config.llm_judge),
         config.llm_judge,
         workdir,
-        seed=work.settings["seed"],
-        resamples=work.settings["resamples"],
+        work.bootstrap,
     )
     files.write_csv(workdir / RESULTS_FILE, outcome.rows, llm_judge.COLUMNS)
     for row in outcome.rows:

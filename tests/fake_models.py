@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from vbon_jax import files
 from vbon_jax.config import defaults
 from vbon_jax.evaluation import measures, stored_responses
+from vbon_jax.evaluation.bootstrap import Bootstrap
 from vbon_jax.evaluation.measures import MeasuredResponses
 from vbon_jax.sampling import reference_cache
 from vbon_jax.types import Responses
@@ -166,7 +167,7 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
             kl_bn=kl,
             reference_log_probs_bn=np.full((prompts, K), -4.0, np.float32),
         )
-        summary = measures.summarise(measured, cache.rewards_pm, seed=0, resamples=40)
+        summary = measures.summarise(measured, cache.rewards_pm, Bootstrap(0, 40))
         rows.append(
             results.make_row(
                 estimates=summary,

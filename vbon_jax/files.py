@@ -165,6 +165,12 @@ class Artifact:
         ]
 
 
+def is_made_from(folder: str | pathlib.Path, inputs: Mapping[str, Any]) -> bool:
+    """Whether the folder is a finished artifact, these among its inputs. Raises Damaged."""
+    record = recorded(folder) or {"inputs": {}, "finished": False}
+    return record["finished"] and inputs.items() <= record["inputs"].items()
+
+
 def recorded(folder: str | pathlib.Path) -> dict[str, Any] | None:
     """The record of an artifact, `inputs` and `finished`; None where the folder has none.
 

@@ -13,6 +13,7 @@ from tests import fake_models
 from vbon_jax import files
 from vbon_jax.config import defaults
 from vbon_jax.evaluation import judges, stored_responses
+from vbon_jax.evaluation.bootstrap import Bootstrap
 from vbon_jax.report import aggregates, judge_rows, outputs
 from vbon_jax.sampling import reference_cache
 from vbon_jax.study import caches, check, evaluate, materials, plan, stages
@@ -24,6 +25,7 @@ JUDGES = {
     "contrary": {"function": "tests.reward_functions:no_vowels"},
     "short": {"function": "tests.reward_functions:vowels_of_response"},
 }
+BOOTSTRAP = Bootstrap(0, 50)
 
 
 def configuration(**named):
@@ -194,7 +196,7 @@ def test_every_response_is_scored_in_its_place(tmp_path):
     expected = np.arange(3)[:, None] + np.full((3, fake_models.M), 3 + 4)
     np.testing.assert_array_equal(judge.cached_pm, expected)
     reference = work / "reference"
-    judges.judge_policy(judge, reference, cache, batch_prompts=2, seed=0, resamples=50)
+    judges.judge_policy(judge, reference, cache, BOOTSTRAP, batch_prompts=2)
     (path,) = stored_responses.paths(reference)
     responses = stored_responses.read(path)
     inside = np.arange(responses.tokens_bng.shape[2]) < responses.lengths_bn[..., None]
@@ -204,7 +206,7 @@ def test_every_response_is_scored_in_its_place(tmp_path):
     one = responses._replace(
         rewards_bn=responses.rewards_bn[:, :1], lengths_bn=responses.lengths_bn[:, :1]
     )
-    row = judges.policy_row(judge, cache, one, sums_bk[:, :1], seed=0, resamples=50)
+    row = judges.policy_row(judge, cache, one, sums_bk[:, :1], BOOTSTRAP)
     assert "agreement" not in row  # there is no pair
 
 
@@ -212,18 +214,19 @@ def test_rewards_are_kept_and_those_of_another_judge_refused(tmp_path):
     work = fake_models.write_work(tmp_path, [], prompts=3)
     folder = work / "references" / "eval"
     cache = reference_cache.load(folder)
-    options = {"batch_prompts": 2, "seed": 0, "resamples": 50}
 
     def never(places, ids):
         raise AssertionError("it is scored")
 
     for score in (token_sums, never):
         judge = judges.make_judge("sums", "1", score, cache, folder, batch_prompts=2)
-        judges.judge_policy(judge, work / "reference", cache, **options)
+        judges.judge_policy(judge, work / "reference", cache, BOOTSTRAP, batch_prompts=2)
     with pytest.raises(InputError, match="made from other inputs: judge was '1' and is '2'"):
         judges.make_judge("sums", "2", never, cache, folder, batch_prompts=2)
     with pytest.raises(InputError, match="made from other inputs: judge was '1' and is '2'"):
-        judges.judge_policy(judge._replace(fingerprint="2"), work / "reference", cache, **options)
+        judges.judge_policy(
+            judge._replace(fingerprint="2"), work / "reference", cache, BOOTSTRAP, batch_prompts=2
+        )
 
 
 @pytest.fixture
@@ -240,7 +243,7 @@ def work(tmp_path):
     judge = judges.make_judge("gold", "1", contrary, cache, folder, batch_prompts=3)
     judge = judge._replace(score=token_sums)
     for folder in (work / "reference", work / "runs" / "vbon-n2-s0" / "evaluation"):
-        judges.judge_policy(judge, folder, cache, batch_prompts=3, seed=0, resamples=40)
+        judges.judge_policy(judge, folder, cache, BOOTSTRAP, batch_prompts=3)
     return work
 
 

@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 from vbon_jax.evaluation import agreement, best_of_n, bon_curve, pairwise
+from vbon_jax.evaluation.bootstrap import Bootstrap
 
-OPTIONS = {"seed": 0, "resamples": 200}
+BOOTSTRAP = Bootstrap(0, 200)
 
 
 # ------------------------------------------------------------------------------- agreement
@@ -21,12 +22,12 @@ def test_agreement_hand_worked():
     second_bk = np.float32([[5, 9, 9], [1, 0, 0]])
     counts = agreement.pair_counts(first_bk, second_bk)
     np.testing.assert_array_equal(counts, [[2, 0], [0, 2], [3, 2], [2, 2]])
-    agreed = agreement.agreement(first_bk, second_bk, **OPTIONS)
-    assert agreed.agreement.value == 2 / 4
-    assert agreed.ordered.value == 4 / 6
-    assert agreed.tau_b.value == pytest.approx((2 / 6**0.5 - 1) / 2)
-    assert agreed.agreement.lo == 0.0
-    assert agreed.agreement.hi == 1.0
+    agreed = agreement.agreement(first_bk, second_bk, BOOTSTRAP)
+    assert agreed["agreement"].value == 2 / 4
+    assert agreed["ordered"].value == 4 / 6
+    assert agreed["tau_b"].value == pytest.approx((2 / 6**0.5 - 1) / 2)
+    assert agreed["agreement"].lo == 0.0
+    assert agreed["agreement"].hi == 1.0
 
 
 def test_tau_b_is_scipys_prompt_by_prompt():
@@ -39,32 +40,31 @@ def test_tau_b_is_scipys_prompt_by_prompt():
         for at, rewards in enumerate(zip(first_bk, second_bk, strict=True))
         if at != 4
     ]
-    agreed = agreement.agreement(first_bk, second_bk, **OPTIONS)
-    assert agreed.tau_b.value == pytest.approx(np.mean(by_hand), abs=1e-12)
-    assert agreed.tau_b.lo < agreed.tau_b.value < agreed.tau_b.hi
+    agreed = agreement.agreement(first_bk, second_bk, BOOTSTRAP)
+    assert agreed["tau_b"].value == pytest.approx(np.mean(by_hand), abs=1e-12)
+    assert agreed["tau_b"].lo < agreed["tau_b"].value < agreed["tau_b"].hi
 
 
 def test_only_the_order_within_a_prompt_matters():
     random = np.random.default_rng(1)
     rewards_bk = random.normal(size=(8, 4))
     other_bk = np.exp(rewards_bk) + 100 * random.normal(size=(8, 1))
-    same = agreement.agreement(rewards_bk, other_bk, **OPTIONS)
-    np.testing.assert_array_equal(same.agreement, [1, 0, 1, 1])
-    np.testing.assert_allclose(same.tau_b, [1, 0, 1, 1], atol=1e-12)
-    contrary = agreement.agreement(rewards_bk, -other_bk, **OPTIONS)
-    assert contrary.agreement.value == 0
-    assert contrary.tau_b.value == pytest.approx(-1)
+    same = agreement.agreement(rewards_bk, other_bk, BOOTSTRAP)
+    np.testing.assert_array_equal(same["agreement"], [1, 0, 1, 1])
+    np.testing.assert_allclose(same["tau_b"], [1, 0, 1, 1], atol=1e-12)
+    contrary = agreement.agreement(rewards_bk, -other_bk, BOOTSTRAP)
+    assert contrary["agreement"].value == 0
+    assert contrary["tau_b"].value == pytest.approx(-1)
 
 
 def test_rewards_that_order_nothing_agree_in_nothing():
-    agreed = agreement.agreement(np.ones((3, 4)), np.ones((3, 4)), **OPTIONS)
-    assert np.isnan(agreed.agreement).all()
-    assert np.isnan(agreed.tau_b).all()
-    assert agreed.ordered.value == 0
-    with pytest.raises(ValueError, match="one response to each prompt"):
-        agreement.agreement(np.ones((3, 1)), np.ones((3, 1)), **OPTIONS)
+    agreed = agreement.agreement(np.ones((3, 4)), np.ones((3, 4)), BOOTSTRAP)
+    assert np.isnan(agreed["agreement"]).all()
+    assert np.isnan(agreed["tau_b"]).all()
+    assert agreed["ordered"].value == 0
+    assert agreement.agreement(np.ones((3, 1)), np.ones((3, 1)), BOOTSTRAP) == {}
     with pytest.raises(ValueError, match="shapes"):
-        agreement.agreement(np.ones((3, 2)), np.ones((2, 2)), **OPTIONS)
+        agreement.agreement(np.ones((3, 2)), np.ones((2, 2)), BOOTSTRAP)
 
 
 # ------------------------------------------------------------------------------- Best-of-N
@@ -167,7 +167,7 @@ def test_verdicts_hand_worked():
     # wins in both orders, loses in both, a tie in both, the first place twice, a tie and a win
     first_b, second_b = [1, -1, 0, 1, 0], [1, -1, 0, -1, 1]
     np.testing.assert_array_equal(pairwise.scores(first_b, second_b), [1, 0, 0.5, 0.5, 0.5])
-    summary = pairwise.summarise(first_b, second_b, [2.0, 1.0, 0.0, 1.0, -1.0], **OPTIONS)
+    summary = pairwise.summarise(first_b, second_b, [2.0, 1.0, 0.0, 1.0, -1.0], BOOTSTRAP)
     assert summary["win_rate"].value == 0.5
     assert summary["ties"].value == 1 / 5
     assert summary["disagreements"].value == 2 / 5
@@ -177,7 +177,7 @@ def test_verdicts_hand_worked():
 
 
 def test_a_judge_that_takes_the_first_place_says_nothing_else():
-    summary = pairwise.summarise([1] * 6, [-1] * 6, [1.0] * 6, **OPTIONS)
+    summary = pairwise.summarise([1] * 6, [-1] * 6, [1.0] * 6, BOOTSTRAP)
     np.testing.assert_array_equal(summary["win_rate"], [0.5, 0, 0.5, 0.5])
     np.testing.assert_array_equal(summary["position_bias"], [1, 0, 1, 1])
     assert summary["disagreements"].value == 1

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from vbon_jax.evaluation import bootstrap, length_control, measures
+from vbon_jax.evaluation import length_control, measures
+from vbon_jax.evaluation.bootstrap import Bootstrap
 from vbon_jax.evaluation.length_control import length_controlled_win_rate
+
+BOOTSTRAP = Bootstrap(0, 300)
 
 
 def controlled(*arguments):
-    return length_controlled_win_rate(*arguments, seed=0, resamples=300)
+    return length_controlled_win_rate(*arguments, BOOTSTRAP)
 
 
 def sample(seed=0, prompts=40, length_worth=0.0, worth=0.0, longer=0):
@@ -40,7 +43,7 @@ def test_lengths_that_are_all_the_same(length):
     win_rate = controlled(*arguments)
     if length == 7:  # no difference anywhere: nothing to take away
         win_bk = measures.win_rates(arguments[0], arguments[2])
-        plain = bootstrap.estimate(win_bk, seed=0, resamples=300)
+        plain = BOOTSTRAP.estimate(win_bk)
         np.testing.assert_allclose(win_rate, plain, rtol=0.05)
         assert win_rate.value == pytest.approx(plain.value, abs=1e-6)
     else:  # always two tokens longer: what that is worth cannot be known

@@ -18,6 +18,7 @@ from experiments import llm_judge as program
 from tests import fake_models
 from vbon_jax.config import QUESTION, defaults
 from vbon_jax.evaluation import answer_log, chat_endpoint, llm_judge
+from vbon_jax.evaluation.bootstrap import Bootstrap
 from vbon_jax.types import InputError
 from vbon_jax.workdir import contests, layout, results
 
@@ -114,7 +115,7 @@ def run(config, work):
     """What the program computes: an outcome."""
     llm_judge.check(config)
     pairs = contests.read(layout.read(work), config.llm_judge)
-    return llm_judge.judge(pairs, config.llm_judge, work, seed=0, resamples=40)
+    return llm_judge.judge(pairs, config.llm_judge, work, Bootstrap(0, 40))
 
 
 def one_row(config, work):
@@ -207,7 +208,7 @@ def test_the_program_reports_before_it_fails(work, main, monkeypatch):
     (row,) = results.read_results(work / "llm_judge.csv")
     assert (row["prompts"], row["missing"]) == (0, PROMPTS)
     stopped = llm_judge.Outcome([row], 0.0, llm_judge.INTERRUPTED)
-    monkeypatch.setattr(llm_judge, "judge", lambda *contests, **options: stopped)
+    monkeypatch.setattr(llm_judge, "judge", lambda *_: stopped)
     with pytest.raises(SystemExit) as left:
         main(configuration(NOWHERE))
     assert left.value.code == 130
@@ -305,23 +306,21 @@ def test_answers_that_nobody_can_read_are_counted_and_asked_again_up_to_the_limi
 
 
 def test_429_and_500_are_asked_again_after_the_time_that_the_server_gives(work, monkeypatch):
-    waited, plain = [], threading.Event.wait
+    waits, retry_seconds = [], llm_judge.retry_seconds
     monkeypatch.setattr(llm_judge.random, "random", lambda: 0.0)
 
-    def wait(event, seconds=None):
-        waited.append(seconds)
-        return plain(event, min(seconds or 0, 0.01) if seconds != 0.2 else 0.01)
+    def recorded(*arguments):
+        waits.append(retry_seconds(*arguments))
+        return 0.01
 
+    monkeypatch.setattr(llm_judge, "retry_seconds", recorded)
     failures = {0: (429, {"Retry-After": "7"}, "slow down"), 1: (503, {}, "busy"), 3: (500, {}, "")}
-    with serving(lambda request: failures.get(request["number"]) or for_policy(request)) as server:
-        config = configuration(server, concurrency=1)
-        judge_wait = llm_judge.threading.Event
-        monkeypatch.setattr(judge_wait, "wait", wait)
-        row = one_row(config, work)
-        monkeypatch.undo()
-        assert len(server.requests) == 2 * PROMPTS + 3
+    row, server = judged(
+        work, lambda request: failures.get(request["number"]) or for_policy(request), concurrency=1
+    )
+    assert len(server.requests) == 2 * PROMPTS + 3
     assert row["win_rate"] == 1.0
-    assert [seconds for seconds in waited if seconds in (7.0, 0.01, 0.02)] == [7.0, 0.02, 0.01]
+    assert waits == [7.0, 0.02, 0.01]
     assert len(lines(work)) == 2 * PROMPTS  # what was not answered is not on the bill
 
 
@@ -440,7 +439,7 @@ def test_half_a_line_is_asked_again_and_a_damaged_one_is_refused(work):
 
 def test_two_commands_do_not_pay_for_the_same(tmp_path):
     path = tmp_path / "verdicts.jsonl"
-    one, other = (answer_log.AnswerLog(path, max_cost=1.0) for _ in range(2))
+    one, other = (answer_log.AnswerLog(path) for _ in range(2))
     with one, pytest.raises(InputError, match="another command"), other:
         pass
 

@@ -9,6 +9,7 @@ import pytest
 
 from vbon_jax.data import batching
 from vbon_jax.evaluation import bon_curve, measures, sampled_policy
+from vbon_jax.evaluation.bootstrap import Bootstrap
 from vbon_jax.functional import bon
 from vbon_jax.models import decoder, log_probs
 from vbon_jax.sampling import sampler
@@ -287,16 +288,15 @@ def test_curve_of_tied_rewards_ends_where_nothing_more_can_be_won():
 @pytest.mark.slow
 def test_ruler_of_distinct_rewards():
     reference_bm = normal(1, 50, 32)
-    rows = bon_curve.ruler(reference_bm, [1, 2, 4, 2.5, 32, 100], seed=0, resamples=200)
-    by_n = {row.n: row for row in rows}
-    assert by_n[1].kl.value == pytest.approx(0, abs=1e-6)
+    by_n = bon_curve.ruler(reference_bm, [1, 2, 4, 2.5, 32, 100], Bootstrap(0, 200))
+    assert by_n[1]["kl"].value == pytest.approx(0, abs=1e-6)
     for n in (1, 2, 4):  # whatever the rewards are, so there is no spread over prompts
         exact = n / (n + 1)
-        np.testing.assert_allclose(by_n[n].win_rate, [exact, 0, exact, exact], atol=1e-6)
-    assert by_n[32].reward.value == pytest.approx(reference_bm.max(axis=1).mean(), rel=1e-5)
-    rising = [by_n[n].reward.value for n in (1, 2, 2.5, 4, 32)]
+        np.testing.assert_allclose(by_n[n]["win_rate"], [exact, 0, exact, exact], atol=1e-6)
+    assert by_n[32]["reward"].value == pytest.approx(reference_bm.max(axis=1).mean(), rel=1e-5)
+    rising = [by_n[n]["reward"].value for n in (1, 2, 2.5, 4, 32)]
     assert rising == sorted(rising)
-    assert by_n[100].win_rate.value > by_n[32].win_rate.value
+    assert by_n[100]["win_rate"].value > by_n[32]["win_rate"].value
 
 
 # ------------------------------------------------------------------------------- summarise
@@ -334,11 +334,11 @@ def test_best_of_n_has_no_deficit_to_itself(ties):
     if ties:
         reference_bm = np.round(reference_bm)
     rewards_bk, kl_bk = best_of_n_policy(reference_bm, 4, 32, random)
-    summary = measures.summarise(responses_of(rewards_bk, kl_bk), reference_bm, seed=0)
+    summary = measures.summarise(responses_of(rewards_bk, kl_bk), reference_bm, Bootstrap(0))
     assert summary["deficit"].lo <= 0 <= summary["deficit"].hi
     assert abs(summary["deficit"].value) < 0.01
-    (ruler,) = bon_curve.ruler(reference_bm, [4], seed=0)
-    assert summary["win_rate"].value == pytest.approx(ruler.win_rate.value, abs=0.02)
+    ruler = bon_curve.ruler(reference_bm, [4], Bootstrap(0))[4]
+    assert summary["win_rate"].value == pytest.approx(ruler["win_rate"].value, abs=0.02)
     if not ties:
         assert summary["win_rate"].value == pytest.approx(0.8, abs=0.02)
 
@@ -348,7 +348,7 @@ def test_a_worse_policy_has_a_deficit_and_the_joint_interval_is_narrower():
     reference_bm = random.normal(size=(150, 64)).astype(np.float32)
     rewards_bk, kl_bk = best_of_n_policy(reference_bm, 4, 32, random)
     wasted = responses_of(rewards_bk, kl_bk + 0.5)  # the same rewards for half a nat more
-    summary = measures.summarise(wasted, reference_bm, seed=0)
+    summary = measures.summarise(wasted, reference_bm, Bootstrap(0))
     at = bon.kl(4) + 0.5
     curve = bon_curve.mean_curve(bon_curve.curve(reference_bm))
     expected = bon_curve.win_rate_at(at, curve.kl_bg, curve.win_rate_bg) - 0.8
@@ -364,14 +364,18 @@ def test_means_over_seeds_keep_each_one_s_own_deficit():
     best = bon_curve.curve(reference_bm)
     policies = [best_of_n_policy(reference_bm, n, 16, random) for n in (4, 2, 8)]
     policies[1][1][...] += 0.4  # nats for nothing
-    summaries = [measures.summarise(responses_of(*of), reference_bm, seed=3) for of in policies]
+    summaries = [
+        measures.summarise(responses_of(*of), reference_bm, Bootstrap(3)) for of in policies
+    ]
     kl_bp, reward_bp = (
         np.stack([np.asarray(of[at], np.float64).mean(axis=1) for of in policies], axis=1)
         for at in (1, 0)
     )
     win_bp = np.stack([measures.win_rates(of[0], reference_bm).mean(axis=1) for of in policies], 1)
     groups = [("vbon", 4), ("dpo", 2), ("vbon", 4)]
-    means = measures.group_means(kl_bp, win_bp, reward_bp, groups, best, seed=3)
+    means = measures.group_means(
+        {"kl": kl_bp, "win_rate": win_bp, "reward": reward_bp}, groups, best, Bootstrap(3)
+    )
     assert list(means) == [("vbon", 4), ("dpo", 2)]
     for name in ("kl", "win_rate", "reward", "deficit"):
         alone, mean = means["dpo", 2][name], means["vbon", 4][name]
@@ -395,7 +399,7 @@ def test_the_reference_itself():
     reference_bm = random.normal(size=(100, 64)).astype(np.float32)
     rewards_bk = random.normal(size=(100, 16)).astype(np.float32)
     zeros = np.zeros(rewards_bk.shape, np.float32)
-    summary = measures.summarise(responses_of(rewards_bk, zeros), reference_bm, seed=0)
+    summary = measures.summarise(responses_of(rewards_bk, zeros), reference_bm, Bootstrap(0))
     assert summary["kl"] == (0, 0, 0, 0)
     assert summary["bon_win_rate_at_kl"] == (0.5, 0, 0.5, 0.5)
     assert summary["win_rate"].lo <= 0.5 <= summary["win_rate"].hi
@@ -413,19 +417,16 @@ def test_perplexity_weighs_tokens_not_responses():
         responses=measured.responses._replace(lengths_bn=np.int32([[1, 9], [5, 5]])),
         reference_log_probs_bn=np.float32([[-2, -9], [-5, -5]]),
     )
-    summary = measures.summarise(measured, np.float32([[0, 1], [0, 1]]), seed=0)
+    summary = measures.summarise(measured, np.float32([[0, 1], [0, 1]]), Bootstrap(0))
     assert summary["perplexity"].value == pytest.approx(np.exp(21 / 20))
 
 
 @pytest.mark.slow
 def test_soft_best_of_n_lies_between_the_reference_and_best_of_n():
     rewards = normal(3, 40, 32)
-    (best,) = bon_curve.ruler(rewards, [4], seed=0, resamples=50)
-    colder, warmer = (
-        bon_curve.soft_ruler(rewards, [4], temperature=t, seed=0, resamples=50)[0]
-        for t in (0.3, 1.0)
+    best, colder, warmer = (
+        bon_curve.ruler(rewards, [4], Bootstrap(0, 50), temperature=t)[4] for t in (None, 0.3, 1.0)
     )
-    assert 0.5 < warmer.win_rate.value < colder.win_rate.value < best.win_rate.value + 0.01
-    assert 0.0 < warmer.kl.value < colder.kl.value < best.kl.value + 0.01
-    assert colder.n == 4
-    assert colder.reward.lo < colder.reward.value < colder.reward.hi
+    assert 0.5 < warmer["win_rate"].value < colder["win_rate"].value < best["win_rate"].value + 0.01
+    assert 0.0 < warmer["kl"].value < colder["kl"].value < best["kl"].value + 0.01
+    assert colder["reward"].lo < colder["reward"].value < colder["reward"].hi

@@ -7,7 +7,7 @@ import pytest
 
 from vbon_jax import files
 from vbon_jax.evaluation import bon_curve, measures
-from vbon_jax.evaluation.bootstrap import Estimate
+from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate
 from vbon_jax.types import Responses
 from vbon_jax.workdir import results
 
@@ -22,8 +22,8 @@ def rows_of():
     reference_bm = np.random.default_rng(0).normal(size=(12, 16)).astype(np.float32)
     cells = {"prompts": 12, "reference_samples": 16}
     best = [
-        results.make_row(results.BEST_OF_N, {"reward": row.reward, "kl": row.kl}, n=row.n, **cells)
-        for row in bon_curve.ruler(reference_bm, [2, 4], seed=0, resamples=100)
+        results.make_row(results.BEST_OF_N, law, n=n, **cells)
+        for n, law in bon_curve.ruler(reference_bm, [2, 4], Bootstrap(0, 100)).items()
     ]
     summary = {
         "reward": Estimate(1.234567, 0.0123, 1.21, 1.26),
@@ -86,7 +86,7 @@ def test_summary_of_an_evaluation_fills_a_row():
     measured = measures.MeasuredResponses(
         responses, random.random((10, 3), np.float32), np.full((10, 3), -4.0)
     )
-    summary = measures.summarise(measured, reference_bm, seed=0, resamples=50)
+    summary = measures.summarise(measured, reference_bm, Bootstrap(0, 50))
     row = results.make_row("kl_rl", summary, n=2)
     expected = set(INTERFACE) - {"bound", "seed", "temperature", *results.BUDGET}
     assert all(row[name] is not None for name in expected)

@@ -6,19 +6,9 @@ changes nothing. Host arithmetic in numpy's float64.
     B  prompts     K  responses to each     R  resamples
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
-from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate, estimate_of_means, ratio
-
-
-class Agreement(NamedTuple):
-    """The agreement of two rewards of the same responses, with intervals over prompts."""
-
-    agreement: Estimate  # share of the pairs that both order which both order the same way
-    tau_b: Estimate  # Kendall's tau-b within a prompt, the mean over prompts that have one
-    ordered: Estimate  # share of all pairs that both order: neither reward ties
+from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate, ratio
 
 
 def pair_counts(first_bk: np.ndarray, second_bk: np.ndarray) -> np.ndarray:
@@ -40,25 +30,24 @@ def pair_counts(first_bk: np.ndarray, second_bk: np.ndarray) -> np.ndarray:
 
 
 def agreement(
-    first_bk: np.ndarray, second_bk: np.ndarray, *, seed: int, resamples: int = RESAMPLES
-) -> Agreement:
-    """The agreement of two rewards [B, K] of the same responses, K >= 2.
+    first_bk: np.ndarray, second_bk: np.ndarray, bootstrap: Bootstrap
+) -> dict[str, Estimate]:
+    """The agreement of two rewards [B, K] of the same responses; nothing for K = 1.
 
     With C concordant and D discordant pairs of a prompt, and X and Y those that the first and the
-    second reward order (do not tie): agreement is sum C / sum (C + D), over all prompts' pairs;
-    tau-b (Kendall 1945, Biometrika 33) is (C − D) / sqrt(X·Y) of a prompt, averaged over the
-    prompts with X·Y > 0. Either is NaN where there is no such pair or prompt. Intervals resample
-    prompts. Raises ValueError for K < 2, and as `pair_counts` and `resampled_means` do.
+    second reward order (do not tie): `agreement` is sum C / sum (C + D), over all prompts' pairs;
+    `tau_b` (Kendall 1945, Biometrika 33) is (C − D) / sqrt(X·Y) of a prompt, averaged over the
+    prompts with X·Y > 0; `ordered` is the share of pairs that both order. The first two are NaN
+    where there is no such pair or prompt. Raises ValueError as `pair_counts` does.
     """
+    c_b, d_b, x_b, y_b = pair_counts(first_bk, second_bk)
     pairs = np.shape(first_bk)[1] * (np.shape(first_bk)[1] - 1) / 2
     if not pairs:
-        raise ValueError("one response to each prompt: agreement is about pairs of them")
-    c_b, d_b, x_b, y_b = pair_counts(first_bk, second_bk)
+        return {}
     known_b = x_b * y_b > 0
     tau_b = np.where(known_b, (c_b - d_b) / np.sqrt(np.where(known_b, x_b * y_b, 1.0)), 0.0)
-    options = {"seed": seed, "resamples": resamples}
-    return Agreement(
-        agreement=estimate_of_means(np.stack([c_b, c_b + d_b], axis=1), ratio, **options),
-        tau_b=estimate_of_means(np.stack([tau_b, known_b], axis=1), ratio, **options),
-        ordered=estimate((c_b + d_b) / pairs, **options),
-    )
+    return {
+        "agreement": bootstrap.estimate_of_means(np.stack([c_b, c_b + d_b], axis=1), ratio),
+        "tau_b": bootstrap.estimate_of_means(np.stack([tau_b, known_b], axis=1), ratio),
+        "ordered": bootstrap.estimate((c_b + d_b) / pairs),
+    }

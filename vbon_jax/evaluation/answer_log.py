@@ -1,9 +1,9 @@
 """The answers of a language model and their cost: `verdicts.jsonl`, a line for each.
 
-A line is written when its answer comes and never changed, so that nothing is paid for twice. The
-cost of all lines, and the most that the requests under way can cost, never exceed the limit.
+A line is written when its answer comes and never changed, so that nothing is paid for twice.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -20,15 +20,15 @@ except ImportError:  # Windows, where two commands at once are not refused
 
 
 class AnswerLog:
-    """The answers of a working directory, for many threads; a context manager."""
+    """The answers of a working directory; a context manager. Any thread may add one."""
 
-    def __init__(self, path: pathlib.Path, *, max_cost: float):
-        self.path, self.max_cost = path, max_cost
+    def __init__(self, path: pathlib.Path):
+        self.path = path
         self.verdicts: dict[str, str] = {}  # key -> A | B | tie
-        self.unreadable: dict[str, int] = {}  # key -> answers without a verdict
-        self.costs: dict[str, float] = {}  # key -> dollars
-        self._reserved: list[float] = []  # dollars, at most, of the requests under way
-        self._changed = threading.Condition()
+        self.unreadable = collections.Counter()  # key -> answers without a verdict
+        self.costs = collections.Counter()  # key -> dollars
+        self.spent = 0.0  # dollars, for all lines
+        self._adding = threading.Lock()
 
     def __enter__(self) -> "AnswerLog":
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,35 +47,13 @@ class AnswerLog:
     def __exit__(self, *exception: Any) -> None:
         self._file.close()
 
-    @property
-    def spent(self) -> float:
-        """Dollars, for all lines."""
-        return sum(self.costs.values())
-
-    def reserve(self, cost: float, stopped: threading.Event) -> bool:
-        """Set money aside for one request; False where the limit leaves none for it.
-
-        While requests are under way, which may cost less than was set aside, it waits for them
-        unless `stopped`.
-        """
-        with self._changed:
-            while self.spent + sum(self._reserved) + cost > self.max_cost:
-                if not self._reserved or stopped.is_set():
-                    return False
-                self._changed.wait(0.2)
-            self._reserved.append(cost)
-            return True
-
-    def settle(self, reserved: float, entry: dict[str, Any] | None) -> None:
-        """Release what was set aside for a request, and write its line unless it was free."""
-        with self._changed:
-            self._reserved.remove(reserved)
-            if entry is not None:
-                self._file.write((json.dumps(entry, ensure_ascii=True) + "\n").encode())
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._count(entry)
-            self._changed.notify_all()
+    def add(self, entry: dict[str, Any]) -> None:
+        """Write the line of an answer, and count it."""
+        with self._adding:
+            self._file.write((json.dumps(entry, ensure_ascii=True) + "\n").encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._count(entry)
 
     def _lock(self) -> None:
         """Two commands at once would pay for the same answers."""
@@ -88,9 +66,10 @@ class AnswerLog:
             ) from None
 
     def _count(self, entry: dict[str, Any]) -> None:
-        key, verdict = entry["key"], entry["verdict"]
-        self.costs[key] = self.costs.get(key, 0.0) + float(entry["cost"])
+        key, verdict, cost = entry["key"], entry["verdict"], float(entry["cost"])
+        self.costs[key] += cost
+        self.spent += cost
         if verdict is not None:
             self.verdicts.setdefault(key, verdict)
         elif entry.get("error") is None:
-            self.unreadable[key] = self.unreadable.get(key, 0) + 1
+            self.unreadable[key] += 1

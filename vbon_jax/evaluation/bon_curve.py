@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbon_jax.evaluation import best_of_n
-from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate
+from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate
 from vbon_jax.functional import bon, streams
 from vbon_jax.types import Array
 
@@ -77,53 +77,39 @@ def kl_at(win_rate: Array, kl_g: np.ndarray, win_rate_g: np.ndarray) -> np.ndarr
     return np.where(np.asarray(win_rate) > 0.5, np.interp(win_rate, win_rate_g, kl_g), 0.0)
 
 
-class RulerRow(NamedTuple):
-    """Best-of-N itself at one N, over prompts."""
-
-    n: float
-    reward: Estimate
-    win_rate: Estimate
-    kl: Estimate
-
-
 def ruler(
-    reference_bm: np.ndarray, n_values: Sequence[float], *, seed: int, resamples: int = RESAMPLES
-) -> list[RulerRow]:
+    reference_bm: np.ndarray,
+    n_values: Sequence[float],
+    bootstrap: Bootstrap,
+    *,
+    temperature: float | None = None,
+) -> dict[float, dict[str, Estimate]]:
     """Best-of-N's reward, win rate and KL for every N, from the cache [B, M] alone.
 
     Reward (N <= M) and win rate (N <= M - 1) are the U-statistics of whole N, unbiased for the law
     that the cache was drawn from; for other N, and for the KL always, they are those of the
-    empirical law. Raises ValueError for N < 1, and as `resampled_means` does.
+    empirical law. With a `temperature`, in the reward's unit, they are those of soft Best-of-N,
+    whose softmax has it, and N is whole. Raises ValueError for N < 1, and as
+    `bon.empirical_soft_best_of_n` does.
     """
-    reference_bm = np.asarray(reference_bm)
-    most = reference_bm.shape[1]
-    rows = []
+    reference_bm, key = np.asarray(reference_bm), streams.key("soft Best-of-N", bootstrap.seed)
+    rows = {}
     for n in n_values:
-        law = bon.empirical_best_of_n(reference_bm, n)
-        same = reference_bm, reference_bm, int(n)
-        if n == int(n) and n <= most:
-            law = law._replace(reward_b=best_of_n.expected_best(*same))
-        if n == int(n) and n <= most - 1:
-            law = law._replace(win_rate_b=best_of_n.best_of_n_win_rate(*same))
-        rows.append(RulerRow(n, *(estimate(of_b, seed=seed, resamples=resamples) for of_b in law)))
+        if temperature is None:
+            law = _best_of_n(reference_bm, n)
+        else:
+            law = bon.empirical_soft_best_of_n(reference_bm, n, key, temperature=temperature)
+        names = ("reward", "win_rate", "kl")
+        rows[n] = {name: bootstrap.estimate(of_b) for name, of_b in zip(names, law, strict=True)}
     return rows
 
 
-def soft_ruler(
-    reference_bm: np.ndarray,
-    n_values: Sequence[int],
-    *,
-    temperature: float,
-    seed: int,
-    resamples: int = RESAMPLES,
-) -> list[RulerRow]:
-    """Soft Best-of-N's reward, win rate and KL for every whole N, from the cache [B, M] alone.
-
-    `temperature`, in the reward's unit, is that of its softmax. Raises ValueError as
-    `bon.empirical_soft_best_of_n` and `resampled_means` do.
-    """
-    rows, key = [], streams.key("soft Best-of-N", seed)
-    for n in n_values:
-        law = bon.empirical_soft_best_of_n(reference_bm, n, key, temperature=temperature)
-        rows.append(RulerRow(n, *(estimate(of_b, seed=seed, resamples=resamples) for of_b in law)))
-    return rows
+def _best_of_n(reference_bm: np.ndarray, n: float) -> bon.EmpiricalBest:
+    """The law of Best-of-N on each prompt, its reward and win rate unbiased where they can be."""
+    law, most = bon.empirical_best_of_n(reference_bm, n), reference_bm.shape[1]
+    same = reference_bm, reference_bm, int(n)
+    if n == int(n) and n <= most:
+        law = law._replace(reward_b=best_of_n.expected_best(*same))
+    if n == int(n) and n <= most - 1:
+        law = law._replace(win_rate_b=best_of_n.best_of_n_win_rate(*same))
+    return law

@@ -1,6 +1,7 @@
 """Standard errors and bootstrap intervals over prompts, the clusters of every evaluation.
 
-Host arithmetic in numpy's float64: arrays in, numbers out.
+Host arithmetic in numpy's float64: arrays in, numbers out. Everything here raises ValueError for
+fewer than 2 prompts, which have no spread, and for a value that is not finite.
 
     B  prompts     C  columns to average over them     R  resamples
 """
@@ -12,8 +13,8 @@ import numpy as np
 
 from vbon_jax.functional import streams
 
-RESAMPLES = 2000
 CHUNK = 1 << 20  # entries of the bootstrap weights that exist at once
+ENDS = {"": "value", "_lo": "lo", "_hi": "hi"}  # of a number's columns in a table
 
 
 class Estimate(NamedTuple):
@@ -25,45 +26,71 @@ class Estimate(NamedTuple):
     hi: float
 
 
-def resampled_means(columns_bc: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """Means of each column over `resamples` draws of B prompts with replacement, [R, C] float64.
+class Bootstrap(NamedTuple):
+    """The resamples of prompts that intervals are made from; equal ones see the same prompts."""
 
-    Every column sees the same prompts in a resample, so that statistics of several columns keep
-    their correlation. Deterministic in `seed` and B. Raises ValueError for fewer than 2 prompts,
-    which have no spread, and for a value that is not finite.
-    """
-    columns_bc = np.asarray(columns_bc, np.float64)
-    prompts = len(columns_bc)
-    if prompts < 2:
-        raise ValueError(f"{prompts} prompt(s): an interval over prompts needs at least 2")
-    if not np.isfinite(columns_bc).all():
-        where = np.argwhere(~np.isfinite(columns_bc))[0]
-        raise ValueError(f"the value of prompt {where[0]} is not finite: {columns_bc[*where]}")
-    random = streams.generator("bootstrap", seed)
-    rows = max(1, CHUNK // prompts)
-    means = []
-    for first in range(0, resamples, rows):
-        count = min(rows, resamples - first)
-        drawn = (
-            random.integers(prompts, size=(count, prompts)) + prompts * np.arange(count)[:, None]
-        )
-        weights_rb = np.bincount(drawn.ravel(), minlength=count * prompts).reshape(count, prompts)
-        means.append(weights_rb.astype(np.float64) @ columns_bc / prompts)
-    return np.concatenate(means)
+    seed: int
+    resamples: int = 2000
 
+    def means(self, columns_bc: np.ndarray) -> np.ndarray:
+        """Means of each column over resamples of B prompts with replacement, [R, C] float64.
 
-def estimate(values: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Estimate:
-    """The mean over prompts of `values` [B] or [B, K], prompts being the clusters.
+        Every column sees the same prompts in a resample, so that statistics of several columns
+        keep their correlation.
+        """
+        columns_bc = np.asarray(columns_bc, np.float64)
+        prompts = len(columns_bc)
+        if prompts < 2:
+            raise ValueError(f"{prompts} prompt(s): an interval over prompts needs at least 2")
+        if not np.isfinite(columns_bc).all():
+            where = np.argwhere(~np.isfinite(columns_bc))[0]
+            raise ValueError(f"the value of prompt {where[0]} is not finite: {columns_bc[*where]}")
+        random = streams.generator("bootstrap", self.seed)
+        rows = max(1, CHUNK // prompts)
+        means = []
+        for first in range(0, self.resamples, rows):
+            count = min(rows, self.resamples - first)
+            place_r1 = prompts * np.arange(count)[:, None]
+            drawn_rb = random.integers(prompts, size=(count, prompts)) + place_r1
+            weights_rb = np.bincount(drawn_rb.ravel(), minlength=count * prompts)
+            weights_rb = weights_rb.reshape(count, prompts).astype(np.float64)
+            means.append(weights_rb @ columns_bc / prompts)
+        return np.concatenate(means)
 
-    value is the mean of the prompts' means; se their standard deviation over sqrt(B); lo and hi
-    the 2.5th and 97.5th percentile of that mean over bootstrap resamples of whole prompts. Raises
-    ValueError as `resampled_means` does.
-    """
-    values = np.asarray(values, np.float64)
-    means_b = values if values.ndim == 1 else values.mean(axis=1)
-    means_r = resampled_means(means_b[:, None], seed=seed, resamples=resamples)[:, 0]
-    standard_error = means_b.std(ddof=1) / len(means_b) ** 0.5
-    return _from_resamples(means_b.mean(), means_r)._replace(se=float(standard_error))
+    def estimate(self, values: np.ndarray) -> Estimate:
+        """The mean over prompts of `values` [B] or [B, K], prompts being the clusters.
+
+        value is the mean of the prompts' means; se their standard deviation over sqrt(B); lo and
+        hi the 2.5th and 97.5th percentile of that mean over resamples of whole prompts.
+        """
+        values = np.asarray(values, np.float64)
+        means_b = values if values.ndim == 1 else values.mean(axis=1)
+        means_r = self.means(means_b[:, None])[:, 0]
+        standard_error = means_b.std(ddof=1) / len(means_b) ** 0.5
+        return _from_resamples(means_b.mean(), means_r)._replace(se=float(standard_error))
+
+    def estimate_of_means(
+        self, columns_bc: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
+    ) -> Estimate:
+        """A smooth function of several means over prompts: a ratio, a deficit.
+
+        `statistic` maps means [R, C] to numbers [R]. value is the statistic of the means, se the
+        standard deviation over bootstrap resamples, lo and hi their percentiles.
+        """
+        return self.estimates_of_means(columns_bc, lambda rc: {"": statistic(rc)})[""]
+
+    def estimates_of_means(
+        self,
+        columns_bc: np.ndarray,
+        statistics: Callable[[np.ndarray], dict[Hashable, np.ndarray]],
+    ) -> dict[Hashable, Estimate]:
+        """`estimate_of_means` of several functions of the same means, by name."""
+        columns_bc = np.asarray(columns_bc, np.float64)
+        resampled = statistics(self.means(columns_bc))
+        observed = statistics(columns_bc.mean(axis=0, keepdims=True))
+        return {
+            name: _from_resamples(value[0], resampled[name]) for name, value in observed.items()
+        }
 
 
 def _from_resamples(value: float, resampled_r: np.ndarray) -> Estimate:
@@ -72,40 +99,17 @@ def _from_resamples(value: float, resampled_r: np.ndarray) -> Estimate:
     return Estimate(float(value), float(resampled_r.std(ddof=1)), float(lo), float(hi))
 
 
-def estimate_of_means(
-    columns_bc: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-) -> Estimate:
-    """A smooth function of several means over prompts: a ratio, a deficit.
-
-    `statistic` maps means [R, C] to numbers [R]. value is the statistic of the means, se the
-    standard deviation over bootstrap resamples, lo and hi their percentiles.
-    """
-    options = {"seed": seed, "resamples": resamples}
-    return estimates_of_means(columns_bc, lambda rc: {"": statistic(rc)}, **options)[""]
-
-
-def estimates_of_means(
-    columns_bc: np.ndarray,
-    statistics: Callable[[np.ndarray], dict[Hashable, np.ndarray]],
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-) -> dict[Hashable, Estimate]:
-    """`estimate_of_means` of several functions of the same means, by name: on the same resamples.
-
-    `statistics` maps means [R, C] to numbers [R] by name.
-    """
-    columns_bc = np.asarray(columns_bc, np.float64)
-    resampled = statistics(resampled_means(columns_bc, seed=seed, resamples=resamples))
-    observed = statistics(columns_bc.mean(axis=0, keepdims=True))
-    return {name: _from_resamples(value[0], resampled[name]) for name, value in observed.items()}
-
-
 def ratio(means_r2: np.ndarray) -> np.ndarray:
     """First over second mean, [R, 2] -> [R]; NaN where the second is 0."""
-    over_r = means_r2[:, 1]
-    return np.where(over_r > 0, means_r2[:, 0] / np.where(over_r > 0, over_r, 1.0), np.nan)
+    over_r, under_r = means_r2.T
+    return np.where(under_r > 0, over_r / np.where(under_r > 0, under_r, 1.0), np.nan)
+
+
+def columns(**estimates: Estimate) -> dict[str, float | None]:
+    """Numbers and their intervals by their columns' names; None where they are not defined."""
+    values = {
+        name + end: getattr(estimate, field)
+        for name, estimate in estimates.items()
+        for end, field in ENDS.items()
+    }
+    return {key: value if np.isfinite(value) else None for key, value in values.items()}

@@ -16,9 +16,8 @@ import tqdm
 
 from vbon_jax import files
 from vbon_jax.evaluation import agreement, measures, stored_responses
-from vbon_jax.evaluation.bootstrap import estimate
+from vbon_jax.evaluation.bootstrap import Bootstrap, columns
 from vbon_jax.evaluation.length_control import length_controlled_win_rate
-from vbon_jax.evaluation.stored_responses import columns
 from vbon_jax.sampling import reference_cache
 from vbon_jax.types import Responses
 
@@ -53,13 +52,12 @@ def make_judge(
 
 
 def judge_policy(
-    judge: Judge, folder: pathlib.Path, cache: reference_cache.References,
-    *, batch_prompts: int, **bootstrap: int,
+    judge: Judge, folder: pathlib.Path, cache: reference_cache.References, bootstrap: Bootstrap,
+    *, batch_prompts: int,
 ) -> None:  # fmt: skip
     """A judge's rewards and rows of the policy that is evaluated in `folder`, unless it has them.
 
-    `bootstrap` are the seed and resamples of intervals. Raises InputError where the folder has
-    those of another judge or of other responses.
+    Raises InputError where the folder has those of another judge or of other responses.
     """
     policy = folder.parent.name if folder.name == "evaluation" else folder.name
     name = f"{stored_responses.JUDGES}/{judge.name}"
@@ -67,9 +65,10 @@ def judge_policy(
     def compute(responses: Responses, temperature: float) -> dict[str, Any]:
         rewards_bk = _score(judge.score, responses, f"judge {judge.name} {policy}", batch_prompts)
         _write_rewards(folder / name / f"rewards-t{temperature:g}.parquet", rewards_bk)
-        return policy_row(judge, cache, responses, rewards_bk, **bootstrap)
+        return policy_row(judge, cache, responses, rewards_bk, bootstrap)
 
-    stored_responses.derive(folder, name, cache, {"judge": judge.fingerprint} | bootstrap, compute)
+    inputs = {"judge": judge.fingerprint} | bootstrap._asdict()
+    stored_responses.derive(folder, name, cache, inputs, compute)
 
 
 def _score(score: Callable, responses: Responses, title: str, batch_prompts: int) -> np.ndarray:
@@ -94,25 +93,15 @@ def read_rewards(path: pathlib.Path) -> np.ndarray:
 
 def policy_row(
     judge: Judge, cache: reference_cache.References, responses: Responses,
-    rewards_bk: np.ndarray, **bootstrap: int,
+    rewards_bk: np.ndarray, bootstrap: Bootstrap,
 ) -> dict[str, Any]:  # fmt: skip
     """The numbers of a judge about one policy, by column; `rewards_bk` are the judge's."""
-    numbers = columns(
-        reward=estimate(rewards_bk, **bootstrap),
-        win_rate=estimate(measures.win_rates(rewards_bk, judge.cached_pm), **bootstrap),
-        lc_win_rate=length_controlled_win_rate(
-            rewards_bk, responses.lengths_bn, judge.cached_pm, cache.lengths_pm, **bootstrap
-        ),
-    )
     prompts, samples = rewards_bk.shape
-    sizes = {"prompts": prompts, "samples_per_prompt": samples}
-    return sizes | numbers | agreement_columns(responses.rewards_bn, rewards_bk, **bootstrap)
-
-
-def agreement_columns(
-    rewards_bk: np.ndarray, judge_bk: np.ndarray, **bootstrap: int
-) -> dict[str, Any]:
-    """A judge's agreement with the training reward; nothing for one response to each prompt."""
-    if rewards_bk.shape[1] < 2:
-        return {}
-    return columns(**agreement.agreement(rewards_bk, judge_bk, **bootstrap)._asdict())
+    return {"prompts": prompts, "samples_per_prompt": samples} | columns(
+        reward=bootstrap.estimate(rewards_bk),
+        win_rate=bootstrap.estimate(measures.win_rates(rewards_bk, judge.cached_pm)),
+        lc_win_rate=length_controlled_win_rate(
+            rewards_bk, responses.lengths_bn, judge.cached_pm, cache.lengths_pm, bootstrap
+        ),
+        **agreement.agreement(responses.rewards_bn, rewards_bk, bootstrap),
+    )

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from vbon_jax.evaluation.best_of_n import wins
-from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate_of_means
+from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate
 
 RIDGE = (1e-9, 1e-4)  # half of it times intercept^2 and slope^2 is added to the mean log-loss
 ITERATIONS = 100  # of Newton's method, at most
@@ -27,9 +27,7 @@ def length_controlled_win_rate(
     lengths_bk: np.ndarray,
     reference_bm: np.ndarray,
     reference_lengths_bm: np.ndarray,
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
+    bootstrap: Bootstrap,
 ) -> Estimate:
     """P(win) at no difference of length, with a 95 % bootstrap interval over prompts.
 
@@ -39,15 +37,14 @@ def length_controlled_win_rate(
     of its own. The regression is the maximum of the mean log-likelihood less `RIDGE`, which keeps
     it finite where length alone decides who wins. NaN where all responses of the policy are longer
     than all of the reference's, or all shorter: equal length lies outside of what was seen. Raises
-    ValueError for shapes that do not agree, for lengths that are not integers, and as
-    `resampled_means` does.
+    ValueError for shapes that do not agree and for lengths that are not integers.
     """
     differences_d, count_bd, wins_bd = pairs_by_difference(
         rewards_bk, lengths_bk, reference_bm, reference_lengths_bm
     )
     columns_bc = np.concatenate([count_bd, wins_bd], axis=1)
     statistic = functools.partial(_at_no_difference, differences_d)
-    return estimate_of_means(columns_bc, statistic, seed=seed, resamples=resamples)
+    return bootstrap.estimate_of_means(columns_bc, statistic)
 
 
 def pairs_by_difference(

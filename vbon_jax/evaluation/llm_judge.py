@@ -5,13 +5,14 @@ by the model behind `config.llm_judge.url`. Answers are logged as they come, so 
 command continues where it stopped without paying twice, and stops before `max_cost`.
 """
 
-import concurrent.futures
+import collections
 import datetime
 import pathlib
 import random
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,9 @@ from ml_collections import ConfigDict
 from vbon_jax import files
 from vbon_jax.config import KEYS
 from vbon_jax.config import check as check_keys
-from vbon_jax.evaluation import pairwise, stored_responses
+from vbon_jax.evaluation import pairwise
 from vbon_jax.evaluation.answer_log import AnswerLog
+from vbon_jax.evaluation.bootstrap import ENDS, Bootstrap, columns
 from vbon_jax.evaluation.chat_endpoint import Answer, Endpoint, Failure
 from vbon_jax.types import InputError
 
@@ -47,7 +49,7 @@ RUN_COLUMNS = ("method", "n", "bound", "seed", "temperature", "run", "gradient",
                "kl", "kl_lo", "kl_hi")  # fmt: skip
 COLUMNS = (
     *("method", "n", "bound", "seed", "temperature", "model", "baseline"),
-    *(name + end for name in MEASURES for end in stored_responses.ENDS),
+    *(name + end for name in MEASURES for end in ENDS),
     *("kl", "kl_lo", "kl_hi", "prompts", "missing", "unreadable", "cost", "run", "gradient"),
     "label",
 )
@@ -152,89 +154,105 @@ def _cost(options: ConfigDict, tokens_in: int, tokens_out: int) -> float:
 # ------------------------------------------------------------------------------- requests
 
 
+class Attempt(NamedTuple):
+    """A request that is to be sent."""
+
+    question: Question
+    failures: int = 0  # of earlier requests
+    wait: float = 0.0  # seconds before it is sent
+
+
 class Asker:
-    """Sends questions, several at once, and logs every answer."""
+    """Sends questions, several at once, and logs every answer.
+
+    One thread decides what is sent: the dollars spent, the most that the requests under way can
+    cost and the most that the next one can cost never exceed `max_cost` together.
+    """
 
     def __init__(self, options: ConfigDict, log: AnswerLog):
         self.options, self.endpoint, self.log = options, Endpoint(options), log
         self.unfinished = ""  # why questions are left
-        self._stopped = threading.Event()
         self._failures = 0  # consecutive questions without an answer
-        self._lock = threading.Lock()
+        self._stopped = threading.Event()
 
     def ask_all(self, questions: Iterable[Question]) -> None:
         """Ask all that have no verdict; at an interruption requests under way are waited for."""
         by_key = {question.key: question for question in questions}
-        left = [question for question in by_key.values() if self._is_open(question)]
-        pool = concurrent.futures.ThreadPoolExecutor(self.options.concurrency)
+        left = collections.deque(Attempt(one) for one in by_key.values() if self._is_open(one))
+        sizes = {"total": len(by_key), "initial": len(by_key) - len(left)}
+        running: dict[futures.Future, Attempt] = {}
+        pool = futures.ThreadPoolExecutor(self.options.concurrency)
         try:
-            with tqdm.tqdm(
-                total=len(by_key), initial=len(by_key) - len(left), desc="judge", unit="verdict"
-            ) as bar:
-                running = [pool.submit(self._ask, question) for question in left]
-                for done in concurrent.futures.as_completed(running):
-                    done.result()
-                    bar.update()
+            with tqdm.tqdm(desc="judge", unit="verdict", **sizes) as bar:
+                while (left or running) and not self.unfinished:
+                    while left and self._may_send(left[0].question, running.values()):
+                        attempt = left.popleft()
+                        running[pool.submit(self._send, attempt)] = attempt
+                    for done in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+                        again = self._again(running.pop(done), done.result())
+                        left.extendleft(again)
+                        bar.update(1 - len(again))
                     bar.set_postfix_str(f"${self.log.spent:.4f}", refresh=False)
         except KeyboardInterrupt:
-            self._stop(INTERRUPTED)
+            self.unfinished = INTERRUPTED
         finally:
             self._stopped.set()
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown()
 
     def _is_open(self, question: Question) -> bool:
         """Whether a question has no verdict, and attempts left."""
-        unreadable = self.log.unreadable.get(question.key, 0)
+        unreadable = self.log.unreadable[question.key]
         return question.key not in self.log.verdicts and unreadable <= self.options.retries
 
-    def _ask(self, question: Question) -> None:
-        """Ask until there is a verdict, until retries or budget end, or until all is stopped."""
-        failures, most = 0, max_cost_of(question, self.options)
-        while self._is_open(question) and not self._stopped.is_set():
-            if not self.log.reserve(most, self._stopped):
-                self._stop(
-                    f"llm_judge.max_cost={self.options.max_cost:g} dollars would be exceeded: "
-                    f"{self.log.spent:.4f} are spent, the next may cost {most:.4f}; raise it"
-                )
-                return
-            answer = self.endpoint.ask(question.messages)
-            self.log.settle(most, self._entry(question, answer, most))
-            if isinstance(answer, Answer):
-                self._failures = 0
-                continue
-            failures += 1
-            wait = retry_seconds(failures, self.options, answer.retry_after)
-            if wait is None or not answer.retryable or failures > self.options.retries:
-                self._failed(answer)
-                return
-            self._stopped.wait(wait)
+    def _may_send(self, question: Question, running: Collection[Attempt]) -> bool:
+        """Whether one more request is allowed beside those under way, for its number and cost."""
+        if len(running) == self.options.concurrency:
+            return False
+        most = max_cost_of(question, self.options)
+        under_way = sum(max_cost_of(attempt.question, self.options) for attempt in running)
+        affordable = self.log.spent + under_way + most <= self.options.max_cost
+        if not affordable and not running:
+            self.unfinished = (
+                f"llm_judge.max_cost={self.options.max_cost:g} dollars would be exceeded: "
+                f"{self.log.spent:.4f} are spent, the next may cost {most:.4f}; raise it"
+            )
+        return affordable
 
-    def _entry(self, question: Question, answer: Answer | Failure, most: float) -> dict | None:
-        """The line of a request in the log; None where it was not paid for."""
+    def _send(self, attempt: Attempt) -> Answer | Failure | None:
+        """Send one request, in a thread of its own, and log what is paid; None once stopped."""
+        if self._stopped.wait(attempt.wait):
+            return None
+        answer = self.endpoint.ask(attempt.question.messages)
+        if isinstance(answer, Answer) or answer.billable:
+            self.log.add(self._entry(attempt.question, answer))
+        return answer
+
+    def _entry(self, question: Question, answer: Answer | Failure) -> dict[str, Any]:
+        """The line of a request in the log."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         entry = {"key": question.key, "model": self.options.model, "time": now} | question.about
+        most = max_cost_of(question, self.options)
         if isinstance(answer, Failure):
-            lost = {"verdict": None, "cost": most, "error": answer.reason}
-            return entry | lost if answer.billable else None
+            return entry | {"verdict": None, "cost": most, "error": answer.reason}
         tokens = answer.tokens_in, answer.tokens_out
         cost = most if None in tokens else _cost(self.options, *tokens)
         parts = {"answer": answer.text, "tokens_in": tokens[0], "tokens_out": tokens[1]}
         return entry | {"verdict": verdict_of(answer.text), "cost": cost} | parts
 
-    def _failed(self, failure: Failure) -> None:
-        """Count a question without an answer; several in a row mean that none will come."""
-        with self._lock:
-            self._failures += 1
-        if failure.fatal or self._failures >= MAX_CONSECUTIVE_FAILURES:
-            self._stop(
-                f"{self.endpoint.url} does not answer ({failure.reason}); correct that, try again"
-            )
-
-    def _stop(self, why: str) -> None:
-        """Send no further question; those under way are waited for."""
-        with self._lock:
-            self.unfinished = self.unfinished or why
-        self._stopped.set()
+    def _again(self, attempt: Attempt, answer: Answer | Failure) -> list[Attempt]:
+        """The next attempt at a question, if there is one: until a verdict, or its retries end."""
+        if isinstance(answer, Answer):
+            self._failures = 0
+            return [attempt._replace(wait=0.0)] if self._is_open(attempt.question) else []
+        failures = attempt.failures + 1
+        wait = retry_seconds(failures, self.options, answer.retry_after)
+        if answer.retryable and wait is not None and failures <= self.options.retries:
+            return [Attempt(attempt.question, failures, wait)]
+        self._failures += 1
+        if answer.fatal or self._failures >= MAX_CONSECUTIVE_FAILURES:
+            reason = f"{self.endpoint.url} does not answer ({answer.reason})"
+            self.unfinished = f"{reason}; correct that, try again"
+        return []
 
 
 def retry_seconds(attempt: int, options: ConfigDict, wanted: float | None) -> float | None:
@@ -253,23 +271,23 @@ def retry_seconds(attempt: int, options: ConfigDict, wanted: float | None) -> fl
 
 
 def judge(
-    contests: Sequence[Contest], options: ConfigDict, workdir: pathlib.Path, **bootstrap: int
+    contests: Sequence[Contest], options: ConfigDict, workdir: pathlib.Path, bootstrap: Bootstrap
 ) -> Outcome:
     """Ask what has no answer yet; returns a row for each contest, from all answers so far.
 
-    `options` are `config.llm_judge`, checked; `bootstrap` are the seed and resamples of intervals.
-    Answers are kept in `workdir/verdicts.jsonl`. Raises InputError as `Endpoint` does.
+    `options` are `config.llm_judge`, checked. Answers are kept in `workdir/verdicts.jsonl`. Raises
+    InputError as `Endpoint` does.
     """
     pairs = [questions(contest, options) for contest in contests]
-    log = AnswerLog(workdir / VERDICTS_FILE, max_cost=options.max_cost)
+    log = AnswerLog(workdir / VERDICTS_FILE)
     asker = Asker(options, log)
     with log:
         asker.ask_all(question for of_run in pairs for pair in of_run if pair for question in pair)
         rows = [
-            result_row(contest, of_run, log, options, **bootstrap)
+            result_row(contest, of_run, log, options, bootstrap)
             for contest, of_run in zip(contests, pairs, strict=True)
         ]
-        return Outcome(rows, log.spent, asker.unfinished)
+    return Outcome(rows, log.spent, asker.unfinished)
 
 
 def result_row(
@@ -277,7 +295,7 @@ def result_row(
     pairs: list[Pair | None],
     log: AnswerLog,
     options: ConfigDict,
-    **bootstrap: int,
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """A run's row of `llm_judge.csv`; what is measured comes from pairs with both verdicts."""
     verdicts_2b = _verdicts(pairs, log)
@@ -288,14 +306,13 @@ def result_row(
         "baseline": options.baseline,
         "prompts": int(known_b.sum()),
         "missing": int((~known_b).sum()),
-        "unreadable": sum(log.unreadable.get(key, 0) for key in keys),
-        "cost": sum(log.costs.get(key, 0.0) for key in keys),
+        "unreadable": sum(log.unreadable[key] for key in keys),
+        "cost": sum(log.costs[key] for key in keys),
     }  # fmt: skip
     if known_b.sum() < 2:
         return row
     margin_b = contest.margin_b[known_b]
-    summary = pairwise.summarise(*verdicts_2b[:, known_b], margin_b, **bootstrap)
-    return row | stored_responses.columns(**summary)
+    return row | columns(**pairwise.summarise(*verdicts_2b[:, known_b], margin_b, bootstrap))
 
 
 def _verdicts(pairs: list[Pair | None], log: AnswerLog) -> np.ndarray:

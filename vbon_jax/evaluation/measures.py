@@ -7,15 +7,14 @@ K samples of a prompt are one cluster, never K independent observations.
 """
 
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from vbon_jax.evaluation import bootstrap
 from vbon_jax.evaluation.best_of_n import wins
 from vbon_jax.evaluation.bon_curve import Curve, curve, kl_at, win_rate_at
-from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate
+from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate, ratio
 from vbon_jax.types import Responses
 
 
@@ -64,11 +63,7 @@ def perplexity(means_r2: np.ndarray) -> np.ndarray:
 
 
 def summarise(
-    measured: MeasuredResponses,
-    reference_bm: np.ndarray,
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
+    measured: MeasuredResponses, reference_bm: np.ndarray, bootstrap: Bootstrap
 ) -> dict[str, Estimate]:
     """Every number about a policy, each with its standard error and 95 % interval over prompts.
 
@@ -77,7 +72,7 @@ def summarise(
     exp of total negative log-likelihood over total tokens) · bon_win_rate_at_kl (Best-of-N's win
     rate at this policy's KL) · deficit (that minus this policy's win rate: 0 on the curve, positive
     below it). The last two and perplexity resample prompts jointly: win rate, KL and the Best-of-N
-    curve are those of the same prompts. Raises ValueError as `resampled_means` does.
+    curve are those of the same prompts.
     """
     best, responses = curve(reference_bm), measured.responses
     kl_bk = np.asarray(measured.kl_bn, np.float64)
@@ -90,16 +85,12 @@ def summarise(
         "eos_rate": responses.finished_bn,
         "distinct2": [distinct_2(of_prompt) for of_prompt in token_lists(responses)],
     }
-    options = {"seed": seed, "resamples": resamples}
-    summary = {name: bootstrap.estimate(value, **options) for name, value in values.items()}
-
+    summary = {name: bootstrap.estimate(value) for name, value in values.items()}
     sums = [measured.reference_log_probs_bn.sum(axis=1), responses.lengths_bn.sum(axis=1)]
-    summary["perplexity"] = bootstrap.estimate_of_means(
-        np.stack(sums, axis=1), perplexity, **options
-    )
+    summary["perplexity"] = bootstrap.estimate_of_means(np.stack(sums, axis=1), perplexity)
     means_b2 = np.stack([kl_bk.mean(axis=1), win_bk.mean(axis=1)], axis=1)
     columns_bc = np.concatenate([means_b2, best.kl_bg, best.win_rate_bg], axis=1)
-    return summary | bootstrap.estimates_of_means(columns_bc, _distance, **options)
+    return summary | bootstrap.estimates_of_means(columns_bc, _distance)
 
 
 def _distance(means_rc: np.ndarray) -> dict[str, np.ndarray]:
@@ -110,63 +101,45 @@ def _distance(means_rc: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def group_means(
-    kl_bp: np.ndarray,
-    win_rate_bp: np.ndarray,
-    reward_bp: np.ndarray,
-    groups: Sequence[Hashable],
-    best: Curve,
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
+    means: Mapping[str, np.ndarray], groups: Sequence[Hashable], best: Curve, bootstrap: Bootstrap
 ) -> dict[Hashable, dict[str, Estimate]]:
     """KL, win rate, reward, deficit and efficiency of groups of policies (a method over its seeds).
 
-    kl_bp, win_rate_bp, reward_bp [B, P]: the means of each prompt for each of P policies, `groups`
-    which group each is in, `best` the curve of the same B prompts. All are means over the group; a
-    deficit is a policy's own, at its own KL. The efficiency is the KL that Best-of-N needs for the
-    policies' win rates over the KL that they have: 1 on the curve, 0 where nothing is won. Near the
-    reference a step twice as long wins twice as much for four times the KL, which leaves it as it
-    is, so it compares policies that have gone unequally far. Intervals resample prompts, the same
-    for all policies and the curve, and leave out the spread over seeds. Groups in order of
-    first appearance. Raises ValueError as `resampled_means` does.
+    `means` has the kl, win_rate and reward of each prompt for each of P policies, [B, P] each,
+    `groups` which group each policy is in, `best` is the curve of the same B prompts. All are means
+    over the group; a deficit is a policy's own, at its own KL. The efficiency is the KL that
+    Best-of-N needs for the policies' win rates over the KL that they have: 1 on the curve, 0 where
+    nothing is won, NaN where there is no KL. Near the reference a step twice as long wins twice as
+    much for four times the KL, which leaves it as it is, so it compares policies that have gone
+    unequally far. Intervals resample prompts, the same for all policies and the curve, and leave
+    out the spread over seeds. Groups in order of first appearance.
     """
-    columns_bc = np.concatenate(
-        [kl_bp, win_rate_bp, reward_bp, best.kl_bg, best.win_rate_bg], axis=1
-    )
+    columns = [means[name] for name in ("kl", "win_rate", "reward")]
+    columns_bc = np.concatenate([*columns, best.kl_bg, best.win_rate_bg], axis=1)
     members = {
         name: [p for p, group in enumerate(groups) if group == name]
         for name in dict.fromkeys(groups)
     }
 
     def statistics(means_rc: np.ndarray) -> dict[Hashable, np.ndarray]:
-        values = _policy_numbers(means_rc, len(groups))
-        means = {
-            (name, key): value_rp[:, of_group].mean(axis=1)
-            for name, of_group in members.items()
-            for key, value_rp in values.items()
-        }
-        for name in members:
-            means[name, "efficiency"] = means.pop((name, "needed")) / means[name, "kl"]
-        return means
+        of_policies, curve_rc = np.split(means_rc, [3 * len(groups)], axis=1)
+        kl_rp, win_rp, reward_rp = np.split(of_policies, 3, axis=1)
+        curve = np.split(curve_rc, 2, axis=1)
+        deficit_rp = _on_curve(win_rate_at, kl_rp, *curve) - win_rp
+        values = {"kl": kl_rp, "win_rate": win_rp, "reward": reward_rp, "deficit": deficit_rp}
+        needed_rp = _on_curve(kl_at, win_rp, *curve)
+        numbers = {}
+        for name, of_group in members.items():
+            for key, value_rp in values.items():
+                numbers[name, key] = value_rp[:, of_group].mean(axis=1)
+            both = needed_rp[:, of_group].mean(axis=1), numbers[name, "kl"]
+            numbers[name, "efficiency"] = ratio(np.stack(both, axis=1))
+        return numbers
 
-    estimates = bootstrap.estimates_of_means(columns_bc, statistics, seed=seed, resamples=resamples)
+    estimates = bootstrap.estimates_of_means(columns_bc, statistics)
     return {
         name: {key: value for (group, key), value in estimates.items() if group == name}
         for name in members
-    }
-
-
-def _policy_numbers(means_rc: np.ndarray, policies: int) -> dict[str, np.ndarray]:
-    """Each of P policies' numbers [R, P], from means (KLs, win rates, rewards, the curve's two)."""
-    of_policies, curve_rc = np.split(means_rc, [3 * policies], axis=1)
-    kl_rp, win_rp, reward_rp = np.split(of_policies, 3, axis=1)
-    kl_rg, win_rg = np.split(curve_rc, 2, axis=1)
-    return {
-        "kl": kl_rp,
-        "win_rate": win_rp,
-        "reward": reward_rp,
-        "deficit": _on_curve(win_rate_at, kl_rp, kl_rg, win_rg) - win_rp,
-        "needed": _on_curve(kl_at, win_rp, kl_rg, win_rg),  # KL of Best-of-N
     }
 
 

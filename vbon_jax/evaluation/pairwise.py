@@ -8,7 +8,7 @@ A verdict is +1 where the judge takes the policy's response, −1 where it takes
 
 import numpy as np
 
-from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimate, estimate_of_means, ratio
+from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate, ratio
 
 
 def scores(first_b: np.ndarray, second_b: np.ndarray) -> np.ndarray:
@@ -26,12 +26,7 @@ def scores(first_b: np.ndarray, second_b: np.ndarray) -> np.ndarray:
 
 
 def summarise(
-    first_b: np.ndarray,
-    second_b: np.ndarray,
-    margin_b: np.ndarray,
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
+    first_b: np.ndarray, second_b: np.ndarray, margin_b: np.ndarray, bootstrap: Bootstrap
 ) -> dict[str, Estimate]:
     """Every number about B judged pairs, each with its interval over prompts.
 
@@ -41,7 +36,7 @@ def summarise(
     the second: 1 for a judge that always takes the first, 0 for one that place does not move) ·
     reward_agreement (of the pairs that the judge decides and a reward orders, the share that both
     order the same way; NaN where there are none). margin_b is that reward of the policy's response
-    minus that of the baseline's. Raises ValueError as `scores` and `resampled_means` do.
+    minus that of the baseline's. Raises ValueError as `scores` does.
     """
     score_b = scores(first_b, second_b)
     first_b, second_b = np.asarray(first_b, np.float64), np.asarray(second_b, np.float64)
@@ -51,8 +46,7 @@ def summarise(
         "disagreements": first_b != second_b,
         "position_bias": (first_b - second_b) / 2,
     }
-    options = {"seed": seed, "resamples": resamples}
-    summary = {name: estimate(value_b, **options) for name, value_b in values.items()}
+    summary = {name: bootstrap.estimate(value_b) for name, value_b in values.items()}
     both_b = (2 * score_b - 1) * np.sign(margin_b)
     columns_b2 = np.stack([both_b > 0, both_b != 0], axis=1)
-    return summary | {"reward_agreement": estimate_of_means(columns_b2, ratio, **options)}
+    return summary | {"reward_agreement": bootstrap.estimate_of_means(columns_b2, ratio)}

@@ -7,18 +7,10 @@ Host arithmetic in numpy's float64, next to the bootstrap that gives it its inte
 
 import collections
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from vbon_jax.evaluation.bootstrap import RESAMPLES, Estimate, estimates_of_means
-
-
-class Membership(NamedTuple):
-    """The share of one group of points on the front of all points."""
-
-    points: int
-    share: Estimate  # of the group's points; its interval resamples prompts
+from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate
 
 
 def on_front(cost: np.ndarray, quality: np.ndarray) -> np.ndarray:
@@ -52,17 +44,14 @@ def membership(
     cost_bp: np.ndarray,
     quality_bp: np.ndarray,
     groups: Sequence[str],
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-) -> dict[str, Membership]:
+    bootstrap: Bootstrap,
+) -> dict[str, Estimate]:
     """The share of each group's points on the front of all P points, with its interval.
 
     cost_bp, quality_bp [B, P]: of each point for each prompt; a point is the mean over prompts.
-    `groups` names the group of each point. The interval is a 95 % percentile bootstrap: every
-    resample of prompts moves all points together and has a front of its own. A point with a
-    value that is not finite counts as one off the front. Groups in order of first appearance.
-    Raises ValueError as `resampled_means` does, and where the shapes do not agree.
+    `groups` names the group of each point. Every resample of prompts moves all points together and
+    has a front of its own. A point with a value that is not finite counts as one off the front.
+    Groups in order of first appearance. Raises ValueError where the shapes do not agree.
     """
     cost_bp, quality_bp = np.asarray(cost_bp, np.float64), np.asarray(quality_bp, np.float64)
     if cost_bp.shape != quality_bp.shape or cost_bp.shape[1:] != (len(groups),):
@@ -80,5 +69,4 @@ def membership(
         front_rp = on_front(*np.split(means_rc, 2, axis=1))
         return {name: front_rp[:, members[name]].sum(axis=1) / sizes[name] for name in sizes}
 
-    estimates = estimates_of_means(columns_bc, shares, seed=seed, resamples=resamples)
-    return {name: Membership(sizes[name], share) for name, share in estimates.items()}
+    return bootstrap.estimates_of_means(columns_bc, shares)

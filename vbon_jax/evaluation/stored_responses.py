@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from vbon_jax import files
 from vbon_jax.data import batching
-from vbon_jax.evaluation.bootstrap import Estimate
+from vbon_jax.evaluation.bootstrap import Bootstrap, columns
 from vbon_jax.evaluation.length_control import length_controlled_win_rate
 from vbon_jax.evaluation.measures import MeasuredResponses, token_lists
 from vbon_jax.sampling import reference_cache
@@ -24,7 +24,6 @@ from vbon_jax.types import Responses
 ROWS_FILE = "rows.json"
 LENGTH_CONTROL = "length_control"  # the folder of a policy's length-controlled win rate
 JUDGES = "judges"  # the folder of the judges' rewards, of an evaluation and of the cache
-ENDS = {"": "value", "_lo": "lo", "_hi": "hi"}  # of a number's columns
 
 
 def path(folder: pathlib.Path, temperature: float) -> pathlib.Path:
@@ -115,35 +114,19 @@ def rows(
 
     Raises Damaged.
     """
-    record = files.recorded(folder / name)
-    if record is None or not record["finished"]:
-        return {}
-    if not _inputs(folder, cache).items() <= record["inputs"].items():
+    if not files.is_made_from(folder / name, _inputs(folder, cache)):
         return {}
     return {row["temperature"]: row for row in files.read_json(folder / name / ROWS_FILE)}
 
 
-def columns(**estimates: Estimate) -> dict[str, float | None]:
-    """Numbers and their intervals by their columns' names; None where they are not defined."""
-    values = {
-        name + end: getattr(estimate, field)
-        for name, estimate in estimates.items()
-        for end, field in ENDS.items()
-    }
-    return {key: value if np.isfinite(value) else None for key, value in values.items()}
-
-
 def length_control(
-    folder: pathlib.Path, cache: reference_cache.References, **bootstrap: int
+    folder: pathlib.Path, cache: reference_cache.References, bootstrap: Bootstrap
 ) -> None:
-    """Write a policy's length-controlled win rate in `folder/length_control`, unless it exists.
-
-    `bootstrap` are the seed and resamples of its interval.
-    """
+    """Write a policy's length-controlled win rate in `folder/length_control`, unless it exists."""
 
     def compute(responses: Responses, temperature: float) -> dict[str, Any]:
         policy = responses.rewards_bn, responses.lengths_bn
         reference = cache.rewards_pm, cache.lengths_pm
-        return columns(lc_win_rate=length_controlled_win_rate(*policy, *reference, **bootstrap))
+        return columns(lc_win_rate=length_controlled_win_rate(*policy, *reference, bootstrap))
 
-    derive(folder, LENGTH_CONTROL, cache, bootstrap, compute)
+    derive(folder, LENGTH_CONTROL, cache, bootstrap._asdict(), compute)

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.stats
 import tqdm
 
-from vbon_jax.evaluation import bootstrap
+from vbon_jax.evaluation.bootstrap import Bootstrap, columns
 from vbon_jax.exact import enumeration, optima
 from vbon_jax.exact.enumeration import Law
 from vbon_jax.functional import cdf, streams
@@ -128,8 +128,7 @@ def study(rewards_pm: np.ndarray, *, seed: int) -> list[dict]:
         for law, (distance_p, p_value_p) in _tests(rest_pm[:, :m], held_out_ph).items():
             row = {"m": m, "law": law}
             for name, values_p in (("rejected", p_value_p < LEVEL), ("distance", distance_p)):
-                mean = bootstrap.estimate(values_p.astype(np.float64), seed=seed)
-                row |= {name: mean.value, f"{name}_lo": mean.lo, f"{name}_hi": mean.hi}
+                row |= columns(**{name: Bootstrap(seed).estimate(values_p)})
             rows.append(row | {"held_out": total - half, "prompts": prompts})
     return rows
 

@@ -15,21 +15,10 @@ import numpy as np
 from vbon_jax.evaluation.bon_curve import Curve
 from vbon_jax.functional import bon
 from vbon_jax.report import style, texts
-from vbon_jax.report.texts import rounded
+from vbon_jax.report.texts import quantity, rounded
 from vbon_jax.workdir import results
 from vbon_jax.workdir.results import BEST_OF_N, REFERENCE, SOFT
 
-TITLES = {
-    "kl": "KL to the reference (nats per response)",
-    "win_rate": "win rate against the reference",
-    "reward": "reward",
-    "deficit": "deficit to Best-of-N (win rate)",
-    "length": "length (tokens)",
-    "distinct2": "distinct-2 within a prompt",
-    "sampled_tokens": "sampled tokens",
-    "train_flops": "training FLOPs",
-    "temperature": "temperature",
-}
 TIPS = ("kl", "win_rate", "reward", "deficit", "length", "distinct2")
 ON_CACHE, IN_THEORY = "Best-of-N on the cache", "Best-of-N, continuous rewards"
 POINTS, TEMPERATURES, CURVES = "points", "temperatures", "curves"  # names of data
@@ -45,14 +34,18 @@ class Policies(NamedTuple):
     judge: str = ""  # whose win rates they are; "" = the training reward's
     data: str = POINTS  # the points' name; figures with the same name share them
 
-    def numbers(self, name: str, kind: str = "policy") -> list[float]:
-        """The coordinates of one kind of points, where they have them."""
-        return [p[name] for p in self.points if p["kind"] == kind and p[name] is not None]
+    def numbers(self, name: str) -> list[float]:
+        """The coordinates of the policies that have them."""
+        return [p[name] for p in self.points if p["kind"] == "policy" and p[name] is not None]
 
     def shown(self) -> dict[str, style.Look]:
         """The looks of the methods that are among the points."""
         methods = {point["method"] for point in self.points if point["kind"] == "policy"}
         return {name: look for name, look in self.looks.items() if name in methods}
+
+    def drawing(self, *layers: alt.Chart, title: str) -> "Drawing":
+        """The figure of some layers."""
+        return Drawing(_top(*layers, description=title), {self.data: self.points})
 
 
 class Drawing(NamedTuple):
@@ -71,7 +64,7 @@ def points(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _point(row: Mapping[str, Any]) -> dict[str, Any]:
-    n, at, ruler = row.get("n"), row.get("temperature"), results.RULERS.get(row["method"])
+    n, ruler = row.get("n"), results.RULERS.get(row["method"])
     point = {
         "run": ruler.format(n) if ruler else row.get("run") or row["method"],
         "method": row["label"],
@@ -80,18 +73,17 @@ def _point(row: Mapping[str, Any]) -> dict[str, Any]:
         "seed": row.get("seed"),
         "label": "" if n is None else f"N={n:g}",
         "size": 45 if n is None else round(min(45 + 18 * math.log2(max(n, 1)), 180)),
-        "temperature": rounded(at),
+        "temperature": rounded(row.get("temperature")),
         "sampled_tokens": rounded(row.get("sampled_tokens")),
         "train_flops": rounded(row.get("train_flops")),
     }
     for name in TIPS:
         point[name] = rounded(row.get(name))
-        lo, hi = results.interval(row, name) or (None, None)
-        if point[name] is not None and lo is not None:
-            point |= {f"{name}_lo": rounded(lo), f"{name}_hi": rounded(hi)}
+        ends = results.interval(row, name)
+        if point[name] is not None and ends:
+            point |= {f"{name}_lo": rounded(ends[0]), f"{name}_hi": rounded(ends[1])}
         point[f"{name}_text"] = " ".join(texts.estimate(row, name)).strip()
-    point["cost_text"] = texts.number(row.get("sampled_tokens"))
-    return point
+    return point | {"cost_text": texts.number(row.get("sampled_tokens"))}
 
 
 # ------------------------------------------------------------------------------- parts of a chart
@@ -106,7 +98,7 @@ def _faded(full: float, faint: float) -> Any:
 def _tooltip(**titles: str) -> list[alt.Tooltip]:
     """Fields of text to hover over, by their titles; those of a policy unless others are given."""
     if not titles:
-        named = {f"{name}_text": TITLES[name].split(" (")[0] for name in TIPS}
+        named = {f"{name}_text": quantity(name).axis.split(" (")[0] for name in TIPS}
         titles = {"run": "run", "method": "method", "n": "N", **named}
         titles |= {"win_rate_text": "win rate", "cost_text": "sampled tokens"}
     return [alt.Tooltip(f"{name}:N", title=title) for name, title in titles.items()]
@@ -124,32 +116,29 @@ def _base(data: str, *names: str, kind: str = "policy") -> alt.Chart:
     return alt.Chart(alt.NamedData(name=data)).transform_filter(" && ".join(there))
 
 
-def _line(base: alt.Chart, looks: Mapping[str, style.Look], **channels: Any) -> alt.Chart:
-    """A line through the points of a method."""
-    mark = base.mark_line(strokeWidth=1.5)
-    return mark.encode(color=style.colour(looks), opacity=_faded(0.7, 0.06), **channels)
+class _Layers:
+    """Lines, intervals and points of the policies that have all these numbers, by method."""
 
+    def __init__(self, policies: Policies, *names: str):
+        self.looks = policies.shown()
+        self.base = _base(policies.data, *names).encode(color=style.colour(self.looks))
 
-def _intervals(
-    base: alt.Chart, looks: Mapping[str, style.Look], measure: str, **channels: Any
-) -> alt.Chart:
-    """The 95 % intervals of a measure, where there are any."""
-    mark = base.transform_filter(f"isValid(datum.{measure}_lo)").mark_rule(
-        strokeWidth=1.2, clip=True
-    )
-    encoding = {"color": style.colour(looks), "opacity": _faded(0.55, 0.06)}
-    return mark.encode(tooltip=_tooltip(), **encoding, **channels)
+    def line(self, **channels: Any) -> alt.Chart:
+        """A line through the points of a method."""
+        line = self.base.mark_line(strokeWidth=1.5)
+        return line.encode(opacity=_faded(0.7, 0.06), **channels)
 
+    def intervals(self, measure: str, **channels: Any) -> alt.Chart:
+        """The 95 % intervals of a measure, where there are any; upright unless along `x`."""
+        known = self.base.transform_filter(f"isValid(datum.{measure}_lo)")
+        rule = known.mark_rule(strokeWidth=1.2, clip=True)
+        return rule.encode(opacity=_faded(0.55, 0.06), tooltip=_tooltip(), **channels)
 
-def _marks(base: alt.Chart, looks: Mapping[str, style.Look], **channels: Any) -> alt.Chart:
-    """A point for each policy, of equal size unless `size` is a channel."""
-    return base.mark_point(filled=True, clip=True, size=60, strokeWidth=0).encode(
-        color=style.colour(looks),
-        shape=style.shape(looks),
-        opacity=_faded(1.0, 0.1),
-        tooltip=_tooltip(),
-        **channels,
-    )
+    def marks(self, **channels: Any) -> alt.Chart:
+        """A point for each policy, of equal size unless `size` is a channel."""
+        mark = self.base.mark_point(filled=True, clip=True, size=60, strokeWidth=0)
+        shape, opacity = style.shape(self.looks), _faded(1.0, 0.1)
+        return mark.encode(shape=shape, opacity=opacity, tooltip=_tooltip(), **channels)
 
 
 def _scatter(
@@ -165,22 +154,27 @@ def _scatter(
     Up to `LABELLED` points carry their N. `below(x, y)` makes the layers under them from the makers
     of both axes.
     """
-    looks, base = policies.shown(), _base(policies.data, across, along)
-    x = functools.partial(alt.X, title=TITLES[across], **x_options)
-    y = functools.partial(alt.Y, title=TITLES[along], scale=alt.Scale(zero=False, nice=True))
+    parts, title = _Layers(policies, across, along), quantity(across).axis
+    x = functools.partial(alt.X, title=title, **x_options)
+    y = _vertical(along, scale=alt.Scale(zero=False, nice=True))
     at = {"x": x(f"{across}:Q"), "y": y(f"{along}:Q")}
-    layers = [_intervals(base, looks, along, x=at["x"], **_ends(y, along))]
+    layers = [parts.intervals(along, x=at["x"], **_ends(y, along))]
     if across in TIPS:
         ends = {"x": x(f"{across}_lo:Q"), "x2": f"{across}_hi:Q"}
-        layers.append(_intervals(base, looks, across, **ends, y=at["y"]))
+        layers.append(parts.intervals(across, **ends, y=at["y"]))
     if len(policies.numbers(along)) <= LABELLED:
+        base = _base(policies.data, across, along)
         text = base.mark_text(align="left", dx=8, dy=9, style="note", clip=True)
         layers.append(text.encode(**at, text="label:N", opacity=_faded(0.9, 0.1)))
-    layers.append(_marks(base, looks, **at, size=alt.Size("size:Q", scale=None, legend=None)))
+    layers.append(parts.marks(**at, size=alt.Size("size:Q", scale=None, legend=None)))
     # A legend of no methods would have no size, and with it the figure.
-    layers = below(x, y) + (layers if looks else [])
-    chart = _top(*layers, description=f"{TITLES[along]} against {TITLES[across]}")
-    return Drawing(chart, {policies.data: policies.points})
+    layers = below(x, y) + (layers if parts.looks else [])
+    return policies.drawing(*layers, title=f"{quantity(along).axis} against {title}")
+
+
+def _vertical(along: str, **options: Any) -> Callable[[str], alt.Y]:
+    """The maker of a quantity's vertical axis, for a field."""
+    return functools.partial(alt.Y, title=quantity(along).axis, **options)
 
 
 def _ends(y: Callable, along: str) -> dict[str, Any]:
@@ -226,10 +220,10 @@ def _curves(best: Curve, measure: str, end: float, in_theory: bool) -> list[dict
 def _curve_lines(data: str, in_theory: bool, **at: Any) -> alt.Chart:
     """Best-of-N's curve over the broad, faint theoretical one, which it all but covers."""
     names, widths, shades = [IN_THEORY, ON_CACHE], [6, 1.6], [0.3, 1.0]
-    if not in_theory:
-        names, widths, shades = names[1:], widths[1:], shades[1:]
+    first = 0 if in_theory else 1
     width, shade = (
-        alt.Scale(type="ordinal", domain=names, range=ends) for ends in (widths, shades)
+        alt.Scale(type="ordinal", domain=names[first:], range=ends[first:])
+        for ends in (widths, shades)
     )
     chart = alt.Chart(alt.NamedData(name=data)).mark_line(style="ink", clip=True)
     return chart.encode(
@@ -292,36 +286,33 @@ def drift(policies: Policies, along: str, across: str = "kl") -> Drawing:
 
 def deficit_by_n(policies: Policies, along: str = "deficit", across: str = "n") -> Drawing:
     """The deficit at each N: a point and its interval a run, a line through the mean of seeds."""
-    looks, base = policies.shown(), _base(policies.data, along, across)
-    y = functools.partial(alt.Y, title=TITLES[along])
+    parts, y = _Layers(policies, along, across), _vertical(along)
+    scale = alt.Scale(domain=list(parts.looks), paddingOuter=0.2)
     at = {
         "x": alt.X(f"{across}:O", title="N", axis=alt.Axis(labelAngle=0, format="~g")),
-        "xOffset": alt.XOffset("method:N", scale=alt.Scale(domain=list(looks), paddingOuter=0.2)),
+        "xOffset": alt.XOffset("method:N", scale=scale),
     }
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(style="ink", strokeDash=[2, 3])
-    chart = _top(
+    return policies.drawing(
         zero.encode(y=y("zero:Q")),
-        _line(base, looks, **at, y=y(f"mean({along}):Q")),
-        _intervals(base, looks, along, **at, **_ends(y, along)),
-        _marks(base, looks, **at, y=y(f"{along}:Q")),
-        description="Deficit to Best-of-N at each N",
+        parts.line(**at, y=y(f"mean({along}):Q")),
+        parts.intervals(along, **at, **_ends(y, along)),
+        parts.marks(**at, y=y(f"{along}:Q")),
+        title="Deficit to Best-of-N at each N",
     )
-    return Drawing(chart, {policies.data: policies.points})
 
 
 def by_temperature(policies: Policies, along: str, across: str = "temperature") -> Drawing:
     """A line a run over the temperatures of its evaluation."""
-    looks, base = policies.shown(), _base(policies.data, along, across)
-    scale = alt.Scale(zero=False, nice=False, padding=16)
-    x = alt.X(f"{across}:Q", title=TITLES[across], scale=scale)
-    y = functools.partial(alt.Y, title=TITLES[along], scale=alt.Scale(zero=False))
-    chart = _top(
-        _line(base, looks, x=x, y=y(f"{along}:Q"), detail="run:N"),
-        _intervals(base, looks, along, x=x, **_ends(y, along)),
-        _marks(base, looks, x=x, y=y(f"{along}:Q")),
-        description=f"{TITLES[along]} against {TITLES[across]}",
+    parts, y = _Layers(policies, along, across), _vertical(along, scale=alt.Scale(zero=False))
+    title, scale = quantity(across).axis, alt.Scale(zero=False, nice=False, padding=16)
+    x = alt.X(f"{across}:Q", title=title, scale=scale)
+    return policies.drawing(
+        parts.line(x=x, y=y(f"{along}:Q"), detail="run:N"),
+        parts.intervals(along, x=x, **_ends(y, along)),
+        parts.marks(x=x, y=y(f"{along}:Q")),
+        title=f"{quantity(along).axis} against {title}",
     )
-    return Drawing(chart, {policies.data: policies.points})
 
 
 def pareto_bars(
@@ -337,18 +328,19 @@ def pareto_bars(
         for share in sorted(shares, key=lambda share: -share["share"])
         if share["quality"] == quality
     ]
-    methods, data = [bar["method"] for bar in bars], f"pareto-{quality}"
+    methods, name = [bar["method"] for bar in bars], quantity(quality).axis
     title, scale = "share of its points on the front", alt.Scale(domain=[0, 1])
     x = functools.partial(alt.X, title=title, axis=alt.Axis(format="%"), scale=scale)
     y = alt.Y("method:N", sort=methods, title=None, axis=alt.Axis(labelLimit=160, ticks=False))
     colour = style.colour({name: looks[name] for name in looks if name in methods}, legend=None)
     tooltip = _tooltip(method="method", text="on the front", ends="95 % interval")
+    data = f"pareto-{quality}"
     bar = alt.Chart(alt.NamedData(name=data)).mark_bar(height={"band": 0.62})
     rule = alt.Chart(alt.NamedData(name=data)).mark_rule(style="ink", strokeWidth=1.6)
     chart = _top(
         bar.encode(x=x("share:Q"), y=y, tooltip=tooltip, opacity=_faded(0.85, 0.15), color=colour),
         rule.encode(x=x("share_lo:Q"), x2="share_hi:Q", y=y),
-        description=f"Share of each method's points on the front of KL and {TITLES[quality]}",
+        description=f"Share of each method's points on the front of KL and {name}",
     )
     return Drawing(chart.properties(height=26 * max(len(bars), 1)), {data: bars})
 

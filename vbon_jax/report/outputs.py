@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from vbon_jax import files
-from vbon_jax.report import aggregates, judge_rows, page, sections, style, tables, training_curves
+from vbon_jax.report import aggregates, judge_rows, page, sections, style, training_curves
 from vbon_jax.sampling import reference_cache
 from vbon_jax.workdir import layout, results
 
 TITLE = "Alignment compared with Best-of-N"
-LANGUAGE_MODEL_FILE = "llm_judge.csv"
 RESPONSES_SHOWN = 2  # of a policy to a prompt
 
 
@@ -25,66 +24,34 @@ def write(workdir: pathlib.Path) -> list[dict[str, Any]]:
     is not a working directory.
     """
     work = layout.read(workdir)
-    ruler = aggregates.ruler_rows(work)
-    rows = work.reference_rows + ruler + [row for run in work.runs for row in run.rows]
-    means = aggregates.prompt_means(work)
-    shares, over_seeds = aggregates.pareto_shares(work, means), aggregates.seed_means(work, means)
-    judged, curves = judge_rows.read(work, ruler), training_curves.of_runs(work.runs)
-    samples, closing = side_by_side(work), closing_tables(work, rows, over_seeds)
-
-    results.write_results(rows, workdir / "results.csv")
-    files.write_csv(workdir / "means.csv", over_seeds, aggregates.MEANS_COLUMNS)
-    files.write_csv(workdir / "pareto.csv", shares, aggregates.PARETO_COLUMNS)
-    if judged.rows:
-        files.write_csv(workdir / "judges.csv", judged.rows, judge_rows.COLUMNS)
+    numbers = aggregates.compute(work)
+    results.write_results(numbers.rows, workdir / "results.csv")
+    files.write_csv(workdir / "means.csv", numbers.means, aggregates.MEANS_COLUMNS)
+    files.write_csv(workdir / "pareto.csv", numbers.shares, aggregates.PARETO_COLUMNS)
+    if numbers.judged.rows:
+        files.write_csv(workdir / "judges.csv", numbers.judged.rows, judge_rows.COLUMNS)
 
     looks = style.looks(run.record.label for run in work.runs if run.record)
-    parts = sections.sections(work, rows, looks, shares=shares, judged=judged, curves=curves)
+    curves, samples = training_curves.of_runs(work.runs), side_by_side(work)
+    parts = sections.sections(work, numbers, looks, curves)
     for figure in (figure for part in parts for figure in part.figures):
         paths = [workdir / "figures" / f"{figure.name}.{suffix}" for suffix in ("svg", "pdf")]
         style.save(figure.drawing.chart, *paths, data=figure.drawing.data)
     page.write(
         workdir / "report.html",
         sections=parts,
-        tables=closing,
         curves=curves,
         samples=samples,
         looks=looks,
         best=work.cache is not None,
         title=TITLE,
         notes=[summary(work)],
-        warnings=warnings(work, rows),
+        warnings=warnings(work, numbers.rows),
         unfinished=[(run.name, state(run)) for run in work.runs if not run.rows],
         provenance=list(provenance(work).items()),
         command=work.command or f"python -m experiments.report --workdir {workdir}",
     )
-    return rows
-
-
-def closing_tables(
-    work: layout.Work,
-    rows: Sequence[Mapping[str, Any]],
-    over_seeds: Sequence[Mapping[str, Any]],
-) -> list[tables.Table]:
-    """The tables behind the sections; means over seeds where a method has several."""
-    path, verdicts = work.path / LANGUAGE_MODEL_FILE, []
-    if path.is_file():
-        try:
-            verdicts = results.read_results(path)
-        except files.Damaged as error:
-            work.problems.append(f"{error}.")
-    several_seeds = any(row["seeds"] > 1 for row in over_seeds)
-    costs = {
-        row["run"]: row for row in rows if any(row[name] is not None for name in results.BUDGET)
-    }
-    filled = [
-        tables.fill(tables.MEANS, over_seeds if several_seeds else []),
-        tables.fill(tables.RESULTS, rows),
-        tables.fill(tables.LANGUAGE_MODEL, verdicts),
-        tables.fill(tables.STAGES, layout.stages(work)),
-        tables.fill(tables.BUDGETS, list(costs.values())),
-    ]
-    return [table for table in filled if table]
+    return numbers.rows
 
 
 # ------------------------------------------------------------------------------- samples
@@ -108,13 +75,9 @@ def side_by_side(work: layout.Work) -> list[dict[str, Any]]:
             [f"best of {len(rewards)}", [[texts[at][best], float(rewards[best])]]],
         ]
         samples.append({"prompt": prompts[at], "columns": columns})
-    for run in work.runs:
-        for row in layout.main_rows(run.rows, work.temperature):
-            try:
-                lines = layout.responses(run.folder / "evaluation", row, ("responses", "rewards"))
-            except files.Damaged as error:
-                work.problems.append(f"{run.name} is not among the samples: {error}.")
-                continue
+    for run, row in work.evaluated:
+        with layout.skipping(work.problems, f"{run.name} is not among the samples: "):
+            lines = layout.responses(run.folder / "evaluation", row, ("responses", "rewards"))
             for sample, line in zip(samples, lines, strict=False):
                 shown = _first_responses(line["responses"], line["rewards"])
                 sample["columns"].append([run.name, shown])

@@ -16,7 +16,7 @@ import jinja2
 import markupsafe
 
 from vbon_jax import files
-from vbon_jax.report import figures, style, tables, texts
+from vbon_jax.report import figures, style, texts
 from vbon_jax.report.sections import Section
 
 SIZE_LIMIT = 6_000_000  # bytes of a page
@@ -28,7 +28,6 @@ def write(
     path: str | pathlib.Path,
     *,
     sections: Sequence[Section],
-    tables: Sequence[tables.Table],
     curves: Mapping[str, Any],
     samples: Sequence[Mapping[str, Any]],
     looks: Mapping[str, style.Look],
@@ -55,7 +54,6 @@ def write(
     def rendered(samples: list, left_out: str) -> str:
         return environment.get_template("report.html.jinja").render(
             sections=sections,
-            tables=tables,
             data=markupsafe.Markup(embedded_json(data | {"samples": samples})),
             samples=samples,
             samples_left_out=left_out,

@@ -1,11 +1,12 @@
-"""The sections of a page as data: which figures there are, with their captions and texts."""
+"""The sections of a page as data: which figures and tables there are, with captions and texts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vbon_jax.evaluation import bon_curve
-from vbon_jax.report import figures, judge_rows, tables
+from vbon_jax.report import aggregates, figures, judge_rows, tables
 from vbon_jax.report.style import Look
+from vbon_jax.report.texts import quantity
 from vbon_jax.workdir import layout, results
 
 BARS = "Bars: 95 % over prompts. Larger points: larger N."
@@ -35,18 +36,6 @@ JUDGES_TEXT = (
     "cached reference responses as that judge scores them; Best-of-N takes its best by the "
     "training reward, so its curve is what that reward is worth to the judge."
 )
-NAMES = {  # of quantities in titles
-    "win_rate": "win rate",
-    "reward": "reward",
-    "deficit": "deficit to Best-of-N",
-    "kl": "KL",
-    "length": "length",
-    "distinct2": "distinct-2",
-    "n": "N",
-    "temperature": "temperature",
-    "sampled_tokens": "sampled tokens",
-    "train_flops": "training FLOPs",
-}
 
 
 class Figure(NamedTuple):
@@ -59,10 +48,10 @@ class Figure(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page; one without figures is not shown."""
+    """A part of the page; one without figures and table is not shown."""
 
     title: str
-    figures: list[Figure]
+    figures: Sequence[Figure] = ()
     text: str = ""
     table: tables.Table | None = None
 
@@ -79,7 +68,7 @@ class Plot(NamedTuple):
 
     def figure(self, policies: figures.Policies) -> Figure:
         """The figure of some policies."""
-        title = f"{NAMES[self.along]} {self.relation} {NAMES[self.across]}"
+        title = f"{quantity(self.along).name} {self.relation} {quantity(self.across).name}"
         name = f"{self.along}-{self.relation}-{self.across}".replace("_", "-")
         drawing = self.draw(policies, self.along, self.across)
         return Figure(name, title[0].upper() + title[1:], self.caption, drawing)
@@ -128,50 +117,60 @@ TEMPERATURES = tuple(
 
 def sections(
     work: layout.Work,
-    rows: Sequence[dict[str, Any]],
+    numbers: aggregates.Numbers,
     looks: Mapping[str, Look],
-    *,
-    shares: Sequence[Mapping[str, Any]],
-    judged: judge_rows.Judged,
     curves: Mapping[str, Any],
 ) -> list[Section]:
-    """The sections that have figures, in the order of the page.
+    """The sections that have figures or a table, in the order of the page.
 
-    `rows` are all rows of the results, `shares` those of `aggregates.pareto_shares`, `curves` is
-    `training_curves.of_runs`.
+    `curves` is `training_curves.of_runs`.
     """
-    main = _main_policies(work, rows, looks)
-    run_rows = [row for run in work.runs for row in run.rows]
-    several = len({row["temperature"] for row in run_rows}) > 1
-    every = figures.Policies(
-        figures.points(run_rows if several else []), looks, data=figures.TEMPERATURES
-    )
-    fronts = [{**share, "quality": f"{NAMES[share['quality']]} and KL"} for share in shares]
-    front_table = tables.fill(tables.PARETO, fronts)
-    judge_table = tables.fill(tables.JUDGES, judged.rows)
+    main = _main_policies(work, numbers.rows, looks)
+    rows = [row for run in work.runs for row in run.rows]
+    several = len({row["temperature"] for row in rows}) > 1
+    every = figures.points(rows if several else [])
+    every = figures.Policies(every, looks, data=figures.TEMPERATURES)
+    fronts = [
+        {**share, "quality": f"{quantity(share['quality']).name} and KL"}
+        for share in numbers.shares
+    ]
+    fronts = tables.fill(tables.PARETO, fronts)
+    judges = tables.fill(tables.JUDGES, numbers.judged.rows)
     parts = [
         Section("How close to Best-of-N", _plotted(CLOSENESS, main), CLOSENESS_TEXT),
-        Section("Pareto membership", _pareto(shares, looks), PARETO_TEXT, front_table),
+        Section("Pareto membership", _pareto(numbers.shares, looks), PARETO_TEXT, fronts),
         Section("Costs", _plotted(COSTS, main)),
         Section("Length and diversity", _plotted(SIDE_EFFECTS, main)),
-        Section("Other judges", _judges(work, judged, looks), JUDGES_TEXT, judge_table),
+        Section("Other judges", _judges(work, numbers.judged, looks), JUDGES_TEXT, judges),
         Section("Temperature", _plotted(TEMPERATURES, every)),
         Section("Training", _training(curves, looks)),
     ]
-    return [part for part in parts if part.figures]
+    several_seeds = any(row["seeds"] > 1 for row in numbers.means)
+    costs = {row["run"]: row for row in numbers.rows if results.has_budget(row)}
+    parts += [
+        Section(table.title, table=tables.fill(table, rows))
+        for table, rows in (
+            (tables.MEANS, numbers.means if several_seeds else []),
+            (tables.RESULTS, numbers.rows),
+            (tables.LANGUAGE_MODEL, numbers.verdicts),
+            (tables.STAGES, layout.stages(work)),
+            (tables.BUDGETS, list(costs.values())),
+        )
+    ]
+    return [part for part in parts if part.figures or part.table]
 
 
 def _main_policies(
     work: layout.Work, rows: Sequence[dict[str, Any]], looks: Mapping[str, Look]
 ) -> figures.Policies:
     """Policies and the reference at the sampling temperature, and Best-of-N."""
-    ruler = [row for row in rows if row["method"] in results.RULERS]
-    groups = [work.reference_rows, *(run.rows for run in work.runs)]
-    policies = [row for group in groups for row in layout.main_rows(group, work.temperature)]
+    shown = [row for row in rows if row["method"] in results.RULERS]
+    shown += layout.main_rows(work.reference_rows, work.temperature)
+    shown += [row for _, row in work.evaluated]
     best = None
     if work.cache is not None:
         best = bon_curve.mean_curve(bon_curve.curve(work.cache.rewards_pm))
-    return figures.Policies(figures.points(ruler + policies), looks, best)
+    return figures.Policies(figures.points(shown), looks, best)
 
 
 def _plotted(plots: Sequence[Plot], policies: figures.Policies) -> list[Figure]:
@@ -188,7 +187,7 @@ def _pareto(shares: Sequence[Mapping[str, Any]], looks) -> list[Figure]:
     return [
         Figure(
             f"pareto-{quality.replace('_', '-')}",
-            f"Share of policies on the front of KL and {NAMES[quality]}",
+            f"Share of policies on the front of KL and {quantity(quality).name}",
             "Line: 95 % bootstrap interval over prompts.",
             figures.pareto_bars(shares, looks, quality),
         )

@@ -16,7 +16,7 @@ class Kind(NamedTuple):
     title: str
     legend: str
     columns: tuple[str, ...]  # of its rows
-    headings: tuple[tuple[str, str], ...] = ()  # of columns, in place of those in `HEADINGS`
+    headings: tuple[tuple[str, str], ...] = ()  # of columns, in place of `texts.QUANTITIES`
     optional: tuple[str, ...] = ()  # columns that are left out where no row has a value
 
 
@@ -37,33 +37,6 @@ class Table(NamedTuple):
     columns: list[str]  # their headings
     rows: list[list[Cell]]
 
-
-HEADINGS = {  # of columns that are not called by their names
-    "label": "method",
-    "n": "N",
-    "lc_win_rate": "win rate at equal length",
-    "kl": "KL (nats)",
-    "bon_win_rate_at_kl": "Best-of-N at this KL",
-    "length": "tokens",
-    "eos_rate": "EOS rate",
-    "distinct2": "distinct-2",
-    "deficit_least": "least of a seed",
-    "deficit_most": "most of a seed",
-    "train_flops": "FLOPs",
-    "seconds": "time",
-    "quality": "front of",
-    "share": "on the front",
-    "tau_b": "Kendall's tau-b",
-    "ordered": "pairs ordered",
-    "training_win_rate": "win rate by the training reward",
-    "model": "judge",
-    "baseline": "against",
-    "disagreements": "orders disagree",
-    "reward_agreement": "agreement with the reward",
-    "missing": "pairs missing",
-    "unreadable": "unreadable answers",
-    "cost": "dollars",
-}
 
 RESULTS = Kind(
     "Results",
@@ -142,13 +115,9 @@ def fill(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> Table | None:
         return None
     empty = {name for name in kind.optional if all(row.get(name) is None for row in rows)}
     columns = [name for name in kind.columns if name not in empty]
-    headings = HEADINGS | dict(kind.headings)
-    return Table(
-        kind.title,
-        kind.legend,
-        [headings.get(name, name.replace("_", " ")) for name in columns],
-        [[_cell(row, name) for name in columns] for row in rows],
-    )
+    headings = {name: texts.quantity(name).heading for name in columns} | dict(kind.headings)
+    cells = [[_cell(row, name) for name in columns] for row in rows]
+    return Table(kind.title, kind.legend, [headings[name] for name in columns], cells)
 
 
 def _cell(row: Mapping[str, Any], name: str) -> Cell:

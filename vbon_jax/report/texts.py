@@ -1,10 +1,54 @@
-"""Numbers, durations and estimates as people read them."""
+"""Quantities, numbers, durations and estimates as people read them."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 DIGITS = 6  # significant ones of a coordinate and of a sort key
+
+
+class Quantity(NamedTuple):
+    """What a column of a table is called, where not by its own name."""
+
+    name: str  # in the title of a figure
+    axis: str = ""  # of a figure; "" = the name
+    heading: str = ""  # of a table's column; "" = the name
+
+
+QUANTITIES = {
+    "label": Quantity("method"),
+    "n": Quantity("N"),
+    "kl": Quantity("KL", "KL to the reference (nats per response)", "KL (nats)"),
+    "win_rate": Quantity("win rate", "win rate against the reference"),
+    "lc_win_rate": Quantity("win rate at equal length"),
+    "bon_win_rate_at_kl": Quantity("Best-of-N at this KL"),
+    "deficit": Quantity("deficit to Best-of-N", "deficit to Best-of-N (win rate)", "deficit"),
+    "deficit_least": Quantity("least of a seed"),
+    "deficit_most": Quantity("most of a seed"),
+    "length": Quantity("length", "length (tokens)", "tokens"),
+    "eos_rate": Quantity("EOS rate"),
+    "distinct2": Quantity("distinct-2", "distinct-2 within a prompt"),
+    "train_flops": Quantity("training FLOPs", heading="FLOPs"),
+    "seconds": Quantity("time"),
+    "quality": Quantity("front of"),
+    "share": Quantity("on the front"),
+    "tau_b": Quantity("Kendall's tau-b"),
+    "ordered": Quantity("pairs ordered"),
+    "training_win_rate": Quantity("win rate by the training reward"),
+    "model": Quantity("judge"),
+    "baseline": Quantity("against"),
+    "disagreements": Quantity("orders disagree"),
+    "reward_agreement": Quantity("agreement with the reward"),
+    "missing": Quantity("pairs missing"),
+    "unreadable": Quantity("unreadable answers"),
+    "cost": Quantity("dollars"),
+}
+
+
+def quantity(column: str) -> Quantity:
+    """The names of a column, none of them empty."""
+    known = QUANTITIES.get(column, Quantity(column.replace("_", " ")))
+    return Quantity(known.name, known.axis or known.name, known.heading or known.name)
 
 
 def rounded(value: float | None) -> float | None:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from vbon_jax import files
 from vbon_jax.config import identity
 from vbon_jax.evaluation import judges, measures, sampled_policy, stored_responses
+from vbon_jax.evaluation.bootstrap import Bootstrap
 from vbon_jax.functional import streams
 from vbon_jax.sampling import reference_cache, rewards
 from vbon_jax.study import caches, plan
@@ -122,12 +123,7 @@ def _measure(
                 progress=lambda done, total, bar=bar: bar.update(done - bar.n),
             )
         _store(folder, float(temperature), measured, materials)
-        summary = measures.summarise(
-            measured,
-            cache.rewards_pm,
-            seed=config.evaluation.seed,
-            resamples=config.evaluation.resamples,
-        )
+        summary = measures.summarise(measured, cache.rewards_pm, _bootstrap(config))
         prompts, samples = measured.kl_bn.shape
         sizes = {"prompts": prompts, "samples_per_prompt": samples}
         sizes["reference_samples"] = cache.rewards_pm.shape[1]
@@ -155,11 +151,15 @@ def _store(
 
 def _derive(folder: pathlib.Path, materials: Materials, standards: Standards) -> None:
     """Compute the missing derived numbers (length control, judges) of an evaluation folder."""
-    config, cache = materials.config.evaluation, standards.cache
-    options = {"seed": config.seed, "resamples": config.resamples}
-    stored_responses.length_control(folder, cache, **options)
+    cache, bootstrap = standards.cache, _bootstrap(materials.config)
+    stored_responses.length_control(folder, cache, bootstrap)
+    size = materials.config.evaluation.batch_prompts
     for judge in standards.judges:
-        judges.judge_policy(judge, folder, cache, batch_prompts=config.batch_prompts, **options)
+        judges.judge_policy(judge, folder, cache, bootstrap, batch_prompts=size)
+
+
+def _bootstrap(config: ConfigDict) -> Bootstrap:
+    return Bootstrap(config.evaluation.seed, config.evaluation.resamples)
 
 
 # --------------------------------------------------------------------------------------- sampling
@@ -168,13 +168,11 @@ def _derive(folder: pathlib.Path, materials: Materials, standards: Standards) ->
 def on_held_out(config: ConfigDict, materials: Materials) -> Callable[[Params], dict[str, float]]:
     """params -> metrics on the first held-out prompts, for the curves of a run."""
     cache = caches.load(materials, "eval")
-    count = config.train.eval_prompts
+    count, bootstrap = config.train.eval_prompts, Bootstrap(config.evaluation.seed, 100)
 
     def measure(params: Params) -> dict[str, float]:
         measured = sample_policy(materials, params["decoder"], count=count)
-        summary = measures.summarise(
-            measured, cache.rewards_pm[:count], seed=config.evaluation.seed, resamples=100
-        )
+        summary = measures.summarise(measured, cache.rewards_pm[:count], bootstrap)
         return {
             f"eval/{name}{end}": getattr(summary[name], field)
             for name in ("reward", "win_rate", "kl", "deficit")

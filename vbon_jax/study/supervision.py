@@ -7,7 +7,7 @@ import numpy as np
 
 from vbon_jax.data import batching, sft_rows
 from vbon_jax.evaluation.best_of_n import wins
-from vbon_jax.evaluation.bootstrap import Estimate, estimate, estimate_of_means
+from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate
 from vbon_jax.evaluation.measures import perplexity
 from vbon_jax.models import classifier, log_probs
 from vbon_jax.training.methods import sft
@@ -22,20 +22,21 @@ def measure(
     Language models: `nll` (nats a token that is learned) and `perplexity`. Classifiers: `accuracy`,
     a tie counting one half; on preferences also the `margin` of the rewards.
     """
+    bootstrap = Bootstrap(seed)
     if isinstance(rows, Sequences):
         sums_rc = _in_batches(_log_likelihoods, model, params, rows, batch_size)
         return {
-            "nll": estimate_of_means(sums_rc, _nll, seed=seed),
-            "perplexity": estimate_of_means(sums_rc, perplexity, seed=seed),
+            "nll": bootstrap.estimate_of_means(sums_rc, _nll),
+            "perplexity": bootstrap.estimate_of_means(sums_rc, perplexity),
         }
     if isinstance(rows, sft_rows.PreferenceRows):
         rewards_rc = _in_batches(_rewards, model, params, rows, batch_size)
         return {
-            "accuracy": estimate(wins(*rewards_rc.T), seed=seed),
-            "margin": estimate(rewards_rc[:, 0] - rewards_rc[:, 1], seed=seed),
+            "accuracy": bootstrap.estimate(wins(*rewards_rc.T)),
+            "margin": bootstrap.estimate(rewards_rc[:, 0] - rewards_rc[:, 1]),
         }
     logits_rc = _in_batches(_logits, model, params, rows, batch_size)
-    return {"accuracy": estimate(logits_rc.argmax(axis=1) == rows.labels_r, seed=seed)}
+    return {"accuracy": bootstrap.estimate(logits_rc.argmax(axis=1) == rows.labels_r)}
 
 
 def _log_likelihoods(model, params: Params, rows: Sequences) -> jax.Array:

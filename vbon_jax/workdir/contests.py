@@ -1,5 +1,7 @@
 """The pairs of stored responses that a language model judges, from a working directory."""
 
+from typing import Any
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,40 +21,38 @@ def read(work: layout.Work, options: ConfigDict) -> list[Contest]:
     count = min(options.prompts, len(work.cache.rewards_pm))
     if count < 2:
         raise InputError(f"{work.path}: an interval over prompts needs at least 2, it has {count}")
-    evaluated = {run.name: run for run in work.runs if run.rows}
-    runs = _chosen(work, evaluated, options)
+    evaluated = {run.name: (run, row) for run, row in work.evaluated}
+    names = _chosen(work, list(evaluated), options)
     prompts = reference_cache.read(work.cache, range(count), column="prompt")
     if options.baseline == results.REFERENCE:
-        others, rewards_b = _reference(work, count)
+        others, rewards_b = _cached(work, count)
     else:
-        others, rewards_b = _first_responses(work, evaluated[options.baseline], count)
+        others, rewards_b = _stored(*evaluated[options.baseline], count)
     contests = []
-    for run in runs:
-        (row,) = layout.main_rows(run.rows, work.temperature)
-        texts, run_b = _first_responses(work, run, count)
-        columns = {name: row[name] for name in RUN_COLUMNS}
-        contests.append(Contest(columns, prompts, texts, others, run_b - rewards_b))
+    for name in names:
+        run, row = evaluated[name]
+        texts, run_b = _stored(run, row, count)
+        cells = {column: row[column] for column in RUN_COLUMNS}
+        contests.append(Contest(cells, prompts, texts, others, run_b - rewards_b))
     return contests
 
 
-def _chosen(
-    work: layout.Work, evaluated: dict[str, layout.Run], options: ConfigDict
-) -> list[layout.Run]:
-    """The evaluated runs that are judged; InputError for a name that is not one of them."""
-    names = tuple(options.runs) or tuple(evaluated)
+def _chosen(work: layout.Work, evaluated: list[str], options: ConfigDict) -> list[str]:
+    """The runs that are judged; InputError for a name that is not an evaluated run."""
+    names = tuple(options.runs) or evaluated
     for name in (*names, options.baseline):
-        if name not in evaluated and name != results.REFERENCE:
+        if name not in (*evaluated, results.REFERENCE):
             raise InputError(
                 f"llm_judge: {name!r} is not an evaluated run of {work.path} (it has "
                 f"{', '.join(evaluated) or 'none'})"
             )
-    runs = [evaluated[name] for name in names if name not in (options.baseline, results.REFERENCE)]
-    if not runs:
+    names = [name for name in names if name not in (options.baseline, results.REFERENCE)]
+    if not names:
         raise InputError(f"{work.path}: it has no evaluated run to judge; run compare first")
-    return runs
+    return names
 
 
-def _reference(work: layout.Work, count: int) -> tuple[list[str], np.ndarray]:
+def _cached(work: layout.Work, count: int) -> tuple[list[str], np.ndarray]:
     """The first cached response to each prompt, and its reward."""
     if not work.cache.has_responses:
         raise InputError(f"{work.path}: its cache has no responses; give llm_judge.baseline a run")
@@ -60,11 +60,8 @@ def _reference(work: layout.Work, count: int) -> tuple[list[str], np.ndarray]:
     return texts, work.cache.rewards_pm[:count, 0].astype(np.float64)
 
 
-def _first_responses(
-    work: layout.Work, run: layout.Run, count: int
-) -> tuple[list[str], np.ndarray]:
+def _stored(run: layout.Run, row: dict[str, Any], count: int) -> tuple[list[str], np.ndarray]:
     """The first stored response of a run to each prompt, and its reward."""
-    (row,) = layout.main_rows(run.rows, work.temperature)
     lines = layout.responses(run.folder / "evaluation", row, ("responses", "rewards"))[:count]
     if len(lines) < count:
         raise InputError(f"{run.folder}: responses to {len(lines)} prompts, not {count}")

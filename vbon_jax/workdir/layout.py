@@ -4,16 +4,17 @@ Nothing here fails because a run is unfinished, not evaluated or damaged: the st
 one of `Work.problems`, says so.
 """
 
+import contextlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vbon_jax import files
 from vbon_jax.config import defaults
-from vbon_jax.evaluation import stored_responses
-from vbon_jax.evaluation.bootstrap import Estimate
+from vbon_jax.evaluation import bootstrap, stored_responses
+from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate
 from vbon_jax.files import Damaged
 from vbon_jax.sampling import reference_cache
 from vbon_jax.types import InputError
@@ -54,6 +55,26 @@ class Work(NamedTuple):
     def temperature(self) -> float | None:
         """The one that policies are trained at and, unless others are given, evaluated at."""
         return None if self.cache is None else self.cache.provenance.temperature
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """The one that every interval is made with."""
+        return Bootstrap(self.settings["seed"], self.settings["resamples"])
+
+    @property
+    def evaluated(self) -> list[tuple[Run, dict[str, Any]]]:
+        """The evaluated runs, each with the row that it is compared by."""
+        groups = ((run, main_rows(run.rows, self.temperature)) for run in self.runs)
+        return [(run, row) for run, rows in groups for row in rows]
+
+
+@contextlib.contextmanager
+def skipping(problems: list[str], what: str = "") -> Iterator[None]:
+    """Leave a block at a file that cannot be read: `problems` then says `what` is not used, why."""
+    try:
+        yield
+    except InputError as error:
+        problems.append(f"{what}{error}.")
 
 
 def read(path: pathlib.Path) -> Work:
@@ -96,23 +117,19 @@ def _place(run: Run) -> tuple:
 
 def _comparison(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
     """The command and the configuration of the last comparison, empty where there is none."""
+    comparison = {"command": "", "config": {}}
     if path.exists():
-        try:
-            return files.read_json(path, "command", "config")
-        except Damaged as error:
-            problems.append(f"{error}.")
-    return {"command": "", "config": {}}
+        with skipping(problems):
+            comparison = files.read_json(path, *comparison)
+    return comparison
 
 
 def _cache(folder: pathlib.Path, problems: list[str]) -> reference_cache.References | None:
-    """The reference cache, where it is complete."""
-    if not folder.is_dir():
-        return None
-    try:
-        return reference_cache.load(folder)
-    except InputError as error:  # damaged, or not complete yet
-        problems.append(f"The reference cache is not used: {error}.")
-        return None
+    """The reference cache; None where it is damaged or not complete yet."""
+    if folder.is_dir():
+        with skipping(problems, "The reference cache is not used: "):
+            return reference_cache.load(folder)
+    return None
 
 
 # ------------------------------------------------------------------------------- runs
@@ -179,15 +196,12 @@ def policy_rows(
 
 
 def _reference_rows(folder: pathlib.Path, cache, problems: list[str]) -> list[dict[str, Any]]:
-    """The reference policy's own rows, where it was evaluated."""
+    """The reference policy's own rows, where it was evaluated against the cache."""
     if cache is None:
         return []
-    try:
-        stage = files.recorded(folder)
-        if stage is not None and stage["finished"]:
+    with skipping(problems, "The reference's evaluation cannot be read: "):
+        if files.is_made_from(folder, cache.provenance.inputs()):
             return policy_rows(folder, cache)
-    except Damaged as error:
-        problems.append(f"The reference's evaluation cannot be read: {error}.")
     problems.append("The reference policy itself has not been evaluated yet.")
     return []
 
@@ -205,14 +219,11 @@ def stages(work: Work) -> list[dict[str, Any]]:
     """Rows about the models of stages, each measured on held-out rows."""
     rows = []
     for path in sorted(work.path.glob("stages/*/evaluation.json")):
-        try:
+        with skipping(work.problems):
             measured = files.read_json(path, "stage", "method", "rows")
-        except Damaged as error:
-            work.problems.append(f"{error}.")
-            continue
-        row = {name: measured.pop(name) for name in ("stage", "method", "rows")}
-        estimates = {name: Estimate(**value) for name, value in measured.items()}
-        rows.append(row | stored_responses.columns(**estimates))
+            row = {name: measured.pop(name) for name in ("stage", "method", "rows")}
+            estimates = {name: Estimate(**value) for name, value in measured.items()}
+            rows.append(row | bootstrap.columns(**estimates))
     return rows
 
 

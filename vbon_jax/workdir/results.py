@@ -100,6 +100,11 @@ def is_policy(row: Mapping[str, Any]) -> bool:
     return row["method"] not in (REFERENCE, BEST_OF_N, SOFT)
 
 
+def has_budget(row: Mapping[str, Any]) -> bool:
+    """Whether the row has a cost."""
+    return any(row[name] is not None for name in BUDGET)
+
+
 def interval(row: Mapping[str, Any], name: str) -> tuple[float, float] | None:
     """Both ends of a 95 % interval, from the row's own or else from its standard error."""
     value, spread, lo, hi = (row.get(name + end) for end in ("", "_se", "_lo", "_hi"))
