@@ -144,7 +144,13 @@ class Artifact:
         if made is None or not (resumes or made["finished"]):
             write_json(self.folder / RECORD_FILE, {"inputs": self.inputs, "finished": False})
             return True
-        if differ := self.differences():
+        old, new = made["inputs"], self.inputs
+        differ = [
+            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+        if differ:
             raise InputError(
                 f"{self.folder} was made from other inputs: {'; '.join(differ)}; "
                 "give the old value, another --workdir, or delete that folder"
@@ -154,15 +160,6 @@ class Artifact:
     def finish(self) -> None:
         """Mark the folder as finished."""
         write_json(self.folder / RECORD_FILE, {"inputs": self.inputs, "finished": True})
-
-    def differences(self) -> list[str]:
-        """A sentence for each input that differs from what the folder was made from."""
-        made = (recorded(self.folder) or {"inputs": {}})["inputs"]
-        return [
-            f"{key} was {made.get(key)!r} and is {self.inputs.get(key)!r}"
-            for key in sorted(made.keys() | self.inputs.keys())
-            if made.get(key) != self.inputs.get(key)
-        ]
 
 
 def is_made_from(folder: str | pathlib.Path, inputs: Mapping[str, Any]) -> bool:

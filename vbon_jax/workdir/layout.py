@@ -46,7 +46,6 @@ class Work(NamedTuple):
     runs: list[Run]
     reference_rows: list[dict[str, Any]]  # of the results: the reference policy's own
     cache: reference_cache.References | None  # for the held-out prompts, where it is complete
-    settings: dict[str, Any]  # of the evaluation
     config: dict[str, Any]  # of the comparison, else of a run, else empty
     command: str
     problems: list[str]  # what could not be read, a sentence each
@@ -55,6 +54,11 @@ class Work(NamedTuple):
     def temperature(self) -> float | None:
         """The one that policies are trained at and, unless others are given, evaluated at."""
         return None if self.cache is None else self.cache.provenance.temperature
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the evaluation."""
+        return defaults().evaluation.to_dict() | self.config.get("evaluation", {})
 
     @property
     def bootstrap(self) -> Bootstrap:
@@ -90,20 +94,21 @@ def read(path: pathlib.Path) -> Work:
             f"{path}: it holds neither runs nor a reference cache; give the --workdir of collect, "
             "train or compare"
         )
-    problems: list[str] = []
-    cache = _cache(path / "references" / "eval", problems)
-    runs = sorted((_run(folder, cache) for folder in folders), key=_place)
-    comparison = _comparison(path / COMPARE_FILE, problems)
-    config = comparison["config"] or next((run.config for run in runs if run.config), {})
-    return Work(
-        path=path,
+    work = Work(path, [], [], None, {}, "", [])
+    held_out = path / "references" / "eval"
+    if held_out.is_dir():
+        with skipping(work.problems, "The reference cache is not used: "):
+            work = work._replace(cache=reference_cache.load(held_out))
+    runs = sorted((_run(folder, work.cache) for folder in folders), key=_place)
+    comparison = {"command": "", "config": {}}
+    if (path / COMPARE_FILE).exists():
+        with skipping(work.problems):
+            comparison = files.read_json(path / COMPARE_FILE, *comparison)
+    return work._replace(
         runs=runs,
-        reference_rows=_reference_rows(path / "reference", cache, problems),
-        cache=cache,
-        settings=defaults().evaluation.to_dict() | config.get("evaluation", {}),
-        config=config,
+        reference_rows=_reference_rows(path / "reference", work.cache, work.problems),
+        config=comparison["config"] or next((run.config for run in runs if run.config), {}),
         command=comparison["command"],
-        problems=problems,
     )
 
 
@@ -113,23 +118,6 @@ def _place(run: Run) -> tuple:
     if record is None:
         return True, run.name
     return False, record.order, record.label, record.n, record.seed, run.name
-
-
-def _comparison(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
-    """The command and the configuration of the last comparison, empty where there is none."""
-    comparison = {"command": "", "config": {}}
-    if path.exists():
-        with skipping(problems):
-            comparison = files.read_json(path, *comparison)
-    return comparison
-
-
-def _cache(folder: pathlib.Path, problems: list[str]) -> reference_cache.References | None:
-    """The reference cache; None where it is damaged or not complete yet."""
-    if folder.is_dir():
-        with skipping(problems, "The reference cache is not used: "):
-            return reference_cache.load(folder)
-    return None
 
 
 # ------------------------------------------------------------------------------- runs
@@ -143,7 +131,7 @@ def _run(folder: pathlib.Path, cache: reference_cache.References | None) -> Run:
         stage = files.recorded(folder) or {"finished": False}
         metrics = files.read_jsonl(folder / "metrics.jsonl", "step")
     except Damaged as error:
-        state = f"cannot be read ({_why(error)})"
+        state = f"cannot be read ({error.path.name}: {error.why})"
         return Run(folder.name, folder, state, None, {}, 0, None, [], [])
     step = metrics[-1]["step"] + 1 if metrics else 0
     steps = None if any(config["budget"].values()) else int(config["train"]["steps"])
@@ -152,12 +140,8 @@ def _run(folder: pathlib.Path, cache: reference_cache.References | None) -> Run:
         try:
             state, rows = _evaluated(folder, record, cache)
         except Damaged as error:
-            state = f"its evaluation cannot be read ({_why(error)})"
+            state = f"its evaluation cannot be read ({error.path.name}: {error.why})"
     return Run(folder.name, folder, state, record, config, step, steps, rows, metrics)
-
-
-def _why(error: Damaged) -> str:
-    return f"{error.path.name}: {error.why}"
 
 
 def _evaluated(folder: pathlib.Path, record: Record, cache) -> tuple[str, list[dict[str, Any]]]:
