@@ -50,14 +50,14 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "data": 1520,
     "sampling": 1570,
     "training": 1980,
-    "evaluation": 1790,
+    "evaluation": 1690,
     "workdir": 470,
     "study": 1520,
-    "report": 1610,
+    "report": 1550,
     "exact": 1230,
     "experiments": 540,
     "configs": 480,
-    "tests": 13_250,
+    "tests": 13_240,
 }
 
 
@@ -166,8 +166,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 17_800
-    assert code <= 11_840
+    assert whole <= 17_620
+    assert code <= 11_710
     assert documented >= 2_200
 
 
