@@ -8,7 +8,7 @@
 from absl import flags
 
 from vbon_jax import cli, files
-from vbon_jax.data import sources
+from vbon_jax.data import response_ids, sources
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import scoring
 
@@ -24,7 +24,8 @@ def main() -> None:
     checkpoint = model_folder.load(MODEL.value, kind="decoder")
     tokenizer = model_folder.load_tokenizer(MODEL.value)
     model_folder.check_vocabulary(tokenizer, checkpoint.config, MODEL.value)
-    pairs = scoring.encode(table, tokenizer, longest=checkpoint.config.max_positions)
+    ends = response_ids.response_ends(checkpoint, tokenizer, MODEL.value)
+    pairs = scoring.encode(table, tokenizer, ends, longest=checkpoint.config.max_positions)
     scored = scoring.score(checkpoint, pairs, batch=BATCH.value)
     results = zip(table.rows, scored, strict=True)
     files.write_jsonl(

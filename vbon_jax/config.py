@@ -204,6 +204,8 @@ KEYS: list[Key] = [
             choices=("drop", "error"), methods=(*GIVEN_PAIRS, *TEXT)),
         Key("on_empty", "error", "a row with an empty response", choices=("drop", "error"),
             methods=(*GIVEN_PAIRS, *TEXT)),
+        Key("on_turns", "error", "a row with a response of further turns",
+            choices=("drop", "error"), methods=(*GIVEN_PAIRS, *TEXT)),
     ),
     *_group(
         "bon_sft",

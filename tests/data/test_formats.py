@@ -10,6 +10,7 @@ import pytest
 
 from vbon_jax.config import defaults
 from vbon_jax.data import formats, tokenizers
+from vbon_jax.data.response_ids import Ends
 from vbon_jax.data.sources import Table, read
 from vbon_jax.study import materials
 from vbon_jax.types import InputError
@@ -148,24 +149,17 @@ def test_pairs_with_their_prompts():
         )
     )
     places = ["f.jsonl: line 1", "f.jsonl: line 2"]
-    assert given == (["p", "q"], [" a", " c"], [" b", " d"], places, "f.jsonl", 0, 0)
+    assert given == (["p", "q"], [" a", " c"], [" b", " d"], places, "f.jsonl", 0, 0, 0)
 
 
 def test_dialogues_share_their_prompt():
     start = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: why\n\nAssistant:"
     rows = table(
         {"chosen": f"{start} because", "rejected": f"{start} be it so"},
-        # they part in an earlier turn: what follows is the answer, further turns included
-        {
-            "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
-            "rejected": "\n\nHuman: a\n\nAssistant: e\n\nHuman: c\n\nAssistant: d",
-        },
         {"chosen": f"{start} a", "rejected": f"{start} a"},
     )
     given = formats.preferences(rows, on_tie="drop")
-    assert given.prompts == [start, "\n\nHuman: a\n\nAssistant:"]
-    assert given.chosen == [" because", " b\n\nHuman: c\n\nAssistant: d"]
-    assert given.rejected == [" be it so", " e\n\nHuman: c\n\nAssistant: d"]
+    assert given[:3] == ([start], [" because"], [" be it so"])
     assert given.tied == 1
     apart = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"}
     with pytest.raises(
@@ -190,15 +184,61 @@ def test_conversations_with_and_without_their_prompt(tokenizer):
     assert given.prompts == [rendered] * 6
     assert given.chosen == ["good"] * 6
     assert given.rejected == ["bad"] * 6
-    long = table({"chosen": say("a", "b", "c", "d"), "rejected": say("a", "b", "c", "e", "f", "g")})
+    long = table({"chosen": say("a", "b", "c", "d"), "rejected": say("a", "b", "c", "e")})
     given = formats.preferences(long, tokenizer=tokenizer)
     assert given.prompts[0].endswith("<assistant>b<end>\n<user>c<end>\n<assistant>")
-    assert given.chosen == ["d"]
-    assert given.rejected == ["e<end>\n<user>f<end>\n<assistant>g"]
+    assert (given.chosen, given.rejected) == (["d"], ["e"])
     with pytest.raises(InputError, match=r"line 1: chosen and rejected share no first message"):
         formats.preferences(
             table({"chosen": say("a", "b"), "rejected": say("c", "b")}), tokenizer=tokenizer
         )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rejected": say("hi", "b", "more", "c")},
+        {"rejected": say("hi", "b", "thanks")},
+        {"rejected": [*say("hi"), *say("are you there?", "b")]},
+        {"rejected": [*say("hi", "b"), *answer("c")]},
+        {"rejected": [*say("hi"), {"role": "system", "content": "c"}]},
+        {"rejected": say("hi")[:1] * 2},
+    ],
+)
+def test_an_answer_is_one_message_of_the_assistant(tokenizer, change):
+    row = {"prompt": say("hi"), "chosen": say("hi", "a"), "rejected": say("hi", "b")}
+    with pytest.raises(InputError, match=r"line 2: an answer is one .*pairs\.on_turns=drop"):
+        formats.preferences(table(row, row | change), tokenizer=tokenizer)
+    rows = table(row, row | change, row)
+    given = formats.preferences(rows, tokenizer=tokenizer, on_turns="drop")
+    assert (len(given.prompts), given.turns) == (2, 1)
+    completion = {"prompt": "hi", "completion": change["rejected"][1:]}
+    with pytest.raises(InputError, match=r"line 1: an answer is one message of the assistant"):
+        formats.completions(table(completion), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        (" b\n\nHuman: c\n\nAssistant: d", " e\n\nHuman: c\n\nAssistant: d"),
+        (" b", " e\n\nHuman: thanks"),
+        (" b\n\nAssistant: c", " e"),
+    ],
+)
+def test_the_answers_of_dialogues_are_one_turn(chosen, rejected):
+    start = "\n\nHuman: a\n\nAssistant:"
+    row = {"chosen": f"{start}{chosen}", "rejected": f"{start}{rejected}"}
+    with pytest.raises(InputError, match=r"line 1: chosen and rejected part before their last"):
+        formats.preferences(table(row))
+    other = {"chosen": f"{start} b", "rejected": f"{start} e"}
+    given = formats.preferences(table(row, other), on_turns="drop")
+    assert (given.chosen, given.turns) == ([" b"], 1)
+
+
+def test_a_conversation_is_no_prompt_that_is_cut(tokenizer):
+    rows = table({"prompt": "plain"}, {"prompt": say("hi")})
+    with pytest.raises(InputError, match=r"line 2: field 'prompt' is a conv.*data\.max_tokens=0"):
+        formats.prompts(rows, tokenizer=tokenizer, max_tokens=8)
 
 
 def test_a_template_that_does_not_continue_its_prompt(tokenizer):
@@ -277,7 +317,7 @@ def given_pairs(path, **changes):
     shared = types.SimpleNamespace(
         tokenizer=tokenizer,
         models=types.SimpleNamespace(policy="policy"),
-        sampling=types.SimpleNamespace(eos_token_ids=(tokenizer.eos_token_id,)),
+        ends=Ends((tokenizer.eos_token_id,), tokenizer.eos_token_id),
         checkpoint=types.SimpleNamespace(config=types.SimpleNamespace(max_positions=120)),
     )
     config = defaults()

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from vbon_jax.data import batching, formats, prompt_sets, sft_rows, sources, token_ids
+from vbon_jax.data import (
+    batching,
+    formats,
+    prompt_sets,
+    response_ids,
+    sft_rows,
+    sources,
+    token_ids,
+)
+from vbon_jax.data.response_ids import Ends
 from vbon_jax.types import InputError, Prompts, Responses
 
 
@@ -17,6 +26,8 @@ class Words:
 
     def __init__(self, bos_token_id=0, adds_bos=False):
         self.bos_token_id, self.adds_bos = bos_token_id, adds_bos
+        self.added_tokens_decoder = {}
+        self.bos_token = None if bos_token_id is None else str(bos_token_id)
 
     def __call__(self, texts, *, add_special_tokens=True, verbose):
         assert not verbose
@@ -257,8 +268,8 @@ def test_prompts_are_cut_behind_the_bos():
 
 
 def test_pairs_have_the_bos_before_their_prompt_alone():
-    rows = formats.Preferences(["5 6 7"], ["8"], ["9"], ["file: line 1"], "file")
-    options = {"eos_token_ids": (2,), "new_tokens": 4}
+    rows = formats.Preferences(["5 6 7"], [" 8"], [" 9"], ["file: line 1"], "file")
+    options = {"ends": Ends((2,), 2), "new_tokens": 4}
     pairs = prompt_sets.build_pairs(rows, LLAMA, longest=9, **options)
     assert pairs[:3] == ([(1, 5, 6, 7)], [(8, 2)], [(9, 2)])
     pairs = prompt_sets.build_pairs(rows, LLAMA, longest=3, over_long="truncate", **options)
@@ -266,13 +277,14 @@ def test_pairs_have_the_bos_before_their_prompt_alone():
 
 
 def test_supervised_rows_begin_with_the_bos():
-    rows, _ = sft_rows.text_rows(["5 6"], ["line 1"], LLAMA, (2,), 6)
+    table = sources.Table([{"text": "5 6"}], "file", [1], "line")
+    rows, _ = sft_rows.text_rows(table, "text", LLAMA, Ends((2,), 2), 6)
     assert rows.tokens_st.tolist() == [[1, 5, 6, 2, 0, 0]]
     assert (rows.prompt_lengths_s.tolist(), rows.lengths_s.tolist()) == ([1], [4])
-    given = formats.Completions(["5 6 7"], ["8"], ["line 1"])
-    rows, _ = sft_rows.completion_rows(given, LLAMA, (2,), 6, "error")
+    given = formats.Completions(["5 6 7"], [" 8"], ["line 1"])
+    rows, _ = sft_rows.completion_rows(given, LLAMA, Ends((2,), 2), 6, "error")
     assert rows.tokens_st.tolist() == [[1, 5, 6, 7, 8, 2]]
-    cut, _ = sft_rows.completion_rows(given, LLAMA, (2,), 4, "truncate")
+    cut, _ = sft_rows.completion_rows(given, LLAMA, Ends((2,), 2), 4, "truncate")
     assert cut.tokens_st.tolist() == [[1, 7, 8, 2]]
 
 
@@ -280,15 +292,16 @@ def test_supervised_rows_begin_with_the_bos():
 
 
 def test_a_response_has_one_end():
-    assert token_ids.split_eos([5, 6], (2, 3), "here") == ((5, 6), ())
-    assert token_ids.split_eos([5, 3], (2, 3), "here") == ((5,), (3,))
-    assert token_ids.with_eos([5, 6], (2, 3), "here") == (5, 6, 2)
-    assert token_ids.with_eos([5, 3], (2, 3), "here") == (5, 3)
-    assert token_ids.with_eos([], (2, 3), "here") == (2,)
-    assert token_ids.with_eos([5], (), "here") == (5,)
+    ends = Ends((2, 3), 3)
+    assert response_ids.split_eos([5, 6], ends, "here") == ((5, 6), ())
+    assert response_ids.split_eos([5, 2], ends, "here") == ((5,), (2,))
+    assert response_ids.with_eos([5, 6], ends, "here") == (5, 6, 3)
+    assert response_ids.with_eos([5, 2], ends, "here") == (5, 2)
+    assert response_ids.with_eos([], ends, "here") == (3,)
+    assert response_ids.with_eos([5], Ends(()), "here") == (5,)
     for ids in ([2, 5], [3, 2]):
         with pytest.raises(InputError, match="here has an end-of-text token before its end; take"):
-            token_ids.with_eos(ids, (2, 3), "here")
+            response_ids.with_eos(ids, ends, "here")
 
 
 def test_rows_that_fit_are_left_alone():

@@ -1,6 +1,7 @@
 """Rows for supervised training, the reward model's objective: by hand."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +12,21 @@ from tests.families import random_params
 from tests.models.test_models import SMALL, tokens_of
 from vbon_jax.config import defaults
 from vbon_jax.data import formats, sft_rows, sources
+from vbon_jax.data.response_ids import Ends
 from vbon_jax.functional import objectives
 from vbon_jax.models import classifier, decoder
 from vbon_jax.training.methods import sft
 from vbon_jax.types import InputError, Sequences
 
 EOS = 9
+ENDS = Ends((EOS,), EOS)
 
 
 class Words:
     """A tokenizer of digits: "12 3" is tokens 1, 2 and 3; special tokens put 8 in front."""
 
-    bos_token_id = None
+    bos_token_id = bos_token = None
+    added_tokens_decoder = types.MappingProxyType({})
     truncation_side = "right"
 
     def __call__(self, texts, add_special_tokens=True, verbose=True, **cut):
@@ -34,11 +38,14 @@ class Words:
             rows = [ids[:most] if right else [ids[0], *ids[1:][1 - most :]] for ids in rows]
         return {"input_ids": rows}
 
+    def batch_decode(self, rows, **options):
+        return ["".join(map(str, ids)) for ids in rows]
+
 
 def of_completions(prompts, completions, block=5, over_long="error"):
     places = [f"file: line {row + 1}" for row in range(len(prompts))]
     given = formats.Completions(prompts, completions, places)
-    return sft_rows.completion_rows(given, Words(), (EOS,), block, over_long)
+    return sft_rows.completion_rows(given, Words(), ENDS, block, over_long)
 
 
 def learned(rows: Sequences) -> list[list[int]]:
@@ -51,7 +58,8 @@ def learned(rows: Sequences) -> list[list[int]]:
 
 
 def test_texts_one_a_row():
-    rows, counts = sft_rows.text_rows(["12", "3456"], ["a", "b"], Words(), (EOS,), 4)
+    texts = table(text=["12", "3456"])
+    rows, counts = sft_rows.text_rows(texts, "text", Words(), ENDS, 4)
     assert rows.tokens_st.tolist() == [[1, 2, EOS, 0], [3, 4, 5, 6]]
     assert learned(rows) == [[2, EOS], [4, 5, 6]]
     assert counts == {"truncated": 1}
@@ -91,7 +99,7 @@ def build(rows: sources.Table, **changes) -> sft_rows.Rows:
         {"method": "reward_model", "train.text_tokens": 3}
         | {key.replace("__", "."): value for key, value in changes.items()}
     )
-    return sft_rows.build(config, rows, Words(), (EOS,))
+    return sft_rows.build(config, rows, Words(), ENDS)
 
 
 def test_no_row_is_left():
@@ -120,6 +128,14 @@ def test_preferences_for_a_classifier():
     assert cut.chosen_rt.tolist() == [[8, 1, 2], [8, 2, 3]]
     assert cut.rejected_rt.tolist() == [[8, 1, 3], [8, 1, 4]]
     assert build(rows, data__over_long="drop", **reading).rejected_rt.tolist() == [[8, 1, 3]]
+
+
+def test_preferences_that_are_equal_once_they_are_cut_are_left_out(caplog):
+    rows = table(prompt=["1", "1", "5"], chosen=["234", "2", "7"], rejected=["934", "3", "7 "])
+    with caplog.at_level("INFO"):
+        cut = build(rows, data__over_long="truncate", data__label_field="")
+    assert cut.chosen_rt.tolist() == [[8, 1, 2]]
+    assert "1 of 3 rows" in caplog.text and "2 tied" in caplog.text
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from tests.data.test_prompt_sets import Words
 from tests.tiny_config import ROOT, overrides, program
 from vbon_jax.config import defaults, get, set_key
 from vbon_jax.data import prompt_sets, sources
+from vbon_jax.data.response_ids import Ends
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import external_samples, reference_cache
 from vbon_jax.study import caches, check, import_samples, plan, stages
@@ -46,7 +47,7 @@ def read(tmp_path):
 
     def read(rows, prompts=PROMPTS, **changes) -> external_samples.Imported:
         source = write(tmp_path / "rows.jsonl", rows) if isinstance(rows, list) else rows
-        options = {"samples_per_prompt": 2, "new_tokens": 3, "eos_token_ids": (EOS,)}
+        options = {"samples_per_prompt": 2, "new_tokens": 3, "ends": Ends((EOS,), EOS)}
         return external_samples.read(str(source), prompts, Digits(), **{**options, **changes})
 
     return read
@@ -55,8 +56,10 @@ def read(tmp_path):
 def samples() -> list[dict]:
     """Two samples for each prompt."""
     return [
-        {"prompt": prompt, "responses": [" 1 2", " 3"], "rewards": [place / 2, place / 2 + 0.25]}
-        for place, prompt in enumerate(("5 6", "7", "0"))
+        {"prompt": prompt, "responses": responses, "rewards": [place / 2, place / 2 + 0.25]}
+        for place, (prompt, responses) in enumerate(
+            (("5 6", [" 1 2", " 3"]), ("7", [" 1 2", " 3"]), ("0", ["1 2", "3"]))  # 0 is the BOS
+        )
     ]
 
 
@@ -110,7 +113,7 @@ def test_how_a_response_ended(read):
     responses = read([row], ONE, samples_per_prompt=5).responses
     assert responses.finished_bn.tolist() == [[True, True, False, True, True]]
     row = {"prompt": "7", "responses": [" 1"]}
-    responses = read([row], ONE, samples_per_prompt=1, eos_token_ids=()).responses
+    responses = read([row], ONE, samples_per_prompt=1, ends=Ends(())).responses
     assert not responses.finished_bn.any() and responses.lengths_bn.tolist() == [[1]]
 
 
@@ -126,7 +129,7 @@ def test_tokens_are_taken_as_they_were_sampled(read):
     assert read(rows).fingerprint == expected
     # any of the model's ends is an end, and stays the one it is
     rows[0]["response_tokens"] = [[1, 8], [3, EOS]]
-    responses = read(rows, eos_token_ids=(EOS, 8)).responses
+    responses = read(rows, ends=Ends((8, EOS), 8)).responses
     assert responses.tokens_bng[0].tolist() == [[1, 8, 0], [3, EOS, 0]]
     assert responses.finished_bn.all()
 
@@ -180,7 +183,10 @@ def test_a_response_that_is_too_long_is_refused_or_cut(read):
         ({"rewards": [1, float("nan")]}, r"'rewards', place 2 is nan; give a finite"),
         ({"responses": None}, r"line 2: field 'responses' is missing; give .* in every row"),
         ({"rewards": None}, r"line 2: field 'rewards' is missing; give .* in every row"),
-        ({"responses": [" 1 9 2", " 1"]}, r"line 2 has an end-of-text token before its end"),
+        (
+            {"responses": [" 1 9 2", " 1"]},
+            r"line 2: response 1 has an end-of-text token before its end",
+        ),
         ({"responses": ["", " 1"]}, r"line 2: a response without an end is empty; take it out"),
         ({"finished": [True]}, r"line 2: field 'finished' has 1 values"),
         ({"finished": ["stop", True]}, r"'finished', place 1 is str, not bool"),

@@ -1,6 +1,7 @@
 """Stages: refusals, models that are trained once, and both papers' tasks end to end."""
 
 import json
+import pathlib
 import re
 import shlex
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 
 from configs import demo, hh, tldr
-from tests import toy_tasks
+from tests import families, toy_tasks
+from tests.cases import tokenizers as cases
 from tests.cases import unread_keys
 from tests.documents import documented
 from tests.tiny_config import check_refusal, succeed, write_times
 from vbon_jax.config import defaults
-from vbon_jax.data import prompt_sets
+from vbon_jax.data import prompt_sets, sources
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import check, materials, plan, stages
 from vbon_jax.workdir import results
@@ -257,6 +259,31 @@ def test_a_stage_of_adapters_is_merged(posts, tmp_path):
                          {name: base[name] for name in params})  # fmt: skip
     assert moved["layer_1"]["attention"]["query"].pop("kernel")
     assert not any(jax.tree.leaves(moved))
+
+
+@pytest.mark.slow
+def test_a_stage_keeps_all_ends_and_writes_the_templates(tmp_path):
+    """A folder with Llama 3's list, of which the first is not the end of a turn."""
+    tokenizer = cases.gpt2()
+    tokenizer.chat_template = cases.TURNS
+    base = families.network("gpt2", {"n_embd": 8, "n_layer": 1, "n_head": 1, "vocab_size": 420})
+    base.save(tmp_path / "base", tokenizer=tokenizer, eos_token_ids=(2, 5))
+    rows = [{"prompt": "it is", "completion": " so"}, {"prompt": "so it", "completion": " is"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = defaults()
+    with config.unlocked():
+        config.stages.sft = {
+            "base": str(tmp_path / "base"),
+            "data": {"train": str(tmp_path / "rows.jsonl"), "field": "prompt"},
+            "train": {"steps": 1, "batch_size": 8, "text_tokens": 16},
+        }
+        config.stages.sft.data.completion_field = "completion"
+    folder = pathlib.Path(stages.train(config, tmp_path / "work", "sft"))
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((folder / name).read_text())["eos_token_id"] == [2, 5]
+    stage = stages.read(config, "sft")
+    start = stages._from_base(stage, sources.read(tmp_path / "rows.jsonl"))
+    assert start.ends == ((2, 5), 5)
 
 
 def test_a_stage_that_begins_with_itself():

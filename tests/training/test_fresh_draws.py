@@ -17,6 +17,7 @@ from tests.training.tiny_task import (
 )
 from vbon_jax.config import constants
 from vbon_jax.data import formats, prompt_sets
+from vbon_jax.data.response_ids import Ends
 from vbon_jax.functional import cdf
 from vbon_jax.training import cached_batches, loop, methods, rollouts, step
 from vbon_jax.training.methods import bond, preferences
@@ -202,7 +203,7 @@ def test_given_pairs_are_read_with_their_end(tiny):
         places = [f"p.jsonl: line {number}" for number in range(1, len(rows) + 1)]
         return prompt_sets.build_pairs(
             formats.Preferences(*columns, places, "p.jsonl"),
-            tokenizer, eos_token_ids=(0,), new_tokens=10, longest=8, over_long=over_long,
+            tokenizer, ends=Ends((0,), 0), new_tokens=10, longest=8, over_long=over_long,
         )  # fmt: skip
 
     pairs = build(row)

@@ -4,12 +4,14 @@ Each function checks every row and gives lists of one length. An error names the
 place in it, the field and the remedy, and is raised before anything is computed.
 
 A text may be given as a conversation, a list of {"role", "content"} messages. The tokenizer's chat
-template renders it: a prompt ends where the answer begins, and an answer is the rest up to the end
-of its last message, without the template's mark of a turn's end (the EOS that training adds).
+template renders it: a prompt ends where the answer begins, and an answer is one message of the
+assistant, up to the token with which the template ends it (`response_ids` puts the EOS there).
 """
 
+import functools
 import itertools
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -22,6 +24,7 @@ Messages = list[dict[str, str]]
 _KEYS = ("role", "content")  # of a message
 _KNOWN = "content-of-the-last-message"
 ASSISTANT = "\n\nAssistant:"  # ends a prompt in the dialogues of Anthropic's HH data
+TURN = re.compile("\n\n(Human|Assistant):")  # begins a turn in them
 
 
 class Completions(NamedTuple):
@@ -42,14 +45,29 @@ class Preferences(NamedTuple):
     source: str
     tied: int = 0  # chosen is rejected, or their rewards are equal
     empty: int = 0  # one of the responses is empty
+    turns: int = 0  # one of the responses is more than an answer
+
+
+class MoreTurns(InputError):
+    """A response with other messages than one of the assistant."""
 
 
 # Prompts, texts, labels, completions --------------------------------------------------------------
 
 
-def texts(table: Table, *, name: str = "text", tokenizer: Any = None) -> list[str]:
-    """One text a row: as it is, or a whole conversation."""
-    return [_prompt(table, row, name, tokenizer, answer=False) for row in range(len(table.rows))]
+def texts(
+    table: Table, *, name: str = "text", tokenizer: Any = None, end: bool = True
+) -> list[str]:
+    """One text a row: as it is, or a whole conversation, without its last `end` where that says."""
+    render = functools.partial(_render, answer=False) if end else _to_the_end
+    return [_text(table, row, name, tokenizer, render) for row in range(len(table.rows))]
+
+
+def _text(table: Table, row: int, name: str, tokenizer: Any, render: Callable) -> str:
+    """A text as it is, or a conversation as `render` renders it."""
+    if isinstance(table.field(row, name), list):
+        return render(tokenizer, _messages(table, row, name), table.where(row))
+    return table.text(row, name)
 
 
 def columns(table: Table, *, without: str) -> dict[str, list]:
@@ -58,16 +76,25 @@ def columns(table: Table, *, without: str) -> dict[str, list]:
     return {name: [row.get(name) for row in table.rows] for name in names}
 
 
-def prompts(table: Table, *, name: str = "prompt", tokenizer: Any = None) -> list[str]:
-    """One prompt a row: a text, or a conversation that the answer is to continue."""
+def prompts(
+    table: Table, *, name: str = "prompt", tokenizer: Any = None, max_tokens: int = 0
+) -> list[str]:
+    """One prompt a row: a text, or a conversation that the answer is to continue.
+
+    InputError for a conversation of which only the first `max_tokens` would be read.
+    """
+    for row, place in enumerate(table.places):
+        if max_tokens and isinstance(table.field(row, name), list):
+            raise InputError(
+                f"{place}: field {name!r} is a conversation, of which data.max_tokens={max_tokens} "
+                "would keep the beginning alone; set data.max_tokens=0"
+            )
     return [_prompt(table, row, name, tokenizer) for row in range(len(table.rows))]
 
 
-def _prompt(table: Table, row: int, name: str, tokenizer: Any, *, answer: bool = True) -> str:
+def _prompt(table: Table, row: int, name: str, tokenizer: Any) -> str:
     """A text, or a conversation, up to where an answer begins."""
-    if isinstance(table.field(row, name), list):
-        return _render(tokenizer, _messages(table, row, name), table.where(row), answer=answer)
-    return table.text(row, name)
+    return _text(table, row, name, tokenizer, functools.partial(_render, answer=True))
 
 
 def labelled(
@@ -107,7 +134,12 @@ def completions(
 
 
 def preferences(
-    table: Table, *, tokenizer: Any = None, on_tie: str = "error", on_empty: str = "error"
+    table: Table,
+    *,
+    tokenizer: Any = None,
+    on_tie: str = "error",
+    on_empty: str = "error",
+    on_turns: str = "error",
 ) -> Preferences:
     """A prompt with a better and a worse response, each row, in one of these forms:
 
@@ -121,11 +153,18 @@ def preferences(
     With rewards (`chosen_reward` and `rejected_reward`, or `best_reward` and `worst_reward`) the
     better must not have the lower. A row whose responses or rewards are equal says nothing: it is
     refused, or with `on_tie="drop"` left out and counted; so is one with an empty response, by
-    `on_empty`. Raises InputError for any other row that is not in order, and where none is left.
+    `on_empty`, and one with a response of further turns, by `on_turns`. Raises InputError for any
+    other row that is not in order, and where none is left.
     """
-    kept, tied, empty = [], 0, 0
+    kept, tied, empty, turns = [], 0, 0, 0
     for row, place in enumerate(table.places):
-        prompt, better, worse = _pair(table, row, tokenizer)
+        try:
+            prompt, better, worse = _pair(table, row, tokenizer)
+        except MoreTurns as error:
+            turns += 1
+            if on_turns == "error":
+                raise InputError(f"{error}, or leave such rows out (pairs.on_turns=drop)") from None
+            continue
         if better == worse or _equal_rewards(table, row):
             tied += 1
             if on_tie == "error":
@@ -146,20 +185,23 @@ def preferences(
     if not kept:
         raise InputError(
             f"{table.source}: none of {len(table.rows)} pairs is left ({tied} with equal "
-            f"responses, {empty} with an empty one); give others"
+            f"responses, {empty} with an empty one, {turns} with further turns); give others"
         )
     lists = (list(column) for column in zip(*kept, strict=True))
-    return Preferences(*lists, source=table.source, tied=tied, empty=empty)
+    return Preferences(*lists, source=table.source, tied=tied, empty=empty, turns=turns)
 
 
-def read_pairs(settings: ConfigDict, tokenizer: Any) -> Preferences:
-    """The preferences that `config.pairs` (`settings`) names; the tokenizer may be None."""
-    table = sources.read(
-        settings.path, split=settings.split, columns=settings.columns, keep=settings.filter
-    )
-    return preferences(
-        table, tokenizer=tokenizer, on_tie=settings.on_tie, on_empty=settings.on_empty
-    )
+def read_pairs(settings: ConfigDict, tokenizer: Any, table: Table | None = None) -> Preferences:
+    """The preferences of a table, of what `config.pairs` (`settings`) names where none is given.
+
+    The tokenizer may be None.
+    """
+    if table is None:
+        table = sources.read(
+            settings.path, split=settings.split, columns=settings.columns, keep=settings.filter
+        )
+    choices = {name: settings[name] for name in ("on_tie", "on_empty", "on_turns")}
+    return preferences(table, tokenizer=tokenizer, **choices)
 
 
 # Pairs --------------------------------------------------------------------------------------------
@@ -199,6 +241,11 @@ def _dialogue(better: str, worse: str, where: str) -> tuple[str, str, str]:
             "give the prompt in its own field"
         )
     end += len(ASSISTANT)
+    if TURN.search(better, end) or TURN.search(worse, end):
+        raise MoreTurns(
+            f"{where}: chosen and rejected part before their last turn; put the turns that they "
+            "share into both"
+        )
     return better[:end], better[end:], worse[end:]
 
 
@@ -269,21 +316,76 @@ def _render(tokenizer: Any, messages: Messages, where: str, *, answer: bool) -> 
         ) from error
 
 
-def _answer(tokenizer: Any, before: Messages, after: Messages, where: str) -> str:
-    """The template's text of the messages that follow a prompt, up to their last content.
+class TemplateEnd(NamedTuple):
+    """How a chat template ends an answer."""
 
-    The mark of a turn's end is what the template puts behind a content that is known.
-    """
-    if not after or not after[-1]["content"].strip():
+    mark: str = ""  # what it writes behind the answer's content
+    text: str = ""  # the part of it that belongs to the answer: up to the token
+    token_id: int | None = None  # None where there is no such token
+
+
+def template_end(tokenizer: Any) -> TemplateEnd:
+    """How the tokenizer's chat template ends an answer; nothing where there is no template."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return TemplateEnd()
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        return _end(tokenizer, turns, tokenizer.name_or_path)
+    except InputError:  # a template for other conversations: each row's own error says so
+        return TemplateEnd()
+
+
+def _end(tokenizer: Any, messages: Messages, where: str) -> TemplateEnd:
+    """How the template ends the last of these messages."""
+    known = [*messages[:-1], messages[-1] | {"content": _KNOWN}]
+    mark = _render(tokenizer, known, where, answer=False).rpartition(_KNOWN)[2]
+    return _end_in(tokenizer, mark)
+
+
+@functools.lru_cache(maxsize=64)  # the same for every row of a table
+def _end_in(tokenizer: Any, mark: str) -> TemplateEnd:
+    """The first special token of a mark ends a turn, or else the first of the tokens added."""
+    tokens = [
+        (not token.special, mark.index(token.content), -len(token.content), index)
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.content.strip() and token.content in mark
+    ]
+    if not tokens:
+        return TemplateEnd(mark)
+    _, place, _, index = min(tokens)
+    return TemplateEnd(mark, mark[:place], index)
+
+
+def _to_the_end(tokenizer: Any, messages: Messages, where: str) -> str:
+    """The template's text of messages, up to the token with which it ends the last of them."""
+    whole = _render(tokenizer, messages, where, answer=False)
+    end = _end(tokenizer, messages, where)
+    if not whole.endswith(end.mark):
+        raise InputError(_not_continued(tokenizer, where))
+    return whole[: len(whole) - len(end.mark)] + end.text
+
+
+def _answer(tokenizer: Any, before: Messages, after: Messages, where: str) -> str:
+    """The template's text of the answer that follows a prompt; MoreTurns if it is not one."""
+    if not after:
+        return ""
+    if [message["role"] for message in after] != ["assistant"]:
+        roles = ", ".join(message["role"] for message in after)
+        raise MoreTurns(
+            f"{where}: an answer is one message of the assistant, and this has those of {roles}; "
+            "put earlier turns into the prompt and take later ones out"
+        )
+    if not after[0]["content"].strip():
         return ""
     prompt = _render(tokenizer, before, where, answer=True)
-    whole = _render(tokenizer, before + after, where, answer=False)
-    known = [*before, *after[:-1], after[-1] | {"content": _KNOWN}]
-    mark = _render(tokenizer, known, where, answer=False).rpartition(_KNOWN)[2]
-    end = len(whole) - len(mark)
-    if not whole.startswith(prompt) or not whole.endswith(mark) or end < len(prompt):
-        raise InputError(
-            f"{where}: the chat template of {tokenizer.name_or_path} does not continue the prompt "
-            "with the answer; give plain texts"
-        )
-    return whole[len(prompt) : end]
+    whole = _to_the_end(tokenizer, before + after, where)
+    if not whole.startswith(prompt):
+        raise InputError(_not_continued(tokenizer, where))
+    return whole[len(prompt) :]
+
+
+def _not_continued(tokenizer: Any, where: str) -> str:
+    return (
+        f"{where}: the chat template of {tokenizer.name_or_path} does not continue the prompt with "
+        "the answer; give plain texts"
+    )

@@ -5,14 +5,15 @@ Every choice is a pure function of a seed and of the row.
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vbon_jax import files
-from vbon_jax.data import formats, token_ids
+from vbon_jax.data import formats, response_ids, token_ids
+from vbon_jax.data.response_ids import Ends
 from vbon_jax.data.sources import Table
 from vbon_jax.data.token_ids import Ids
 from vbon_jax.functional import streams
@@ -96,9 +97,9 @@ def build_prompts(
 
 def _token_rows(table: Table, tokenizer: Any, settings: ConfigDict, seed: int) -> list[Ids]:
     """The token ids of each row's text, or of its beginning."""
-    texts = formats.prompts(table, name=settings.field, tokenizer=tokenizer)
-    rows = token_ids.prompt_ids(tokenizer, texts, table.places)
     least, most = settings.min_tokens, settings.max_tokens
+    texts = formats.prompts(table, name=settings.field, tokenizer=tokenizer, max_tokens=most)
+    rows = token_ids.prompt_ids(tokenizer, texts, table.places)
     if not most:
         return rows
     if least > most:
@@ -171,7 +172,7 @@ def build_pairs(
     given: formats.Preferences,
     tokenizer: Any,
     *,
-    eos_token_ids: Sequence[int],
+    ends: Ends,
     new_tokens: int,
     longest: int,
     over_long: str = "error",
@@ -181,11 +182,11 @@ def build_pairs(
     A prompt of more than `longest` tokens, or a response of more than `new_tokens`, is treated as
     `over_long` says: a prompt keeps its end, a response its beginning without the EOS. A row whose
     responses are then the same is left out. Raises InputError for an over-long row, an EOS inside a
-    response, an empty prompt without a BOS, and where no pair is left.
+    response, a text that cannot be tokenised, and where no pair is left.
     """
+    whole = response_ids.given_prompts(tokenizer, given.prompts, given.places)
     prompts, too_long = token_ids.fit(
-        token_ids.prompt_ids(tokenizer, given.prompts, given.places),
-        longest, over_long, [f"{place}: the prompt" for place in given.places],
+        whole, longest, over_long, [f"{place}: the prompt" for place in given.places],
         keep="end", prefix=token_ids.bos_prefix(tokenizer),
         remedy=f"{REMEDY}, or lower sampling.max_new_tokens",
     )  # fmt: skip
@@ -193,7 +194,7 @@ def build_pairs(
     for name, texts in (("chosen", given.chosen), ("rejected", given.rejected)):
         places = [f"{place}: field {name!r}" for place in given.places]
         responses, over = token_ids.fit(
-            token_ids.response_ids(tokenizer, texts, eos_token_ids, places),
+            response_ids.encode_responses(tokenizer, whole, texts, ends, places, ended=True),
             new_tokens, over_long, places, keep="beginning",
             remedy=f"{REMEDY}, or raise sampling.max_new_tokens",
         )  # fmt: skip

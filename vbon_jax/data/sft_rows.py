@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from vbon_jax.data import batching, formats, token_ids
+from vbon_jax.data import batching, formats, response_ids, token_ids
+from vbon_jax.data.response_ids import Ends
 from vbon_jax.data.sources import Table
 from vbon_jax.data.token_ids import Ids
 from vbon_jax.types import InputError, Sequences
@@ -48,20 +49,20 @@ def texts(config: ConfigDict, table: Table, tokenizer: Any) -> list[str]:
     return [*given.prompts, *given.chosen, *given.rejected]
 
 
-def build(config: ConfigDict, table: Table, tokenizer: Any, eos_token_ids: Sequence[int]) -> Rows:
+def build(config: ConfigDict, table: Table, tokenizer: Any, ends: Ends) -> Rows:
     """All rows of a table as the method of the configuration reads them, numpy arrays.
 
     `sft` reads a text (`data.field`), all of it learned but its first token, or a prompt with the
-    completion that is learned (`data.completion_field`), each with one EOS behind it.
+    completion that is learned (`data.completion_field`), each with one EOS (of `ends`) behind it.
     `reward_model` reads a text and its class (`data.label_field`), or, where that is "",
     preferences: a prompt with its better and with its worse response, as one text each. Rows have
     `train.text_tokens` tokens; what is longer is treated as `data.over_long` says, but that the
     end of a text of `sft` is always cut. Raises InputError for a row that cannot be used.
     """
     if config.method == "sft":
-        if not eos_token_ids:
+        if not ends.ids:
             raise InputError("sft: the policy's folder names no EOS token to end texts with")
-        rows, counts = _sft_rows(config, table, tokenizer, eos_token_ids)
+        rows, counts = _sft_rows(config, table, tokenizer, ends)
     elif config.data.label_field:
         rows, counts = _label_rows(config, table, tokenizer)
     else:
@@ -74,10 +75,7 @@ def build(config: ConfigDict, table: Table, tokenizer: Any, eos_token_ids: Seque
 
 
 def _preferences(config: ConfigDict, table: Table, tokenizer: Any) -> formats.Preferences:
-    pairs = config.pairs
-    return formats.preferences(
-        table, tokenizer=tokenizer, on_tie=pairs.on_tie, on_empty=pairs.on_empty
-    )
+    return formats.read_pairs(config.pairs, tokenizer, table)
 
 
 def _completions(config: ConfigDict, table: Table, tokenizer: Any) -> formats.Completions:
@@ -91,57 +89,68 @@ def _completions(config: ConfigDict, table: Table, tokenizer: Any) -> formats.Co
     )
 
 
-def _sft_rows(config: ConfigDict, table: Table, tokenizer: Any, eos_token_ids: Sequence[int]):
+def _sft_rows(config: ConfigDict, table: Table, tokenizer: Any, ends: Ends):
     block = config.train.text_tokens
     if config.data.completion_field:
         given = _completions(config, table, tokenizer)
-        return completion_rows(given, tokenizer, eos_token_ids, block, config.data.over_long)
-    whole = formats.texts(table, name=config.data.field, tokenizer=tokenizer)
-    return text_rows(whole, table.places, tokenizer, eos_token_ids, block)
+        return completion_rows(given, tokenizer, ends, block, config.data.over_long)
+    return text_rows(table, config.data.field, tokenizer, ends, block)
 
 
 def text_rows(
-    whole: Sequence[str],
-    places: Sequence[str],
-    tokenizer: Any,
-    eos_token_ids: Sequence[int],
-    block: int,
+    table: Table, field: str, tokenizer: Any, ends: Ends, block: int
 ) -> tuple[Sequences, dict[str, int]]:
     """Texts as sequences, and how many were cut: to `block` tokens, without EOS.
 
-    The first token, a BOS where the tokenizer puts one, is the prompt.
+    The first token, a BOS where the tokenizer puts one, is the prompt. A conversation keeps the
+    ends that its template writes behind earlier turns. InputError for an EOS inside of a text.
     """
-    prefix = token_ids.bos_prefix(tokenizer)
-    rows = []
-    for ids, place in zip(token_ids.plain_ids(tokenizer, whole), places, strict=True):
+    whole = formats.texts(table, name=field, tokenizer=tokenizer, end=False)
+    prefix, rows = token_ids.bos_prefix(tokenizer), []
+    for row, ids in enumerate(token_ids.plain_ids(tokenizer, whole)):
         ids = ids[1:] if prefix and ids[:1] == prefix else ids
-        rows.append(prefix + token_ids.with_eos(ids, eos_token_ids, place))
+        if isinstance(table.rows[row][field], list):
+            _check_contents(table.rows[row][field], tokenizer, ends, table.where(row))
+            rows.append(prefix + ids + response_ids.with_eos((), ends, table.where(row)))
+        else:
+            rows.append(prefix + response_ids.with_eos(ids, ends, table.where(row)))
     fitted, too_long = token_ids.fit(
-        rows, block, "truncate", places, keep="beginning", remedy=REMEDY
+        rows, block, "truncate", table.places, keep="beginning", remedy=REMEDY
     )
     return _sequences([1] * len(fitted), fitted, block), {"truncated": len(too_long)}
+
+
+def _check_contents(messages: formats.Messages, tokenizer: Any, ends: Ends, where: str) -> None:
+    """InputError where a message itself has the text of an EOS, which the template is to write."""
+    for place, message in enumerate(messages, start=1):
+        for end in tokenizer.convert_ids_to_tokens(list(ends.ids)):
+            if end is not None and end in message["content"]:
+                raise InputError(f"{where}: message {place} has {end!r} in its text; take it out")
 
 
 def completion_rows(
     given: formats.Completions,
     tokenizer: Any,
-    eos_token_ids: Sequence[int],
+    ends: Ends,
     block: int,
     over_long: str,
 ) -> tuple[Sequences, dict[str, int]]:
-    """Prompts with their completions and an EOS, tokenised apart, and what was left out.
+    """Prompts with their completions and an EOS, and what was left out.
 
     A pair of more than `block` tokens loses the beginning of its prompt and, where that is not
     enough, the end of its completion with the EOS ("truncate"), or as `over_long` says.
     """
     places = [f"{place}: the completion" for place in given.places]
-    completions = token_ids.response_ids(tokenizer, given.completions, eos_token_ids, places)
+    prompts = response_ids.given_prompts(tokenizer, given.prompts, given.places)
+    completions = response_ids.encode_responses(
+        tokenizer, prompts, given.completions, ends, places, ended=True
+    )
     after, over = token_ids.fit(
         completions, block - 1, over_long, places, keep="beginning", remedy=REMEDY
     )
     rooms = [block - len(ids or ()) for ids in after]
     before, over_too = token_ids.fit(
-        token_ids.prompt_ids(tokenizer, given.prompts, given.places), rooms, over_long,
+        prompts, rooms, over_long,
         [f"{place}: the prompt, beside its completion," for place in given.places],
         keep="end", prefix=token_ids.bos_prefix(tokenizer), remedy=REMEDY,
     )  # fmt: skip
@@ -173,9 +182,11 @@ def _preference_rows(config: ConfigDict, table: Table, tokenizer: Any):
         rows, over = _classifier_rows(config, tokenizer, joined, given.places, "end")
         sides.append(rows)
         too_long |= over
-    kept = [pair for pair in zip(*sides, strict=True) if None not in pair]
+    fitted = [pair for pair in zip(*sides, strict=True) if None not in pair]
+    kept = [pair for pair in fitted if pair[0] != pair[1]]
     arrays = [array for side in (0, 1) for array in _padded(config, [pair[side] for pair in kept])]
-    counts = token_ids.left_out(config.data.over_long, too_long) | {"tied": given.tied}
+    tied = given.tied + len(fitted) - len(kept)  # also those that are equal once they are cut
+    counts = token_ids.left_out(config.data.over_long, too_long) | {"tied": tied}
     return PreferenceRows(*arrays), counts
 
 

@@ -1,4 +1,4 @@
-"""Texts as token ids: the BOS, the EOS, and one rule for what is too long."""
+"""Texts as token ids: the BOS, and one rule for what is too long."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,32 +35,6 @@ def plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
     """Token ids of texts without special tokens."""
     rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return [tuple(ids) for ids in rows]
-
-
-def split_eos(ids: Sequence[int], eos_token_ids: Sequence[int], place: str) -> tuple[Ids, Ids]:
-    """A response's tokens before its EOS, and the EOS, () where it has none.
-
-    Raises InputError, at `place`, for an EOS before the end.
-    """
-    ends = bool(len(ids)) and ids[-1] in eos_token_ids
-    before, eos = (tuple(ids[:-1]), tuple(ids[-1:])) if ends else (tuple(ids), ())
-    if set(before) & set(eos_token_ids):
-        raise InputError(f"{place} has an end-of-text token before its end; take it out")
-    return before, eos
-
-
-def with_eos(ids: Sequence[int], eos_token_ids: Sequence[int], place: str) -> Ids:
-    """A response's tokens with one EOS behind them: its own, else the first of the EOS ids."""
-    before, eos = split_eos(ids, eos_token_ids, place)
-    return before + (eos or tuple(eos_token_ids[:1]))
-
-
-def response_ids(
-    tokenizer: Any, texts: Sequence[str], eos_token_ids: Sequence[int], places: Sequence[str]
-) -> list[Ids]:
-    """Token ids of given responses, each `with_eos`."""
-    rows = plain_ids(tokenizer, texts)
-    return [with_eos(ids, eos_token_ids, place) for ids, place in zip(rows, places, strict=True)]
 
 
 def fit(

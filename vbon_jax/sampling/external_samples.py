@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from vbon_jax import files
-from vbon_jax.data import batching, prompt_sets, sources, token_ids
+from vbon_jax.data import batching, prompt_sets, response_ids, sources, token_ids
+from vbon_jax.data.response_ids import Ends
 from vbon_jax.data.token_ids import Ids
 from vbon_jax.types import InputError, Responses
 
@@ -47,14 +48,14 @@ def read(
     *,
     samples_per_prompt: int,
     new_tokens: int,
-    eos_token_ids: Ids,
+    ends: Ends,
     truncate: bool = False,
 ) -> Imported:
     """The M = `samples_per_prompt` samples that a file has for each of `prompts`.
 
-    The file may have other prompts too. A response is its tokens, or its text tokenised by itself.
-    It ends with an EOS (its own, or the first of `eos_token_ids`) unless it is not finished, or
-    there is no room for one in `new_tokens`, as for a sampler that stops there. One of more tokens
+    The file may have other prompts too. A response is its tokens, or its text behind the prompt.
+    It ends with an EOS (its own, or the one that is written) unless it is not finished, or there is
+    no room for one in `new_tokens`, as for a sampler that stops there. One of more tokens
     is cut where `truncate` says so. Log-probabilities are 0.
 
     Raises InputError, with file and row, for a prompt that is missing or there twice, and a field
@@ -75,15 +76,15 @@ def read(
             f"{table.source}: its rows have no responses, response_tokens or rewards; add one"
         )
     if texts is not None:
-        tokens = [token_ids.plain_ids(tokenizer, of_prompt) for of_prompt in texts]
+        tokens = _encoded(texts, prompts, tokenizer, ends, [table.where(row) for row in rows])
     if tokens is None:
         ended = [((), False, False)] * (len(rows) * samples_per_prompt)
     else:
         finished = finished or [[None] * samples_per_prompt] * len(rows)
         ended = [
-            _ended(ids, ends, table.where(row), new_tokens, eos_token_ids, truncate)
+            _ended(ids, complete, table.where(row), new_tokens, ends, truncate)
             for row, *of_prompt in zip(rows, tokens, finished, strict=True)
-            for ids, ends in zip(*of_prompt, strict=True)
+            for ids, complete in zip(*of_prompt, strict=True)
         ]
     places = [table.places[row] for row in rows]
     truncated = sum(cut for _, _, cut in ended)
@@ -191,16 +192,38 @@ def _checked_ids(value: Any, where: str, tokenizer: Any) -> list[int]:
 # Responses ----------------------------------------------------------------------------------------
 
 
+def _encoded(
+    texts: list[list[str]],
+    prompts: prompt_sets.PromptSet,
+    tokenizer: Any,
+    ends: Ends,
+    places: list[str],
+) -> list[list[Ids]]:
+    """The token ids of each prompt's responses."""
+    count = len(texts[0])
+    ids = response_ids.encode_responses(
+        tokenizer,
+        [tuple(prompt) for prompt in prompts.token_ids for _ in range(count)],
+        [text for of_prompt in texts for text in of_prompt],
+        ends,
+        [f"{place}: response {n}" for place in places for n in range(1, count + 1)],
+        ended=False,
+    )
+    return [ids[start : start + count] for start in range(0, len(ids), count)]
+
+
 def _ended(
     ids: Sequence[int],
     finished: bool | None,
     where: str,
     new_tokens: int,
-    eos: Ids,
+    ends: Ends,
     truncate: bool,
 ) -> tuple[Ids, bool, bool]:
     """A response's tokens with its EOS, whether it has one, and whether it was cut."""
-    words, end = token_ids.split_eos(ids, eos, where)
+    words, eos = response_ids.split_eos(ids, ends, where)
+    if eos and finished is False:
+        raise InputError(f"{where}: a response has an EOS and is not finished; correct the one")
     if len(words) > new_tokens:
         if not truncate:
             raise InputError(
@@ -208,10 +231,10 @@ def _ended(
                 "sampling.max_new_tokens, or set data.over_long to truncate"
             )
         return words[:new_tokens], False, True
-    ends = bool(eos) and finished is not False and len(words) < new_tokens
-    if not ends and not words:
+    complete = bool(ends.ids) and finished is not False and len(words) < new_tokens
+    if not complete and not words:
         raise InputError(f"{where}: a response without an end is empty; take it out")
-    return words + ((end or eos[:1]) if ends else ()), ends, False
+    return response_ids.with_eos(ids, ends, where) if complete else words, complete, False
 
 
 # Rewards ------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from vbon_jax import config
 from vbon_jax.config import Key
-from vbon_jax.data import batching, formats, sources, token_ids
+from vbon_jax.data import batching, formats, response_ids, sources, token_ids
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.functional import streams
 from vbon_jax.models.huggingface import model_folder
@@ -141,7 +141,7 @@ def load(options: ConfigDict, tokenizer: Any) -> Generator:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
-        eos_token_ids=model_folder.eos_token_ids(checkpoint, tokenizer, options.model),
+        eos_token_ids=response_ids.response_ends(checkpoint, tokenizer, options.model).ids,
     )
     has_reward = options.reward.path or options.reward.function
     reward = rewards.load(options.reward) if has_reward else None

@@ -6,28 +6,31 @@ No EOS is added: what is scored is the text that is given.
 import numpy as np
 import tqdm
 
-from vbon_jax.data import batching, sources, token_ids
+from vbon_jax.data import batching, response_ids, sources
 from vbon_jax.data.token_ids import Ids
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.models.log_probs import response_log_probs
 from vbon_jax.types import InputError, Sequences
 
 
-def encode(table: sources.Table, tokenizer, *, longest: int) -> list[tuple[Ids, Ids]]:
-    """Token ids of each row's prompt and response, tokenised apart, as the sampler would have.
+def encode(
+    table: sources.Table, tokenizer, ends: response_ids.Ends, *, longest: int
+) -> list[tuple[Ids, Ids]]:
+    """Token ids of each row's prompt and response.
 
-    InputError for a row of more than `longest` tokens, one without these texts, and an empty prompt
-    where the tokenizer has no BOS.
+    InputError for a row of more than `longest` tokens, one without these texts, a response that
+    cannot be tokenised or has an EOS before its end, and an empty prompt where there is no BOS.
     """
     texts = [
         (table.text(row, "prompt"), table.text(row, "response")) for row in range(len(table.rows))
     ]
     prompts, responses = zip(*texts, strict=True)
-    pairs = list(zip(
-        token_ids.prompt_ids(tokenizer, prompts, table.places),
-        token_ids.plain_ids(tokenizer, responses),
-        strict=True,
-    ))  # fmt: skip
+    prompts = response_ids.given_prompts(tokenizer, prompts, table.places)
+    places = [f"{place}: the response" for place in table.places]
+    encoded = response_ids.encode_responses(
+        tokenizer, prompts, responses, ends, places, ended=False
+    )
+    pairs = list(zip(prompts, encoded, strict=True))
     for (prompt, response), place in zip(pairs, table.places, strict=True):
         if len(prompt) + len(response) > longest:
             raise InputError(

@@ -36,7 +36,12 @@ def check(config: ConfigDict, runs: list[Run]) -> Tables:
     tokenizer = _tokenizer(config, config.policy.path)
     tables = _tables(config)
     for table in tables.values():
-        formats.prompts(table, name=config.data.field, tokenizer=tokenizer)
+        formats.prompts(
+            table,
+            name=config.data.field,
+            tokenizer=tokenizer,
+            max_tokens=config.data.max_tokens,
+        )
     for run_config in _with_given_pairs(runs):
         formats.read_pairs(run_config.pairs, tokenizer)
     return tables

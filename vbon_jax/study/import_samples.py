@@ -36,7 +36,7 @@ def import_cache(
         materials.tokenizer,
         samples_per_prompt=config.references.samples_per_prompt,
         new_tokens=config.sampling.max_new_tokens,
-        eos_token_ids=materials.sampling.eos_token_ids,
+        ends=materials.ends,
         truncate=config.data.over_long == "truncate",
     )
     _check(imported, split, materials.scorer(prompts), rescore=rescore)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from vbon_jax.data import formats, prompt_sets, sources
+from vbon_jax.data import formats, prompt_sets, response_ids, sources
 from vbon_jax.models import lora
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
@@ -34,6 +34,7 @@ class Materials(NamedTuple):
     reward: rewards.Reward
     train_prompts: prompt_sets.PromptSet
     eval_prompts: prompt_sets.PromptSet
+    ends: response_ids.Ends  # of a response
     sampling: sampler.Sampling
 
     def scorer(self, prompts: prompt_sets.PromptSet) -> Callable:
@@ -51,8 +52,7 @@ def load(
     checkpoint, tokenizer = load_network(config, models.policy, kind="decoder")
     model = dataclasses.replace(checkpoint.config, dtype=config.policy.dtype)
     checkpoint = checkpoint._replace(config=model)
-    eos_token_ids = model_folder.eos_token_ids(checkpoint, tokenizer, models.policy)
-    sampling = make_sampling(config, eos_token_ids)
+    ends = response_ids.response_ends(checkpoint, tokenizer, models.policy)
     train_prompts, eval_prompts = _prompts(config, tables, tokenizer, model)
     reward = rewards.load(config.reward, models.reward)
     for prompts in (train_prompts, eval_prompts):
@@ -67,7 +67,8 @@ def load(
         reward=reward,
         train_prompts=train_prompts,
         eval_prompts=eval_prompts,
-        sampling=sampling,
+        ends=ends,
+        sampling=make_sampling(config, ends),
     )
 
 
@@ -81,12 +82,12 @@ def load_network(
     return checkpoint._replace(config=model, params=params), tokenizer
 
 
-def make_sampling(config: ConfigDict, eos_token_ids: tuple[int, ...]) -> sampler.Sampling:
+def make_sampling(config: ConfigDict, ends: response_ids.Ends) -> sampler.Sampling:
     """How responses are drawn."""
     return sampler.Sampling(
         max_new_tokens=config.sampling.max_new_tokens,
         temperature=config.sampling.temperature,
-        eos_token_ids=eos_token_ids,
+        eos_token_ids=ends.ids,
     )
 
 
@@ -107,21 +108,21 @@ def _prompts(
 def given_pairs(config: ConfigDict, materials: Materials) -> prompt_sets.PairSet:
     """The preference pairs of `pairs.path`."""
     given = formats.read_pairs(config.pairs, materials.tokenizer)
-    if not materials.sampling.eos_token_ids:
+    if not materials.ends.ids:
         raise InputError(
             f"{materials.models.policy}: no EOS token, which every given response ends with"
         )
     pairs = prompt_sets.build_pairs(
         given,
         materials.tokenizer,
-        eos_token_ids=materials.sampling.eos_token_ids,
+        ends=materials.ends,
         new_tokens=config.sampling.max_new_tokens,
         longest=materials.checkpoint.config.max_positions - config.sampling.max_new_tokens,
         over_long=config.data.over_long,
     )
     logger.info(
         f"{len(pairs.prompt_ids)} pairs in {given.source} ({pairs.tied} with equal responses left "
-        f"out, {given.empty} with an empty one, {pairs.truncated} truncated, {pairs.dropped} "
-        "dropped)"
+        f"out, {given.empty} with an empty one, {given.turns} with further turns, "
+        f"{pairs.truncated} truncated, {pairs.dropped} dropped)"
     )
     return pairs

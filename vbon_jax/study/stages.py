@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.config import defaults, flat, get, identity, owner, set_key, unread
-from vbon_jax.data import sft_rows, sources, tokenizers
+from vbon_jax.data import response_ids, sft_rows, sources, tokenizers
 from vbon_jax.functional import streams
 from vbon_jax.models import classifier, decoder, lora
 from vbon_jax.models.encoder import EncoderConfig
@@ -50,7 +50,7 @@ class Start(NamedTuple):
     params: Params
     tokenizer: Any
     settings: dict[str, Any]  # of its config.json
-    eos_token_ids: tuple[int, ...]
+    ends: response_ids.Ends  # of a text
 
 
 # --------------------------------------------------------------------------------- configuration
@@ -211,7 +211,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
     if artifact.begin(resumes=(folder / "run").exists()):
         start = _from_base(stage, table) if stage.base else _fresh(stage, table)
         mesh = sharding.config_mesh(run)
-        batch = sft_rows.build(run, table, start.tokenizer, start.eos_token_ids)
+        batch = sft_rows.build(run, table, start.tokenizer, start.ends)
         held_out = _held_out(run, start)
         task = methods.Task(config=run, model=start.model, mesh=mesh, rows=batch)
         loop.run(run, folder / "run", task, start.params, inputs={})
@@ -221,7 +221,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
             model, params = lora.merge(model, params)
         model_folder.save(
             folder / "model", model, params, settings=start.settings,
-            tokenizer=start.tokenizer, eos_token_ids=start.eos_token_ids,
+            tokenizer=start.tokenizer, eos_token_ids=start.ends.ids,
         )  # fmt: skip
         _report(folder, run, model, params, held_out, name)
         artifact.finish()
@@ -233,7 +233,7 @@ def _held_out(run: ConfigDict, start: Start) -> sft_rows.Rows | None:
     if not run.data.eval:
         return None
     table = sources.read_split(run.data, "eval")
-    held_out = sft_rows.build(run, table, start.tokenizer, start.eos_token_ids)
+    held_out = sft_rows.build(run, table, start.tokenizer, start.ends)
     if len(held_out[0]) < 2:
         raise InputError(
             f"{table.source}: one held-out row is left, which gives no interval; give more rows"
@@ -296,8 +296,8 @@ def _from_base(stage: Stage, table: sources.Table) -> Start:
         model, params = decoder.with_score(model, params, _labels(stage, table), key)
     _check_positions(run, model, stage.base)
     model, params = lora.with_adapters(run, model, params, stage.base)
-    eos = model_folder.eos_token_ids(checkpoint, tokenizer, stage.base)
-    return Start(model, params, tokenizer, checkpoint.settings, eos)
+    ends = response_ids.response_ends(checkpoint, tokenizer, stage.base)
+    return Start(model, params, tokenizer, checkpoint.settings, ends)
 
 
 def _fresh(stage: Stage, table: sources.Table) -> Start:
@@ -315,7 +315,8 @@ def _fresh(stage: Stage, table: sources.Table) -> Start:
     _check_positions(run, model, stage.where)
     seed = run.seed if stage.init_seed is None else stage.init_seed
     params = classifier.init(model, streams.key("fresh network", seed))
-    return Start(model, params, tokenizer, settings, () if eos is None else (eos,))
+    ends = response_ids.Ends(() if eos is None else (eos,), eos)
+    return Start(model, params, tokenizer, settings, ends)
 
 
 def _check_positions(run: ConfigDict, model: classifier.Config, where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vbon_jax.data import batching, prompt_sets, sft_rows, sources
+from vbon_jax.data import batching, prompt_sets, response_ids, sft_rows, sources
 from vbon_jax.models import lora
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import caches, evaluate, materials, plan
@@ -98,8 +98,8 @@ def text_inputs(run: Run, models: ModelPaths, tables: Mapping[str, sources.Table
             f"train.text_tokens={config.train.text_tokens}, but {path} takes "
             f"{checkpoint.config.max_positions} positions; give at most that"
         )
-    eos_token_ids = model_folder.eos_token_ids(checkpoint, tokenizer, path)
-    rows = sft_rows.build(config, tables["train"], tokenizer, eos_token_ids)
+    ends = response_ids.response_ends(checkpoint, tokenizer, path)
+    rows = sft_rows.build(config, tables["train"], tokenizer, ends)
     mesh = sharding.config_mesh(config)
     task = methods.Task(config=config, model=checkpoint.config, mesh=mesh, rows=rows)
     digest = hashlib.sha256()

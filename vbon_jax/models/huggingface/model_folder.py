@@ -214,8 +214,9 @@ def _written_settings(
     # All special tokens' ids: transformers would fill in its own where one is absent.
     written |= {name: settings.get(name, getattr(tokenizer, name, None)) for name in TOKEN_FIELDS}
     if eos_token_ids is not None:
-        one = len(eos_token_ids) == 1
-        written["eos_token_id"] = eos_token_ids[0] if one else list(eos_token_ids) or None
+        # transformers writes one id as a number, and several as a list.
+        (*several,) = eos_token_ids
+        written["eos_token_id"] = several.pop() if len(several) == 1 else several or None
     described = config_of(written, labels=config.labels, source=CONFIG_FILE)
     if dataclasses.replace(config, dtype=described.dtype) != described:
         raise ValueError(f"the settings describe {described}, the config is {config}")
@@ -312,22 +313,6 @@ def load_tokenizer(path: Path) -> Any:
             f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {reason}); "
             "save it again with a current transformers"
         ) from error
-
-
-def eos_token_ids(checkpoint: Checkpoint, tokenizer: Any, path: Path) -> tuple[int, ...]:
-    """The ids that end a response: the folder's, else its tokenizer's; () where neither has one.
-
-    Raises InputError, naming the folder `path`, for an id outside of the vocabulary.
-    """
-    ids = checkpoint.eos_token_ids
-    if not ids and tokenizer.eos_token_id is not None:
-        ids = (tokenizer.eos_token_id,)
-    if any(token >= checkpoint.config.vocab_size for token in ids):
-        raise InputError(
-            f"{path}: eos_token_id {list(ids)} is outside of the vocabulary of "
-            f"{checkpoint.config.vocab_size}; correct {GENERATION_FILE} or {CONFIG_FILE}"
-        )
-    return tuple(ids)
 
 
 def check_vocabulary(tokenizer: Any, config: Config, path: Path) -> None:
