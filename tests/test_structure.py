@@ -47,8 +47,8 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "cli": 190,
     "functional": 1330,
     "models": 2760,
-    "data": 1520,
-    "sampling": 1570,
+    "data": 1800,
+    "sampling": 1590,
     "training": 1980,
     "evaluation": 1690,
     "workdir": 470,
@@ -57,7 +57,7 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "exact": 1230,
     "experiments": 540,
     "configs": 480,
-    "tests": 13_240,
+    "tests": 13_780,
 }
 
 
