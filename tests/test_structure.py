@@ -166,8 +166,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 17_620
-    assert code <= 11_710
+    assert whole <= 17_890
+    assert code <= 11_890
     assert documented >= 2_200
 
 
