@@ -18,7 +18,7 @@ logger = logging.getLogger("vbon_jax")
 def collect(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Both caches, training and held-out."""
     tables = check.check(config, plan.plan(config, workdir))
-    models = stages.make(config, workdir)  # trains those that are missing
+    models = stages.make(config, workdir, ("policy", "reward"))  # trains those that are missing
     shared = materials.load(config, workdir, models, tables)
     for split in ("train", "eval"):
         caches.build(shared, split)

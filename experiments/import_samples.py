@@ -34,7 +34,7 @@ def main() -> None:
     if bool(SAMPLES.value) == bool(PROMPTS.value):
         raise InputError("give either --samples, a file to import, or --prompts, a file to write")
     tables = check.check(config, [plan.single(config, workdir)])
-    models = stages.make(config, workdir)  # trains those that are missing
+    models = stages.make(config, workdir, ("policy", "reward"))  # trains those that are missing
     shared = materials.load(config, workdir, models, tables)
     if PROMPTS.value:
         prompts = caches.prompts_of(shared, SPLIT.value)

@@ -23,7 +23,6 @@ def main() -> None:
     table = sources.read(INPUT.value)
     checkpoint = model_folder.load(MODEL.value, kind="decoder")
     tokenizer = model_folder.load_tokenizer(MODEL.value)
-    model_folder.check_vocabulary(tokenizer, checkpoint.config, MODEL.value)
     ends = response_ids.response_ends(checkpoint, tokenizer, MODEL.value)
     pairs = scoring.encode(table, tokenizer, ends, longest=checkpoint.config.max_positions)
     scored = scoring.score(checkpoint, pairs, batch=BATCH.value)

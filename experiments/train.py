@@ -21,11 +21,11 @@ def train_one(config: ConfigDict, workdir: pathlib.Path) -> None:
     run = plan.single(config, workdir)
     if run.method.reads_text:
         tables = check.check_text(config, run)
-        models = stages.make(config, workdir)  # trains those that are missing
+        models = stages.make(config, workdir, (run.method.model,))  # trains it where it is missing
         inputs = text_inputs(run, models, tables)
     else:
         tables = check.check(config, [run])
-        models = stages.make(config, workdir)
+        models = stages.make(config, workdir, ("policy", "reward"))
         shared = materials.load(config, workdir, models, tables)
         caches.build(shared, *caches.read_by([run]))  # samples and scores
         inputs = policy_inputs(run, shared)

@@ -46,18 +46,18 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "config": 570,
     "cli": 190,
     "functional": 1330,
-    "models": 2760,
-    "data": 1800,
-    "sampling": 1590,
-    "training": 1980,
+    "models": 2895,
+    "data": 1930,
+    "sampling": 1600,
+    "training": 1985,
     "evaluation": 1690,
     "workdir": 470,
-    "study": 1520,
+    "study": 1545,
     "report": 1550,
     "exact": 1230,
     "experiments": 540,
     "configs": 480,
-    "tests": 13_780,
+    "tests": 14_200,
 }
 
 
@@ -166,8 +166,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 17_890
-    assert code <= 11_890
+    assert whole <= 18_195
+    assert code <= 12_120
     assert documented >= 2_200
 
 

@@ -111,12 +111,19 @@ def test_labels_are_whole_numbers():
         ("1", "field 'label' is str, not int; correct"),
         (True, "field 'label' is bool, not int"),
         (1.0, "field 'label' is float, not int"),
-        (-1, "field 'label' is -1; classes begin at 0"),
+        (-1, "field 'label' is -1, and the classifier's classes are 0 to 999; number them from 0"),
+        (2**40, "field 'label' is 1099511627776, and"),
+        (10**7, "field 'label' is 10000000, and"),
+        (None, "field 'label' is NoneType, not int"),
     ):
         with pytest.raises(InputError, match=f"f.jsonl: line 1: {message}"):
             formats.labelled(table({"text": "a", "label": value}))
-    with pytest.raises(InputError, match="field 'label' is str, not int"):
-        formats.labelled(table({"text": "a", "label": "1.0"}, textual=True))
+    for value in ("1.0", "9" * 5000):
+        with pytest.raises(InputError, match="field 'label' is str, not int"):
+            formats.labelled(table({"text": "a", "label": value}, textual=True))
+    one_to_two = table({"text": "a", "label": 1}, {"text": "b", "label": 2})
+    with pytest.raises(InputError, match=r"line 2: field 'label' is 2, .* classes are 0 to 1;"):
+        formats.labelled(one_to_two, classes=2)
 
 
 def test_completions(tokenizer):

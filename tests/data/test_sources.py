@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.cases import rows as cases
+from tests.tiny_config import check_refusal
 from vbon_jax.config import defaults
 from vbon_jax.data import formats, sources
 from vbon_jax.types import InputError
@@ -150,12 +152,14 @@ def test_a_path_is_a_file_or_a_folder_with_one(tmp_path):
         sources.read(tmp_path, split="eval")
     for name in ("train", "validation", "test", "other"):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"name": name}])
-    write_csv(tmp_path / "train.csv")
     assert sources.read(tmp_path).rows == [{"name": "train"}]
     assert sources.read(tmp_path, split="eval").rows == [{"name": "test"}]
     assert sources.read(tmp_path, split="other").rows == [{"name": "other"}]
     file = tmp_path / "validation.jsonl"
     assert sources.read(file, split="eval").source == str(file)
+    write_csv(tmp_path / "train.csv")
+    words = (str(tmp_path), "train more than once", "train.jsonl, train.csv", "remove what is old")
+    check_refusal(lambda: sources.read(tmp_path), *words)
 
 
 @pytest.mark.parametrize("folder", [".", "data"])
@@ -167,6 +171,16 @@ def test_the_parts_of_a_split_are_read_in_their_order(tmp_path, folder):
     table = sources.read(tmp_path)
     assert table.rows == CONTENT
     assert table.where(4).endswith("(2 parts from train-00000-of-00002.parquet): row 5")
+
+
+@pytest.mark.parametrize("name", cases.SPLITS)
+def test_a_split_is_whole_and_there_once(tmp_path, name):
+    parts, words = cases.SPLITS[name]
+    for part in parts:
+        cases.write_parquet(tmp_path / f"{part}.parquet", part)
+    check_refusal(lambda: sources.read(tmp_path), str(tmp_path), *words.split(" | "))
+    file = tmp_path / f"{parts[0]}.parquet"
+    assert sources.read(file).rows == [{"text": parts[0]}]  # that part and no other was asked for
 
 
 def test_parts_of_the_hub_are_made_by_the_hub(hub):
@@ -250,7 +264,6 @@ def test_nothing_is_imported_for_a_file(tmp_path):
             r"row 2 has 1 cells under a header of 2 \(text, label\)",
         ),
         ("a.csv", b"text,label\na,1\nb,2,3\n", r"row 2 has 3 cells under a header of 2"),
-        ("a.csv", b"text,text\na,1\n", "the header .* does not name each column once"),
         ("a.csv", b'text\na\n"b\n', r"row 2 cannot be read \(.*\); save the file as CSV in UTF-8"),
         (
             "a.csv",
@@ -272,10 +285,30 @@ def test_bad_files_are_named(tmp_path, name, content, message):
     assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", cases.FILES)
+def test_rows_that_cannot_be_read_are_named(tmp_path, name):
+    content, words = cases.FILES[name]
+    (tmp_path / name).write_bytes(content)
+    check_refusal(lambda: sources.read(tmp_path / name), str(tmp_path / name), *words.split(" | "))
+
+
+@pytest.mark.parametrize("name", cases.bad_columns())
+def test_columns_that_cannot_be_read_are_named(tmp_path, name):
+    content, words = cases.bad_columns()[name]
+    file = tmp_path / f"{name}.parquet"
+    pq.write_table(content, file)
+    check_refusal(lambda: sources.read(file), str(file), *words.split(" | "))
+
+
+@pytest.mark.parametrize("name", cases.READ_WELL)
+def test_rows_that_look_as_bad_and_are_not(tmp_path, name):
+    (tmp_path / name).write_bytes(cases.READ_WELL[name])
+    assert sources.read(tmp_path / name).rows == [{"text": "a", "label": "1"}]
+
+
 def test_a_byte_order_mark_is_no_name(tmp_path):
-    for name, content in (("a.csv", "text\nb\n"), ("a.jsonl", '{"text": "b"}')):
-        (tmp_path / name).write_text(content, encoding="utf-8-sig")
-        assert sources.read(tmp_path / name).rows == [{"text": "b"}]
+    (tmp_path / "a.jsonl").write_text('{"text": "b"}', encoding="utf-8-sig")
+    assert sources.read(tmp_path / "a.jsonl").rows == [{"text": "b"}]
 
 
 def test_a_cell_may_be_long(tmp_path):

@@ -23,6 +23,7 @@ from vbon_jax.types import InputError
 Messages = list[dict[str, str]]
 _KEYS = ("role", "content")  # of a message
 _KNOWN = "content-of-the-last-message"
+MOST_CLASSES = 1000  # of a head that is made for the labels of rows
 ASSISTANT = "\n\nAssistant:"  # ends a prompt in the dialogues of Anthropic's HH data
 TURN = re.compile("\n\n(Human|Assistant):")  # begins a turn in them
 
@@ -98,18 +99,21 @@ def _prompt(table: Table, row: int, name: str, tokenizer: Any) -> str:
 
 
 def labelled(
-    table: Table, *, name: str = "text", label: str = "label"
+    table: Table, *, name: str = "text", label: str = "label", classes: int = MOST_CLASSES
 ) -> tuple[list[str], list[int]]:
-    """One text a row, and the number of its class, a whole number from 0."""
+    """One text a row, and the number of its class, a whole number from 0 and below `classes`."""
     labels = []
     for row in range(len(table.rows)):
         value = table.field(row, label)
-        if table.textual and re.fullmatch(r"\d+", str(value)):
+        if table.textual and re.fullmatch(r"\d{1,18}", str(value)):
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise InputError(table.wrong_type(row, label, "int"))
-        if value < 0:
-            raise InputError(f"{table.where(row)}: field {label!r} is {value}; classes begin at 0")
+        if not 0 <= value < classes:
+            raise InputError(
+                f"{table.where(row)}: field {label!r} is {str(value)[:20]}, and the classifier's "
+                f"classes are 0 to {classes - 1}; number them from 0, or give another classifier"
+            )
         labels.append(value)
     return texts(table, name=name), labels
 

@@ -34,15 +34,10 @@ def response_ends(checkpoint: Any, tokenizer: Any, path: Any) -> Ends:
 
     Behind a given response comes the one that the chat template writes behind an answer, else the
     tokenizer's EOS, else the first. A warning names an end of the template or the tokenizer that
-    is not one of the folder's. Raises InputError for an id outside of the vocabulary.
+    is not one of the folder's.
     """
     own, template = tokenizer.eos_token_id, formats.template_end(tokenizer).token_id
     ids = checkpoint.eos_token_ids or (() if own is None else (own,))
-    if any(token >= checkpoint.config.vocab_size for token in ids):
-        raise InputError(
-            f"{path}: eos_token_id {list(ids)} is outside of the vocabulary of "
-            f"{checkpoint.config.vocab_size}; correct generation_config.json or config.json"
-        )
     preferred = {"the chat template": template, "the tokenizer": own}
     candidates = [token for token in (*preferred.values(), *ids) if token in ids]
     written = candidates[0] if candidates else None

@@ -37,19 +37,37 @@ class PreferenceRows(NamedTuple):
 Rows = Sequences | LabelRows | PreferenceRows
 
 
-def texts(config: ConfigDict, table: Table, tokenizer: Any) -> list[str]:
-    """Every text of a table that the method reads; with a tokenizer conversations too."""
+def texts(
+    config: ConfigDict, table: Table, tokenizer: Any, labels: Sequence[str] = ()
+) -> list[str]:
+    """Every text of a table that the method reads; with a tokenizer conversations too.
+
+    `labels` are those of the classifier, () for a head that is made for these rows.
+    """
     fields = config.data
     if config.method == "sft" and fields.completion_field:
         given = _completions(config, table, tokenizer)
         return [*given.prompts, *given.completions]
-    if config.method == "sft" or fields.label_field:
+    if config.method == "sft":
         return formats.texts(table, name=fields.field, tokenizer=tokenizer)
+    if fields.label_field:
+        return labelled(config, table, labels)[0]
     given = _preferences(config, table, tokenizer)
     return [*given.prompts, *given.chosen, *given.rejected]
 
 
-def build(config: ConfigDict, table: Table, tokenizer: Any, ends: Ends) -> Rows:
+def labelled(
+    config: ConfigDict, table: Table, labels: Sequence[str] = ()
+) -> tuple[list[str], list[int]]:
+    """The texts of a table and the numbers of their classes, one of `labels` each (see `texts`)."""
+    fields = config.data
+    classes = len(labels) or formats.MOST_CLASSES
+    return formats.labelled(table, name=fields.field, label=fields.label_field, classes=classes)
+
+
+def build(
+    config: ConfigDict, table: Table, tokenizer: Any, ends: Ends, labels: Sequence[str] = ()
+) -> Rows:
     """All rows of a table as the method of the configuration reads them, numpy arrays.
 
     `sft` reads a text (`data.field`), all of it learned but its first token, or a prompt with the
@@ -64,7 +82,7 @@ def build(config: ConfigDict, table: Table, tokenizer: Any, ends: Ends) -> Rows:
             raise InputError("sft: the policy's folder names no EOS token to end texts with")
         rows, counts = _sft_rows(config, table, tokenizer, ends)
     elif config.data.label_field:
-        rows, counts = _label_rows(config, table, tokenizer)
+        rows, counts = _label_rows(config, table, tokenizer, labels)
     else:
         rows, counts = _preference_rows(config, table, tokenizer)
     if not len(rows[0]):
@@ -165,10 +183,10 @@ def _sequences(prompt_lengths: list[int], rows: Sequence[Ids], block: int) -> Se
     return Sequences(tokens_st, np.asarray(prompt_lengths, np.int32), lengths_s)
 
 
-def _label_rows(config: ConfigDict, table: Table, tokenizer: Any):
-    whole, labels = formats.labelled(table, name=config.data.field, label=config.data.label_field)
+def _label_rows(config: ConfigDict, table: Table, tokenizer: Any, labels: Sequence[str]):
+    whole, numbers = labelled(config, table, labels)
     rows, too_long = _classifier_rows(config, tokenizer, whole, table.places, "beginning")
-    kept = [pair for pair in zip(rows, labels, strict=True) if pair[0] is not None]
+    kept = [pair for pair in zip(rows, numbers, strict=True) if pair[0] is not None]
     labels_r = np.asarray([label for _, label in kept], np.int32)
     counts = token_ids.left_out(config.data.over_long, too_long)
     return LabelRows(*_padded(config, [ids for ids, _ in kept]), labels_r), counts

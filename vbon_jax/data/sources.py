@@ -7,6 +7,8 @@ that `datasets` saved are read by `datasets`. `formats` says what rows mean.
 
 import codecs
 import csv
+import functools
+import itertools
 import json
 import math
 import pathlib
@@ -25,7 +27,9 @@ from vbon_jax.types import InputError
 # The names that a split goes by; the first that exists is read.
 SPLITS = {"train": ("train",), "eval": ("test", "eval", "validation")}
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+PART = re.compile(r"-(\d+)-of-(\d+)(?:-[\w.]+)?\.(?:jsonl?|csv|parquet)")  # behind a split's name
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?")
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which JSON can write
 SAVED = ("dataset_dict.json", "state.json")  # what `datasets` leaves in a folder that it saved
 
 Row = dict[str, Any]
@@ -200,12 +204,8 @@ def _parts(path: pathlib.Path, split: str) -> list[pathlib.Path]:
         return [path]
     names = SPLITS.get(split, (split,))
     for name in names:
-        for ending in FORMATS:
-            if (path / f"{name}{ending}").is_file():
-                return [path / f"{name}{ending}"]
-            for folder in (path, path / "data"):
-                if parts := sorted(folder.glob(f"{name}-[0-9]*-of-[0-9]*{ending}")):
-                    return parts
+        if found := _files_of(path, name):
+            return found
     wanted = " or ".join(f"{name}.jsonl" for name in names)
     raise InputError(
         f"{path}: the folder holds no {wanted} (or {', '.join(FORMATS[1:])}); add it, or give the "
@@ -213,11 +213,46 @@ def _parts(path: pathlib.Path, split: str) -> list[pathlib.Path]:
     )
 
 
+def _files_of(path: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """All that a folder holds of one split: a file, or parts 0 to n - 1 of one n; or nothing.
+
+    Raises InputError where there is more, or a part is missing.
+    """
+    wholes = [
+        path / f"{name}{ending}" for ending in FORMATS if (path / f"{name}{ending}").is_file()
+    ]
+    numbered = {}
+    for file in itertools.chain(path.glob(f"{name}-*"), path.glob(f"data/{name}-*")):
+        match = PART.fullmatch(file.name.removeprefix(name))
+        if match and file.is_file():
+            numbered[file] = int(match[1]), int(match[2])
+    parts = sorted(numbered, key=lambda file: (numbered[file], file))
+    if not parts and len(wholes) < 2:
+        return wholes
+    found = ", ".join(str(file.relative_to(path)) for file in [*wholes, *parts][:4])
+    places, counts = zip(*numbered.values(), strict=True) if numbered else ((), (0,))
+    kinds = {(file.parent, file.suffix) for file in parts}
+    if wholes or len(set(counts)) > 1 or len(kinds) > 1 or len(set(places)) < len(places):
+        raise InputError(
+            f"{path}: it holds the split {name} more than once ({found}, ...); remove what is old, "
+            "or give the file itself"
+        )
+    if missing := sorted(set(range(counts[0])) - set(places)):
+        raise InputError(
+            f"{path}: of the {counts[0]} parts of the split {name} {len(missing)} are missing (the "
+            f"first: {missing[0]:05d}, and there is {found}); fetch them"
+        )
+    return parts
+
+
 def _read_parts(path: pathlib.Path, parts: list[pathlib.Path]) -> Table:
     """The rows of one file, or of the parts of a split in their order."""
     readers = {".json": _json, ".csv": _csv, ".parquet": _parquet}
     ending = parts[0].suffix
-    rows = [row for part in parts for row in readers.get(ending, _json_lines)(part)]
+    try:
+        rows = [row for part in parts for row in readers.get(ending, _json_lines)(part)]
+    except OSError as error:
+        raise InputError(f"{path}: it cannot be read ({error}); give another file") from error
     if len(parts) > 1:  # numbers run on over the parts
         name, unit = f"{path} ({len(parts)} parts from {parts[0].name})", "row"
     else:
@@ -239,7 +274,7 @@ def _json_lines(path: pathlib.Path) -> list[Row]:
         if not line.strip():
             raise InputError(f"{where} is blank; write one JSON object a line")
         try:
-            rows.append(_object(json.loads(line.decode()), where))
+            rows.append(_object(_parsed(line.decode(), where), where))
         except UnicodeDecodeError as error:
             raise InputError(f"{where} is not UTF-8 ({error.reason}); save it as UTF-8") from None
         except json.JSONDecodeError as error:
@@ -249,17 +284,54 @@ def _json_lines(path: pathlib.Path) -> list[Row]:
     return rows
 
 
+def _parsed(text: str, where: str) -> Any:
+    """A JSON value. Raises JSONDecodeError, and InputError for JSON that Python cannot hold."""
+    try:
+        return json.loads(text, object_pairs_hook=functools.partial(_distinct, where))
+    except (json.JSONDecodeError, InputError):
+        raise
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of nested lists
+        reason = str(error).partition(";")[0]
+        raise InputError(f"{where} cannot be read ({reason}); correct it, or take it out") from None
+
+
+def _distinct(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of an object; InputError where two have one name."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{where} has the field {twice!r} more than once; keep one of them")
+    return fields
+
+
 def _object(row: Any, where: str) -> Row:
+    """A row, if it is an object all of whose texts are Unicode; or InputError."""
     if not isinstance(row, dict):
         raise InputError(f"{where} is a {type(row).__name__}, not an object; write {{...}} rows")
+    for name, value in row.items():
+        if not is_unicode(name) or not is_unicode(value):
+            raise InputError(
+                f"{where}: field {name!a} has half of a character (such as \\ud83d), which is not "
+                "Unicode text; correct the row"
+            )
     return row
+
+
+def is_unicode(value: Any) -> bool:
+    """Whether all texts in a JSON value can be written as UTF-8: none has a lone surrogate."""
+    if isinstance(value, str):
+        return value.isascii() or SURROGATE.search(value) is None
+    if isinstance(value, dict):
+        return all(is_unicode(name) and is_unicode(inner) for name, inner in value.items())
+    return all(map(is_unicode, value)) if isinstance(value, list) else True
 
 
 def _json(path: pathlib.Path) -> list[Row]:
     """A list of objects, one object (a row), or JSON lines under that ending."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError:  # not one JSON value, or not UTF-8: JSON lines say where
+        value = _parsed(path.read_text(encoding="utf-8-sig"), str(path))
+    except (json.JSONDecodeError, UnicodeDecodeError):  # JSON lines say where
         return _json_lines(path)
     rows = value if isinstance(value, list) else [value]
     return [_object(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
@@ -271,11 +343,12 @@ def _csv(path: pathlib.Path) -> list[Row]:
     csv.field_size_limit(2**31 - 1)  # its default is 128 KiB a cell
     try:
         with path.open("rb") as file:
+            if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+                file.seek(0)
             lines = (line.decode("utf-8") for line in file)  # so that an error is at its row
             reader = csv.reader(lines, strict=True)
-            header = [name.removeprefix("\ufeff") for name in next(reader, [])]
-            if len(set(header)) < len(header) or "" in header:
-                raise InputError(f"{path}: the header {header} does not name each column once")
+            header = next(reader, [])
+            _check_names(path, header)
             for cells in filter(None, reader):
                 if len(cells) != len(header):
                     raise InputError(
@@ -290,12 +363,43 @@ def _csv(path: pathlib.Path) -> list[Row]:
     return rows
 
 
+def _check_names(path: pathlib.Path, names: list[str]) -> None:
+    """InputError unless every column has a name of its own."""
+    if "" in names:
+        raise InputError(
+            f"{path}: column {names.index('') + 1} of the header {names} has no name; name it, or "
+            "leave it out (an index that pandas wrote: to_csv(..., index=False))"
+        )
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: two columns of the header {names} have one name; rename one")
+
+
 def _parquet(path: pathlib.Path) -> list[Row]:
     try:
-        return pq.read_table(path).to_pylist()
+        table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path}: not a Parquet file ({reason}); write it again") from None
+    names = table.column_names
+    _check_names(path, names)
+    columns = [_values_of(path, name, table[name]) for name in names]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _values_of(path: pathlib.Path, name: str, column: pa.ChunkedArray) -> list:
+    """The values of a column as Python has them; InputError at the first that it cannot have."""
+    try:
+        return column.to_pylist()
+    except Exception:  # of Unicode, dates and time zones, by whichever library converts them
+        for number, value in enumerate(column, start=1):
+            try:
+                value.as_py()
+            except Exception as error:
+                raise InputError(
+                    f"{path}: row {number}: field {name!r} cannot be read ({_reason(error)}); "
+                    "correct the row, or leave the column out"
+                ) from error
+        raise
 
 
 # The datasets package -----------------------------------------------------------------------------

@@ -5,17 +5,20 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer in GPT-2's shape, trained on the texts: the policy's.
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, family: str = "gpt2") -> Any:
+    """A byte-level BPE tokenizer trained on the texts, for a policy of a `family` (model_type).
 
     `<|endoftext|>` has id 0 and is BOS and EOS; every byte is in the vocabulary, so that any text
     decodes back to itself. A transformers tokenizer of at most `vocab_size` entries, at least 257.
+    It is in GPT-2's shape, or in Qwen 2's, which transformers gives to all tokenizers of qwen2.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import GPT2Tokenizer
+    from transformers import GPT2Tokenizer, Qwen2Tokenizer
 
+    shape = Qwen2Tokenizer if family == "qwen2" else GPT2Tokenizer
     raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.normalizer = shape().backend_tokenizer.normalizer
+    raw.pre_tokenizer = shape().backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=["<|endoftext|>"],
@@ -23,13 +26,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
         show_progress=False,
     )
     raw.train_from_iterator(texts, trainer)
-    return GPT2Tokenizer(**_bpe_tables(raw))
-
-
-def _bpe_tables(raw: Any) -> dict[str, Any]:
-    """Vocabulary and merges of a trained BPE tokenizer, as GPT2Tokenizer takes them."""
     model = json.loads(raw.to_str())["model"]
-    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
+    merges = [tuple(pair) for pair in model["merges"]]
+    return shape(vocab=model["vocab"], merges=merges, bos_token="<|endoftext|>")
 
 
 def train_wordpiece(texts: Iterable[str], *, vocab_size: int) -> Any:

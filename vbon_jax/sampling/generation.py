@@ -31,7 +31,7 @@ from vbon_jax.types import InputError, Responses
 KEYS = (
     Key("model", "", "Hugging Face folder (or hub name) of a decoder."),
     Key("prompt", (), "A prompt; may be given several times."),
-    Key("input", "", "Prompts: a text file, one a line, or .jsonl with `prompt`."),
+    Key("input", "", "Prompts: a text file, one a line, or rows with `prompt`."),
     Key("output", "", "JSON lines to write, a row a response."),
     Key("chat", False, "A prompt is a user's message in the model's chat template."),
     Key("samples", 1, "Responses to each prompt.", least=1),
@@ -88,7 +88,7 @@ def read_prompts(options: ConfigDict) -> sources.Table:
     if options.prompt:
         return _table(list(options.prompt), "--prompt", "number")
     path = pathlib.Path(options.input)
-    if path.suffix == ".jsonl":
+    if path.suffix in sources.FORMATS:
         return sources.read(path)
     if not options.input:
         content = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
@@ -122,7 +122,7 @@ def encode(table: sources.Table, tokenizer: Any, *, chat: bool = False) -> Promp
     """
     texts = [table.text(row, "prompt") for row in range(len(table.rows))]
     for text, place in zip(texts, table.places, strict=True):
-        if re.search("[\ud800-\udfff]", text):
+        if not sources.is_unicode(text):
             raise InputError(f"{place}: the prompt is not Unicode text; write it as UTF-8")
     rendered = texts
     if chat:
@@ -135,7 +135,6 @@ def encode(table: sources.Table, tokenizer: Any, *, chat: bool = False) -> Promp
 def load(options: ConfigDict, tokenizer: Any) -> Generator:
     """The model and the reward that the options name, each checked."""
     checkpoint = model_folder.load(options.model, kind="decoder")
-    model_folder.check_vocabulary(tokenizer, checkpoint.config, options.model)
     sampling = sampler.Sampling(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,

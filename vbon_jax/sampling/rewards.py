@@ -146,7 +146,6 @@ def classifier(
     """
     checkpoint = model_folder.load(path, kind="classifier")
     tokenizer = model_folder.load_tokenizer(path)
-    model_folder.check_vocabulary(tokenizer, checkpoint.config, path)
     longest = checkpoint.config.max_positions
     index = label_index(path, label, checkpoint.config.labels)
     independent = checkpoint.settings.get("problem_type") == "multi_label_classification"
@@ -167,11 +166,17 @@ def classifier(
 
 def label_index(path: str, label: str | int, labels: tuple[str, ...]) -> int:
     """The number of a label that is given by name or by number; InputError where there is none."""
-    if label in labels:
-        return labels.index(label)
+    found = {index for index, name in enumerate(labels) if name == str(label)}
     if str(label).isdecimal() and int(label) < len(labels):
-        return int(label)
+        found.add(int(label))
+    if len(found) == 1:
+        return found.pop()
     has = ", ".join(f"{index} {name}" for index, name in enumerate(labels))
+    if found:
+        raise InputError(
+            f"{path}: {label!r} is more than one of the labels {has}; choose by number, or give "
+            "them distinct names in id2label of config.json"
+        )
     raise InputError(f"{path}: the model has no label {label!r}; choose one of: {has}")
 
 

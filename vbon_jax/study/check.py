@@ -49,11 +49,13 @@ def check(config: ConfigDict, runs: list[Run]) -> Tables:
 
 def check_text(config: ConfigDict, run: Run) -> Tables:
     """`check` for a run of a method that learns from text alone."""
-    model = "policy" if run.method.network == "decoder" else "reward"
+    model = run.method.model
     stages.require(config, "data.train", f"{model}.path")
     check_stages(config)
     tables = _tables(config)
-    sft_rows.texts(run.config, tables["train"], _tokenizer(config, config[model].path))
+    path = config[model].path
+    labels = _labels(config, path) if model == "reward" else ()
+    sft_rows.texts(run.config, tables["train"], _tokenizer(config, path), labels)
     return tables
 
 
@@ -62,9 +64,10 @@ def check_stages(config: ConfigDict) -> None:
     stages.check(config)
     for name in config.stages:
         stage = stages.read(config, name)
-        tokenizer = _tokenizer(config, stage.base)
-        for table in _tables(stage.run).values():
-            sft_rows.texts(stage.run, table, tokenizer)
+        tokenizer, tables = _tokenizer(config, stage.base), _tables(stage.run)
+        labels = stages.labels(config, name)
+        for table in tables.values():
+            sft_rows.texts(stage.run, table, tokenizer, labels)
 
 
 def _tables(config: ConfigDict) -> Tables:
@@ -94,9 +97,13 @@ def _check_reward(where: str, reward: ConfigDict, config: ConfigDict) -> None:
     """A reward or judge: a function that can be imported, or a classifier that has the label."""
     if reward.function:
         rewards.load(reward)
-    elif reward.path.startswith(plan.STAGE):
-        labels = stages.labels(config, reward.path.removeprefix(plan.STAGE))
-        rewards.label_index(f"{where} ({reward.path})", reward.label, labels)
     elif reward.path:
-        labels = model_folder.read_config(reward.path, kind="classifier").labels
-        rewards.label_index(reward.path, reward.label, labels)
+        labels = _labels(config, reward.path)
+        rewards.label_index(f"{where} ({reward.path})", reward.label, labels)
+
+
+def _labels(config: ConfigDict, path: str) -> tuple[str, ...]:
+    """The labels of a classifier's folder, or of the one that a stage makes."""
+    if path.startswith(plan.STAGE):
+        return stages.labels(config, path.removeprefix(plan.STAGE))
+    return model_folder.read_config(path, kind="classifier").labels

@@ -77,7 +77,6 @@ def load_network(
 ) -> tuple[model_folder.Checkpoint, Any]:
     """A model to train from, with adapters where `policy.lora` asks for them, and its tokenizer."""
     checkpoint, tokenizer = model_folder.load(path, kind=kind), model_folder.load_tokenizer(path)
-    model_folder.check_vocabulary(tokenizer, checkpoint.config, path)
     model, params = lora.with_adapters(config, checkpoint.config, checkpoint.params, path)
     return checkpoint._replace(config=model, params=params), tokenizer
 

@@ -17,7 +17,7 @@ A finished stage is not trained again. configs/demo.py is an example of both kin
 
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -171,23 +171,30 @@ def _name(config: ConfigDict, path: str) -> str:
 # ---------------------------------------------------------------------------------------- training
 
 
+MODELS = ("policy", "reward", "judges")
+
+
 class ModelPaths(NamedTuple):
-    """The folders of the models that a study reads."""
+    """The folders of the models that a program reads, and "" for one that it does not."""
 
-    policy: str
-    reward: str  # "" where the reward is a function
-    judges: dict[str, str]  # by name; "" where a judge is one
+    policy: str = ""
+    reward: str = ""  # "" also where the reward is a function
+    judges: Mapping[str, str] = {}  # by name; "" where a judge is a function
 
 
-def make(config: ConfigDict, workdir: pathlib.Path) -> ModelPaths:
-    """The folders of all models of a configuration; stages that are missing are trained first."""
+def make(config: ConfigDict, workdir: pathlib.Path, models: Sequence[str] = MODELS) -> ModelPaths:
+    """The folders of some `models` of a configuration; stages that they lack are trained first."""
 
     def folder(holder: ConfigDict) -> str:
         path = holder.get("path", "")
         return train(config, workdir, _name(config, path)) if path.startswith(PREFIX) else path
 
-    judges = {name: folder(judge) for name, judge in config.judges.items()}
-    return ModelPaths(folder(config.policy), folder(config.reward), judges)
+    paths = ModelPaths()
+    for name in models:
+        holder = config[name]
+        path = {n: folder(j) for n, j in holder.items()} if name == "judges" else folder(holder)
+        paths = paths._replace(**{name: path})
+    return paths
 
 
 def base_folder(config: ConfigDict, path: str) -> str:
@@ -211,14 +218,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
     if artifact.begin(resumes=(folder / "run").exists()):
         start = _from_base(stage, table) if stage.base else _fresh(stage, table)
         mesh = sharding.config_mesh(run)
-        batch = sft_rows.build(run, table, start.tokenizer, start.ends)
+        batch = _rows(run, table, start)
         held_out = _held_out(run, start)
         task = methods.Task(config=run, model=start.model, mesh=mesh, rows=batch)
         loop.run(run, folder / "run", task, start.params, inputs={})
         params = loop.restore(folder / "run", which="last", task=task, network=start.params)
-        model = start.model
-        if not isinstance(model, EncoderConfig):  # encoders take no adapters
-            model, params = lora.merge(model, params)
+        model, params = lora.merge(start.model, params)
         model_folder.save(
             folder / "model", model, params, settings=start.settings,
             tokenizer=start.tokenizer, eos_token_ids=start.ends.ids,
@@ -228,12 +233,18 @@ def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
     return str(folder / "model")
 
 
+def _rows(run: ConfigDict, table: sources.Table, start: Start) -> sft_rows.Rows:
+    """Rows of a table as the model reads them."""
+    labels = start.model.labels
+    return sft_rows.build(run, table, start.tokenizer, start.ends, labels)
+
+
 def _held_out(run: ConfigDict, start: Start) -> sft_rows.Rows | None:
     """The rows of `data.eval`, read before anything is trained; None where there are none."""
     if not run.data.eval:
         return None
     table = sources.read_split(run.data, "eval")
-    held_out = sft_rows.build(run, table, start.tokenizer, start.ends)
+    held_out = _rows(run, table, start)
     if len(held_out[0]) < 2:
         raise InputError(
             f"{table.source}: one held-out row is left, which gives no interval; give more rows"
@@ -264,9 +275,15 @@ def _report(folder, run: ConfigDict, model, params: Params, held_out, name: str)
 
 
 def labels(config: ConfigDict, name: str) -> tuple[str, ...]:
-    """The labels of the classifier that a stage makes."""
+    """The labels of the classifier that a stage makes; () where it makes a language model."""
     stage = read(config, name)
-    return _labels(stage, sources.read_split(stage.run.data, "train"))
+    if stage.run.method != "reward_model":
+        return ()
+    if stage.base.startswith(PREFIX):
+        inherited = labels(config, _name(config, stage.base))
+    else:
+        inherited = model_folder.read_config(stage.base).labels if stage.base else ()
+    return inherited or _labels(stage, sources.read_split(stage.run.data, "train"))
 
 
 def _labels(stage: Stage, table: sources.Table) -> tuple[str, ...]:
@@ -274,8 +291,8 @@ def _labels(stage: Stage, table: sources.Table) -> tuple[str, ...]:
 
     The network's `id2label` names them.
     """
-    field, names = stage.run.data.label_field, stage.network.get("id2label", {})
-    count = 1 + max(int(row[field]) for row in table.rows) if field else 1
+    run, names = stage.run, stage.network.get("id2label", {})
+    count = 1 + max(sft_rows.labelled(run, table)[1]) if run.data.label_field else 1
     if names and len(names) < count:
         raise InputError(
             f"{table.source} has {count} classes and {stage.where}.network.id2label {len(names)}; "
@@ -288,7 +305,6 @@ def _from_base(stage: Stage, table: sources.Table) -> Start:
     """A trained model; a language model that is to become a classifier gets a new head."""
     checkpoint, tokenizer = model_folder.load(stage.base), model_folder.load_tokenizer(stage.base)
     run, model, params = stage.run, checkpoint.config, checkpoint.params
-    model_folder.check_vocabulary(tokenizer, model, stage.base)
     if run.method == "sft" and (isinstance(model, EncoderConfig) or model.labels):
         raise InputError(f"{stage.base}: a classifier, where sft takes a language model")
     if run.method == "reward_model" and not model.labels:
@@ -303,10 +319,11 @@ def _from_base(stage: Stage, table: sources.Table) -> Start:
 def _fresh(stage: Stage, table: sources.Table) -> Start:
     """A network of random parameters, and a tokenizer trained on the rows."""
     run, texts = stage.run, sft_rows.texts(stage.run, table, None)
-    if stage.network.get("model_type") in WORD_PIECES:
+    family = stage.network.get("model_type", "")
+    if family in WORD_PIECES:
         tokenizer, eos = tokenizers.train_wordpiece(texts, vocab_size=stage.vocab_size), None
     else:
-        tokenizer = tokenizers.train_tokenizer(texts, vocab_size=stage.vocab_size)
+        tokenizer = tokenizers.train_tokenizer(texts, vocab_size=stage.vocab_size, family=family)
         eos = tokenizer.eos_token_id
     ids = {"pad_token_id": 0, "bos_token_id": eos, "eos_token_id": eos}
     settings = {**stage.network, "vocab_size": len(tokenizer), **ids}

@@ -90,16 +90,16 @@ def text_inputs(run: Run, models: ModelPaths, tables: Mapping[str, sources.Table
 
     `tables` are the rows of `config.data` by split.
     """
-    config, kind = run.config, run.method.network
-    path = models.policy if kind == "decoder" else models.reward
-    checkpoint, tokenizer = materials.load_network(config, path, kind=kind)
+    config, path = run.config, getattr(models, run.method.model)
+    checkpoint, tokenizer = materials.load_network(config, path, kind=run.method.network)
     if config.train.text_tokens > checkpoint.config.max_positions:
         raise InputError(
             f"train.text_tokens={config.train.text_tokens}, but {path} takes "
             f"{checkpoint.config.max_positions} positions; give at most that"
         )
     ends = response_ids.response_ends(checkpoint, tokenizer, path)
-    rows = sft_rows.build(config, tables["train"], tokenizer, ends)
+    labels = checkpoint.config.labels
+    rows = sft_rows.build(config, tables["train"], tokenizer, ends, labels)
     mesh = sharding.config_mesh(config)
     task = methods.Task(config=config, model=checkpoint.config, mesh=mesh, rows=rows)
     digest = hashlib.sha256()

@@ -57,6 +57,11 @@ class Method(NamedTuple):
     keys: tuple[Key, ...] = ()  # its own, where it is defined outside of the package
 
     @property
+    def model(self) -> str:
+        """The key of the configuration that names the model it trains."""
+        return "policy" if self.network == "decoder" else "reward"
+
+    @property
     def reads_text(self) -> bool:
         """Whether it trains on rows of text, without a reference policy or a reward."""
         return not self.samples and not self.cache

@@ -23,7 +23,6 @@ DISTILBERT += ("sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm")
 
 
 def _read_distilbert(fields: Fields) -> EncoderConfig:
-    fields.refuse("pruned_heads", "pruning of heads")
     # sinusoidal_pos_embds needs no reading: that table is saved among the weights like any other.
     return EncoderConfig(
         **fields.sizes(),
@@ -37,7 +36,6 @@ def _read_distilbert(fields: Fields) -> EncoderConfig:
 
 def _read_common(fields: Fields) -> dict[str, Any]:
     """The tensors that BERT and its followers name alike."""
-    fields.refuse("pruned_heads", "pruning of heads")
     fields.refuse("is_decoder", "attention to earlier tokens alone")
     fields.refuse("add_cross_attention", "cross-attention")
     fields.choice("position_embedding_type", ("absolute",), "absolute")

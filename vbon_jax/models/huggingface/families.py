@@ -121,8 +121,8 @@ class Fields(NamedTuple):
             "initializer_std": self.positive("initializer_range"),
         }
 
-    def rope(self, table: Any) -> Rope:
-        """A table of rotary positions in transformers' form."""
+    def rope(self, table: Any, *, partial: bool = False) -> Rope:
+        """A table of rotary positions in transformers' form; `partial` where it may turn a part."""
         name = "rope_scaling" if self.settings.get("rope_scaling") else "rope_parameters"
         kind = table.get("rope_type")
         if kind not in ROPES:
@@ -134,13 +134,16 @@ class Fields(NamedTuple):
                 raise self.error(name, f"give {key}, a number above 0")
             return float(value)
 
+        fraction = positive("partial_rotary_factor", 1.0)
+        if fraction != 1 and not partial:
+            raise self.error("partial_rotary_factor", "this family turns whole heads; take it out")
         long_context = None
         if kind == "llama3":
             turns = positive("low_freq_factor"), positive("high_freq_factor")
             long_context = (*turns, int(positive("original_max_position_embeddings")))
         return Rope(
             theta=positive("rope_theta"),
-            fraction=positive("partial_rotary_factor", 1.0),
+            fraction=fraction,
             factor=1.0 if kind == "default" else positive("factor"),
             long_context=long_context,
         )

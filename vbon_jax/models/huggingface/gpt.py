@@ -54,7 +54,7 @@ def _read_gpt_neox(fields: Fields) -> DecoderConfig:
         output_bias=config.attention_bias,
         norm_epsilon=fields.positive("layer_norm_eps"),
         parallel_residual=config.use_parallel_residual,
-        rope=fields.rope(config.rope_parameters),
+        rope=fields.rope(config.rope_parameters, partial=True),
         tie_embeddings=config.tie_word_embeddings,
     )
 

@@ -5,8 +5,9 @@ A family of models joins by an entry in `FAMILIES`: how its config.json is read,
 """
 
 import dataclasses
+import operator
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from vbon_jax.models import classifier
-from vbon_jax.models.huggingface import bert, gpt, llama, safe_files
+from vbon_jax.models.huggingface import bert, exact_tokenizer, gpt, llama, safe_files
 from vbon_jax.models.huggingface.families import (
     Config,
     Family,
@@ -37,8 +38,9 @@ DROPPED_FIELDS = ("_name_or_path", "auto_map", "torch_dtype", "transformers_vers
 DROPPED_FIELDS += ("architectures", "quantization_config")
 EXPERTS = "a mixture of experts is"
 UNSUPPORTED = dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), EXPERTS)
-UNSUPPORTED |= {"quantization_config": "quantised weights are"}
+UNSUPPORTED |= {"quantization_config": "quantised weights are", "pruned_heads": "pruned heads are"}
 TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+ADAPTERS = (safe_files.ADAPTER_CONFIG_FILE, "adapter_model.*")  # of peft
 
 
 class Checkpoint(NamedTuple):
@@ -62,8 +64,9 @@ def load(path: Path, *, kind: str | None = None) -> Checkpoint:
     """
     folder = safe_files.find(path)
     config, family, settings = _read_config(folder, kind)
+    eos_token_ids = _eos_token_ids(folder, settings)
     params = _read_params(folder, family, config)
-    return Checkpoint(config, params, settings, _eos_token_ids(folder, settings))
+    return Checkpoint(config, params, settings, eos_token_ids)
 
 
 def read_config(path: Path, *, kind: str | None = None) -> Config:
@@ -129,9 +132,15 @@ def save(
 
 def _read_config(folder: pathlib.Path, kind: str | None) -> tuple[Config, Family, dict[str, Any]]:
     file = folder / CONFIG_FILE
+    for adapter in safe_files.matching(folder, ADAPTERS):
+        raise InputError(
+            f"{adapter}: an adapter, which would not be applied; merge it into its model "
+            "(merge_and_unload of peft), or take it out of the folder"
+        )
     settings = safe_files.read_json(file, "give the folder of a Hugging Face model")
     family, kind = _family(file, settings, kind)
     config = family.read_config(read_fields(file, settings))
+    _check_token_ids(folder, settings, config.vocab_size)
     if kind == "classifier":
         config = dataclasses.replace(config, labels=_labels(file, settings))
     return config, family, settings
@@ -174,6 +183,7 @@ def _architecture(family: Family, config: Config) -> str:
 def _labels(file: pathlib.Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
     """The classes' names from `id2label`, in the order of their numbers."""
     names, count = settings.get("id2label"), settings.get("num_labels")
+    numbers = settings.get("label2id")
     if names is None:
         if count is not None and (
             not isinstance(count, int) or isinstance(count, bool) or count < 1
@@ -183,24 +193,46 @@ def _labels(file: pathlib.Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(names, dict) and names:
         in_order = [str(index) for index in range(len(names))]
         if set(names) == set(in_order):
-            return tuple(str(names[index]) for index in in_order)
+            labels = tuple(str(names[index]) for index in in_order)
+            if numbers and any(
+                labels[i] != n for n, i in numbers.items() if i in range(len(labels))
+            ):
+                raise field_error(file, "label2id", numbers, "it contradicts id2label; correct one")
+            return labels
     raise field_error(file, "id2label", names, "give an object with a name for each of 0, 1, ...")
+
+
+def _token_fields(
+    folder: pathlib.Path, settings: Mapping[str, Any]
+) -> Iterator[tuple[pathlib.Path, Mapping[str, Any]]]:
+    """The files of a folder that name special tokens, generation_config.json first."""
+    file = folder / GENERATION_FILE
+    if file.exists():
+        yield file, safe_files.read_json(file, "correct it or remove it")
+    yield folder / CONFIG_FILE, settings
 
 
 def _eos_token_ids(folder: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, ...]:
     """The ids that end a response: what generation_config.json says, else config.json."""
-    sources = [(folder / CONFIG_FILE, settings)]
-    if (folder / GENERATION_FILE).exists():
-        file = folder / GENERATION_FILE
-        sources.insert(0, (file, safe_files.read_json(file, "correct it or remove it")))
-    for file, fields in sources:
+    for _, fields in _token_fields(folder, settings):
         value = fields.get("eos_token_id")
         if value is not None:
-            ids = value if isinstance(value, list) else [value]
-            if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-                raise field_error(file, "eos_token_id", value, "give a token id or a list of them")
-            return tuple(ids)
+            return tuple(value) if isinstance(value, list) else (value,)
     return ()
+
+
+def _check_token_ids(folder: pathlib.Path, settings: Mapping[str, Any], vocab_size: int) -> None:
+    """InputError for a special token that has no row in the embedding, as in a model made small."""
+    for file, fields in _token_fields(folder, settings):
+        for name in TOKEN_FIELDS:
+            value = fields.get(name)
+            ids = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+                raise field_error(file, name, value, "give a token id or a list of them")
+            least = -1 if name == "pad_token_id" else 0  # -1 is written for no padding
+            if not all(least <= i < vocab_size for i in ids):
+                remedy = f"outside of the vocabulary of {vocab_size} tokens; correct it"
+                raise field_error(file, name, value, remedy)
 
 
 def _written_settings(
@@ -243,21 +275,25 @@ def _read_params(folder: pathlib.Path, family: Family, config: Config) -> Params
     if len(on_disk) < len(stored):
         raise InputError(f"{folder}: duplicate tensor, with and without {family.prefix!r}")
     flat: dict[str, jax.Array] = {}
-    originals, copies = [], []
-    for tensor in family.tensors(config):
+    originals, copies = {}, []
+    for tensor in sorted(family.tensors(config), key=operator.attrgetter("copy")):
         name = on_disk.pop(tensor.name.removeprefix(family.prefix), None)
         if name is not None:
             stored[name].check(name, _joined_shape(tensor, shapes))
-            (copies if tensor.copy else originals).append((tensor, name))
-        elif not tensor.copy:
-            raise InputError(f"{folder}: no tensor {tensor.name}; give a complete model")
+            if tensor.copy and tensor.paths in originals:
+                copies.append((tensor, name))
+            else:
+                originals[tensor.paths] = tensor, name
+    for tensor in family.tensors(config):
+        if tensor.paths not in originals:
+            raise InputError(_missing(folder, tensor.name, family.prefix, stored))
     unknown = sorted(name for short, name in on_disk.items() if not family.ignored.fullmatch(short))
     if unknown:
         raise InputError(
             f"{stored[unknown[0]].file}: unknown tensor {unknown[0]} (of {len(unknown)}); "
             f"give a plain {_architecture(family, config)}"
         )
-    for tensor, name in originals:
+    for tensor, name in originals.values():
         for part, value in zip(tensor.paths, _split(tensor, name, stored, shapes), strict=True):
             flat[part] = jnp.array(value)
     for tensor, name in copies:
@@ -267,6 +303,19 @@ def _read_params(folder: pathlib.Path, family: Family, config: Config) -> Params
                 "it to; set tie_word_embeddings to false"
             )
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _missing(folder: pathlib.Path, name: str, prefix: str, stored: Iterable[str]) -> str:
+    """Why a tensor is not there: all are named otherwise, as by a wrapper, or it is missing."""
+    short = name.removeprefix(prefix)
+    for other in stored:
+        if other.endswith(f".{short}"):
+            before = other.removesuffix(name).removesuffix(short)
+            return (
+                f"{folder}: no tensor {name}, but {other}; take the prefix {before!r} off all "
+                "names (save the model inside of its wrapper)"
+            )
+    return f"{folder}: no tensor {name}; give a complete model"
 
 
 def _joined_shape(tensor: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -298,27 +347,30 @@ def join(tensor: Tensor, parts: list[jax.Array]) -> np.ndarray:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The folder's tokenizer, as transformers reads it; InputError where there is none."""
-    from transformers import AutoTokenizer
+    """The tokenizer of a model's folder: its tokenizer.json, to the letter, where it has one.
 
+    Its special tokens and chat template are those that transformers finds in the folder. Raises
+    InputError where there is no tokenizer, or it has a token that the model has no embedding for.
+    """
     folder = safe_files.find(path)
     if not safe_files.matching(folder, safe_files.VOCABULARY_FILES):
         names = ", ".join(safe_files.VOCABULARY_FILES)
         raise InputError(f"{folder}: no tokenizer; add its files (one of {names})")
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = exact_tokenizer.read(folder)
+    except InputError:
+        raise
     except Exception as error:  # the tokenizers library raises bare Exception
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {reason}); "
             "save it again with a current transformers"
         ) from error
-
-
-def check_vocabulary(tokenizer: Any, config: Config, path: Path) -> None:
-    """InputError where the tokenizer of `path` has a token that the model has no embedding for."""
-    if len(tokenizer) > config.vocab_size:
+    size = read_config(path).vocab_size
+    token, largest = max(tokenizer.get_vocab().items(), key=operator.itemgetter(1))
+    if largest >= size:
         raise InputError(
-            f"{path}: the tokenizer has {len(tokenizer)} tokens and the model only "
-            f"vocab_size = {config.vocab_size}; use the tokenizer that the model was trained with"
+            f"{folder}: its tokenizer has the token {token!r} with id {largest}, and the model "
+            f"vocab_size = {size}; use the tokenizer that the model was trained with"
         )
+    return tokenizer

@@ -76,7 +76,7 @@ def _download(name: str) -> pathlib.Path:
     """A repository of the Hugging Face hub, its JSON, safetensors and tokenizer files alone."""
     import huggingface_hub
 
-    wanted = [*MODEL_FILES, *TOKENIZER_FILES]
+    wanted = [*MODEL_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG_FILE]
     try:
         fetched = huggingface_hub.snapshot_download(
             name, allow_patterns=wanted, ignore_patterns=["*/*"]
@@ -144,16 +144,26 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, Stored]:
 
 
 def read_tensor(name: str, stored: Stored) -> np.ndarray:
-    """One tensor as float32."""
+    """One tensor as float32. Raises InputError where a value is not a finite number."""
     # jax has registered bfloat16 with numpy by the time that this runs.
     with safetensors.safe_open(stored.file, framework="np") as weights:
-        return weights.get_tensor(name).astype(np.float32)
+        value = weights.get_tensor(name).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = value.sum()  # finite only where all are, and quicker than to look at each
+    if not np.isfinite(total) and (bad := np.count_nonzero(~np.isfinite(value))):
+        raise InputError(
+            f"{stored.file}: {name} has {bad} values that are not finite, of {value.size}; fetch "
+            "the file again, or take an earlier checkpoint of that model"
+        )
+    return value
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    index = folder / INDEX_FILE
+    index, whole_file = folder / INDEX_FILE, folder / WEIGHTS_FILE
+    if whole_file.is_file() and index.is_file():
+        raise InputError(f"{folder}: both {WEIGHTS_FILE} and {INDEX_FILE}; remove the older one")
+    if whole_file.is_file():
+        return [whole_file]
     if index.is_file():
         names = read_json(index, "fetch the folder again").get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
