@@ -7,18 +7,19 @@ import tempfile
 
 import pytest
 
-# Programs that tests run, and other tests, compile much the same: the second one reads what the
-# first has compiled. Set before jax is imported; workers and programs inherit it.
-# And compiling takes longer than running, so that LLVM does not optimise: a third of the time.
+# Compiling takes longer than running: LLVM does not optimise, and small programs skip the fusions
+# that are set up at length. Programs that tests start, and other tests, compile much the same: the
+# second one reads what the first has compiled, but for what is compiled as fast as it is read.
+# Set before jax is imported; workers and programs inherit it.
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
-    )
+FLAGS = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+given = os.environ.get("XLA_FLAGS", "")
+missing = [flag for flag in FLAGS if flag.partition("=")[0] not in given]
+os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
 MADE = COMPILED not in os.environ
 if MADE:
     os.environ[COMPILED] = tempfile.mkdtemp(prefix="vbon_jax-compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 
 def pytest_unconfigure():
