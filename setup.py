@@ -6,7 +6,9 @@ import re
 import setuptools
 
 ROOT = pathlib.Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "vbon_jax" / "__init__.py").read_text())[1]
+VERSION = re.search(
+    r'__version__ = "(.*)"', (ROOT / "vbon_jax" / "__init__.py").read_text("utf-8")
+)[1]
 
 setuptools.setup(
     name="vbon_jax",
@@ -28,6 +30,7 @@ setuptools.setup(
         "absl-py>=2.3",
         "altair>=6.0",
         "datasets>=5.2",
+        "filelock>=3.20",
         "flax>=0.12.8",
         "huggingface-hub>=1.0",
         "jax>=0.10.2",

@@ -10,13 +10,13 @@ memory when it compiles it; nothing is run, so a small machine does. The last li
 """
 
 import json
-import pathlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from vbon_jax import files
 from vbon_jax.models import decoder, log_probs
 
 WIDTH = flags.DEFINE_integer("width", 768, "of the network", lower_bound=8)
@@ -81,7 +81,7 @@ def main(_) -> None:
         "backend": jax.default_backend(), "jax": jax.__version__,
     }  # fmt: skip
     if OUTPUT.value:
-        pathlib.Path(OUTPUT.value).write_text(json.dumps(settings | found, indent=2) + "\n")
+        files.write_json(OUTPUT.value, settings | found)
     print(json.dumps(settings | found))
 
 

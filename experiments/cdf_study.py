@@ -38,6 +38,6 @@ def study(workdir: pathlib.Path, *, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    WORKDIR = cli.define_path("workdir", "Folder of a comparison, with its caches.")
+    WORKDIR = cli.define_workdir("Folder of a comparison, with its caches.")
     SEED = flags.DEFINE_integer("seed", 0, "Of the split and of the bootstrap.")
-    cli.run(lambda: study(WORKDIR.value, seed=SEED.value), required=("workdir",))
+    cli.run(lambda: study(WORKDIR.value, seed=SEED.value), required=("workdir",), devices=False)

@@ -2,9 +2,9 @@
 
 K samples a prompt: reward, win rate against all cached reference rewards, KL, length, EOS rate,
 distinct-2, perplexity, and the deficit to Best-of-N at the policy's own KL, each with its interval
-over prompts; then the numbers of each of `config.judges`. The run that `method`, `n` and `seed`
-name, or with `--all` every run of the comparison, is trained first where it is not. A finished
-evaluation is not repeated.
+over prompts; then the numbers of each of `config.judges`. It is the run that `method`, `n` and
+`seed` name, or with `--all` every run of the comparison. Nothing is trained: a run that is not
+finished is refused. A finished evaluation is not repeated.
 """
 
 import json
@@ -20,13 +20,16 @@ from vbon_jax.study import caches, check, evaluate, materials, plan, stages, tra
 def measure(config: ConfigDict, workdir: pathlib.Path, *, every: bool) -> None:
     """Evaluate the run, or every run, and print the rows of the results."""
     runs = plan.plan(config, workdir) if every else [plan.single(config, workdir)]
+    for run in runs:
+        train.check_finished(run)
     tables = check.check(config, runs)
-    models = stages.make(config, workdir)  # trains those that are missing
+    models = stages.make(config, workdir, trains=False)
     shared = materials.load(config, workdir, models, tables)
-    caches.build(shared, "eval", *caches.read_by(runs))  # samples and scores
+    caches.build(shared, "eval")  # samples and scores
+    for run in runs:
+        train.check_finished(run, train.policy_inputs(run, shared))
     standards = evaluate.load_standards(shared)  # scores the held-out cache by each judge
     for run in runs:
-        train.train(run, train.policy_inputs(run, shared))
         for row in evaluate.evaluate(run, shared, standards):
             print(json.dumps({key: value for key, value in row.items() if value is not None}))
 

@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from vbon_jax import cli, files
+from vbon_jax.config import defaults
 from vbon_jax.models import lora
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import materials
@@ -22,7 +23,7 @@ def export(run: pathlib.Path, output: pathlib.Path, *, adapters: bool, checkpoin
     """Restore a checkpoint and save it with the tokenizer and settings that it began with."""
     if not (run / "config.json").is_file():
         raise InputError(f"--run={run}: there is no config.json; give the folder of a run")
-    config = ConfigDict(files.read_json(run / "config.json"))
+    config = ConfigDict(files.read_json(run / "config.json", *defaults()))
     kind = methods.method(config.method).network
     if adapters and (kind != "decoder" or not config.policy.lora.pattern):
         raise InputError(f"--adapters: {run} has no policy with policy.lora; leave the flag out")
@@ -47,7 +48,7 @@ def export(run: pathlib.Path, output: pathlib.Path, *, adapters: bool, checkpoin
 
 if __name__ == "__main__":
     RUN = cli.define_path("run", "Folder of a run, WORKDIR/runs/NAME.")
-    OUTPUT = cli.define_path("output", "Folder to write.")
+    OUTPUT = cli.define_path("output", "Folder to write.", writes="folder")
     ADAPTERS = flags.DEFINE_bool("adapters", False, "Write the adapters alone, as peft reads them.")
     CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which checkpoint.")
     cli.run(

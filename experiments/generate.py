@@ -6,6 +6,8 @@ and keeps the best by a reward, `--reward.path=DIR` (a classifier) or
 `--reward.function=package.module:name`, with the keys of `config.reward`.
 """
 
+import os
+
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -35,7 +37,9 @@ def main() -> None:
     options = ConfigDict()
     config.add(options, generation.KEYS)
     values = {key.name: flags.FLAGS[key.name].value for key in generation.KEYS}
-    options.update_from_flattened_dict(values | {"prompt": tuple(values["prompt"])})
+    # In a C locale Python has what is not ASCII as lone surrogates, one for each byte of UTF-8.
+    words = (os.fsencode(text).decode("utf-8", "surrogateescape") for text in values["prompt"])
+    options.update_from_flattened_dict(values | {"prompt": tuple(words)})
     generation.main(options)
 
 

@@ -12,7 +12,6 @@ with `--rescore` it scores all of them, and the file needs no rewards.
 """
 
 import logging
-import pathlib
 
 from absl import flags
 
@@ -23,14 +22,14 @@ from vbon_jax.types import InputError
 logger = logging.getLogger("vbon_jax")
 
 SPLIT = flags.DEFINE_enum("split", "train", ["train", "eval"], "Which cache: train or eval.")
-PROMPTS = flags.DEFINE_string("prompts", None, "JSON lines of prompts to write, and stop.")
+PROMPTS = cli.define_path("prompts", "JSON lines of prompts to write, and stop.", writes="file")
 SAMPLES = flags.DEFINE_string("samples", None, "What to import: a file, a folder or a hub name.")
 RESCORE = flags.DEFINE_boolean("rescore", False, "Score all samples with the configured reward.")
 
 
 def main() -> None:
     """Write the prompts, or import the samples."""
-    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+    config, workdir = CONFIG.value, WORKDIR.value
     if bool(SAMPLES.value) == bool(PROMPTS.value):
         raise InputError("give either --samples, a file to import, or --prompts, a file to write")
     tables = check.check(config, [plan.single(config, workdir)])
@@ -38,7 +37,7 @@ def main() -> None:
     shared = materials.load(config, workdir, models, tables)
     if PROMPTS.value:
         prompts = caches.prompts_of(shared, SPLIT.value)
-        import_samples.write_prompts(pathlib.Path(PROMPTS.value), prompts)
+        import_samples.write_prompts(PROMPTS.value, prompts)
         logger.info(f"{PROMPTS.value}: {len(prompts.texts)} prompts of the split {SPLIT.value}")
         return
     cache = import_samples.import_cache(shared, SPLIT.value, SAMPLES.value, rescore=RESCORE.value)

@@ -7,12 +7,11 @@ twice, and stops before `max_cost`. Results: `llm_judge.csv`, and a table on the
 """
 
 import logging
-import pathlib
-import sys
 from typing import Any
 
 from vbon_jax import cli, files
 from vbon_jax.evaluation import llm_judge
+from vbon_jax.interrupts import Interrupted
 from vbon_jax.report import outputs
 from vbon_jax.types import InputError
 from vbon_jax.workdir import contests, layout
@@ -22,7 +21,7 @@ RESULTS_FILE = "llm_judge.csv"
 
 def main() -> None:
     """Judge the runs of `--workdir`, then write the results and the report."""
-    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+    config, workdir = CONFIG.value, WORKDIR.value
     llm_judge.check(config)
     work = layout.read(workdir)
     outcome = llm_judge.judge(
@@ -41,8 +40,7 @@ def main() -> None:
     outputs.write(workdir)
     print(f"{workdir / RESULTS_FILE}\n{workdir / 'report.html'}")
     if outcome.unfinished == llm_judge.INTERRUPTED:
-        log.info("interrupted; the same command continues")
-        sys.exit(130)
+        raise Interrupted(f"interrupted; {workdir} has all answers that were paid for")
     if outcome.unfinished:
         raise InputError(outcome.unfinished)
 
@@ -60,4 +58,4 @@ def sentence(row: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     CONFIG, WORKDIR = cli.define()
-    cli.run(main, required=("workdir",))
+    cli.run(main, required=("workdir",), devices=False)

@@ -6,22 +6,18 @@ that are not finished or not evaluated are listed with their step, and their tra
 drawn.
 """
 
-import pathlib
-
-from absl import flags
-
 from vbon_jax import cli
 from vbon_jax.report import outputs
 
 
 def main() -> None:
     """Write the report of the folder that `--workdir` names, and say where it is."""
-    workdir = pathlib.Path(WORKDIR.value)
+    workdir = WORKDIR.value
     outputs.write(workdir)
     for name in ("results.csv", "means.csv", "pareto.csv", "figures", "report.html"):
         print(workdir / name)
 
 
 if __name__ == "__main__":
-    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a comparison, or of any runs.")
-    cli.run(main, required=("workdir",))
+    WORKDIR = cli.define_workdir("Folder of a comparison, or of any runs.")
+    cli.run(main, required=("workdir",), devices=False)

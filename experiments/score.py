@@ -14,7 +14,7 @@ from vbon_jax.sampling import scoring
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face folder (or hub name) of a decoder.")
 INPUT = flags.DEFINE_string("input", None, "JSON lines of prompt and response.")
-OUTPUT = flags.DEFINE_string("output", None, "JSON lines to write.")
+OUTPUT = cli.define_path("output", "JSON lines to write.", writes="file")
 BATCH = flags.DEFINE_integer("batch", 16, "Rows at a time.", lower_bound=1)
 
 

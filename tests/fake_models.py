@@ -83,7 +83,9 @@ def write_cache(folder: pathlib.Path, *, prompts: int) -> None:
     provenance = reference_cache.Provenance(
         "policy", "reward", "prompts", prompts, M, 8, 1.0, 0, 1.0, 0
     )
-    write_json(folder / "stage.json", {"inputs": provenance._asdict(), "finished": True})
+    write_json(
+        folder / "stage.json", {"inputs": provenance._asdict(), "finished": True, "files": {}}
+    )
 
 
 def make_record(cell: dict) -> run.Record:
@@ -123,7 +125,7 @@ def write_run(
     steps = config["train"]["steps"]
     logged = steps if logged is None else logged
     write_json(run_folder / "config.json", config)
-    write_json(run_folder / "stage.json", {"inputs": {}, "finished": logged == steps})
+    write_json(run_folder / "stage.json", {"inputs": {}, "finished": logged == steps, "files": {}})
     random = np.random.default_rng(zlib.crc32(record.name.encode()))
     metrics = [
         {"step": step, "objective/mean": step + random.normal(), "loss/total": 1 / (step + 1)}
@@ -186,7 +188,7 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
         )
     write_json(folder / "evaluation.json", rows)
     inputs = cache.provenance.inputs()
-    write_json(folder / "stage.json", {"inputs": inputs, "finished": True})
+    write_json(folder / "stage.json", {"inputs": inputs, "finished": True, "files": {}})
 
 
 def copy_run(original: pathlib.Path, cell: dict) -> pathlib.Path:

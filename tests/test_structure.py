@@ -22,13 +22,15 @@ PACKAGE = [path for path in FILES if path.relative_to(ROOT).parts[0] == "vbon_ja
 PROGRAMS = sorted((ROOT / "experiments").glob("*.py"))
 
 # A room may import itself and the rooms that it names here.
-LOW = {"types", "files", "config", "functional"}
+LOW = {"types", "files", "interrupts", "config", "functional"}
 MIDDLE = LOW | {"models", "data", "sampling"}
 BELOW = {
     "types": set(),
     "files": {"types"},
+    "interrupts": set(),
+    "environment": set(),
     "config": {"types"},
-    "cli": {"types", "files", "config"},
+    "cli": {"types", "files", "interrupts", "environment", "config"},
     "functional": {"types"},
     "models": LOW,
     "data": LOW,
@@ -42,22 +44,24 @@ BELOW = {
 }
 LINES = {  # of Python in each room: a budget is raised on purpose, never by the way
     "types": 80,
-    "files": 180,
+    "files": 460,
+    "interrupts": 100,
+    "environment": 30,
     "config": 570,
-    "cli": 190,
+    "cli": 260,
     "functional": 1330,
-    "models": 2895,
+    "models": 2900,
     "data": 1930,
     "sampling": 1600,
-    "training": 1985,
+    "training": 2200,
     "evaluation": 1690,
-    "workdir": 470,
-    "study": 1545,
-    "report": 1550,
-    "exact": 1230,
-    "experiments": 540,
+    "workdir": 480,
+    "study": 1600,
+    "report": 1560,
+    "exact": 1240,
+    "experiments": 550,
     "configs": 480,
-    "tests": 14_200,
+    "tests": 15_200,
 }
 
 
@@ -166,15 +170,15 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 18_195
-    assert code <= 12_120
+    assert whole <= 18_900
+    assert code <= 12_700
     assert documented >= 2_200
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_functions_are_short(path):
     for node in functions(path):
-        loop = path.name == "loop.py" and node.name == "run"
+        loop = path.name == "loop.py" and node.name == "_train"
         recipe = path.parent.name == "configs"  # a page of a paper
         assert recipe or length(node) <= (120 if loop else 60), node.name
 
@@ -209,6 +213,45 @@ def test_every_key_of_the_configuration_is_read():
     for key in (key.name for key in KEYS):
         name = key.rsplit(".", maxsplit=1)[-1]
         assert re.search(rf"\.{name}\b|[\"'][\w.]*\b{name}[\"']", code), f"nothing reads {key}"
+
+
+TEXT = ("open", "read_text", "write_text", "fdopen", "TextIOWrapper", "NamedTemporaryFile")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "setup.py"]
+    + [path for path in FILES if path.relative_to(ROOT).parts[0] in (*OURS, "benchmarks")],
+    ids=relative,
+)
+def test_text_is_utf8_whatever_the_locale(path):
+    """Every text file that is opened, read or written names its encoding."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        called = getattr(node, "func", None)
+        name = getattr(called, "attr", getattr(called, "id", None))
+        owner = getattr(getattr(called, "value", None), "id", "")
+        if name not in TEXT or owner in ("os", "files") or ast.unparse(called) == "write_text":
+            continue
+        given = [*node.args, *(word.value for word in node.keywords)]
+        words = " ".join(ast.unparse(value) for value in given)
+        assert re.search(r"utf-8|'[rwax]?b[+]?'|'a[+]b'", words), f"line {node.lineno}"
+
+
+# Whatever else writes: its rows, its answers or its text as they come, and folders of models.
+WRITERS = {"files", "logs", "answer_log", "generation", "safe_files", "style"}
+WRITING = re.compile(
+    r"write_text\(|write_bytes\(|write_table\(|os\.replace|\.mkdir\(|mkstemp|mkdtemp|"
+    r"open\([^)]*[\"'][wax]b?[+]?[\"']"
+)
+
+
+@pytest.mark.parametrize("path", PACKAGE + PROGRAMS, ids=relative)
+def test_files_are_written_in_one_place(path):
+    """Whole or not at all, by a temporary name, and refused in one line: `vbon_jax/files.py`."""
+    if path.stem not in WRITERS:
+        lines = path.read_text().splitlines()
+        found = [line for line in lines if WRITING.search(line) and "files.write_" not in line]
+        assert found == []
 
 
 @pytest.mark.parametrize("path", PACKAGE + PROGRAMS, ids=relative)

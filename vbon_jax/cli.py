@@ -4,18 +4,22 @@ Errors of a user leave with status 2; progress goes to standard error, results t
 """
 
 import ast
+import contextlib
 import logging
+import os
 import pathlib
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import absl.logging
 from absl import flags
 from ml_collections import ConfigDict
 
+from vbon_jax import environment, files, interrupts
 from vbon_jax.config import Key, defaults, flat, get, help_text, set_key, unknown
 from vbon_jax.types import InputError
 
@@ -32,21 +36,48 @@ class _RecipeParser(flags.ArgumentParser):
     def parse(self, argument: Any) -> ConfigDict:
         if isinstance(argument, ConfigDict):
             return argument
-        path, colon, arg = argument.partition(":")
-        if not pathlib.Path(path).is_file():
+        name, colon, arg = argument.partition(":")
+        path = files.local_path(name)
+        if not path.is_file():
             raise ValueError("there is no such file; give a Python file with get_config()")
-        recipe = runpy.run_path(path).get("get_config")
-        config = recipe(*[arg] * bool(colon)) if recipe else None
+        try:
+            with _siblings(path):
+                recipe = runpy.run_path(str(path)).get("get_config")
+                config = recipe(*[arg] * bool(colon)) if recipe else None
+        except Exception as error:
+            frames = [
+                f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+            ]
+            line = f", line {frames[-1].lineno}" if frames else ""
+            raise InputError(f"{path}{line}: {type(error).__name__}: {error}") from error
         if not isinstance(config, ConfigDict):
             raise ValueError("get_config() must return an ml_collections ConfigDict")
         return config
 
 
+@contextlib.contextmanager
+def _siblings(recipe: pathlib.Path) -> Iterator[None]:
+    """A recipe in a package imports from that one, whatever package of its name is nearer."""
+    package = recipe.resolve().parent
+    if not (package / "__init__.py").exists():
+        yield
+        return
+    sys.path.insert(0, str(package.parent))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(package.parent))
+
+
 class _PathParser(flags.ArgumentParser):
-    """A file or a folder."""
+    """A file or a folder, and what is written there: "file", "folder", or "" for nothing."""
+
+    def __init__(self, writes: str):
+        super().__init__()
+        self.writes = writes
 
     def parse(self, argument: str | pathlib.Path) -> pathlib.Path:
-        return pathlib.Path(argument)
+        return files.local_path(argument)
 
 
 def define(*, workdir: bool = True, recipe: str | None = None) -> tuple[flags.FlagHolder, ...]:
@@ -54,12 +85,20 @@ def define(*, workdir: bool = True, recipe: str | None = None) -> tuple[flags.Fl
     config = flags.DEFINE(_RecipeParser(), "config", recipe, CONFIG_HELP)
     if not workdir:
         return (config,)
-    return config, define_path("workdir", "Folder of everything that is written.")
+    return config, define_workdir("Folder of everything that is written.")
 
 
-def define_path(name: str, description: str, default: str | None = None) -> flags.FlagHolder:
-    """Define a flag whose value is a `pathlib.Path`."""
-    return flags.DEFINE(_PathParser(), name, default, description)
+def define_workdir(description: str) -> flags.FlagHolder:
+    """Define `--workdir`, a folder that is written."""
+    return define_path("workdir", description, writes="folder")
+
+
+def define_path(name: str, description: str, *, writes: str = "") -> flags.FlagHolder:
+    """Define a flag whose value is a `pathlib.Path`.
+
+    What is written there, "file" or "folder", is checked before the program begins.
+    """
+    return flags.DEFINE(_PathParser(writes), name, None, description)
 
 
 def fail(message: object) -> None:
@@ -69,26 +108,57 @@ def fail(message: object) -> None:
 
 
 def run(
-    main: Callable[[], None], *, required: tuple[str, ...] = (), keys: Iterable[Key] = ()
+    main: Callable[[], None],
+    *,
+    required: tuple[str, ...] = (),
+    keys: Iterable[Key] = (),
+    devices: bool = True,
 ) -> None:
     """Parse the flags and run `main`; what a user did wrong becomes one line and status 2.
 
     `keys` are those of the program's own configuration besides the table's, shown by `--help`.
+    `devices` says whether `main` computes. SIGTERM and Ctrl-C end it as `interrupts` says.
     """
     _log_progress()
-    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
-        print(program_help(sys.modules["__main__"].__doc__ or "", keys))
-        sys.exit(0)
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack characters
+        stream.reconfigure(errors="backslashreplace")
     try:
-        rest = _parse(sys.argv)
-        if rest:
-            fail(f"unexpected argument {rest[0]!r}; options are written --name=value (see --help)")
-        for name in required:
-            if not flags.FLAGS[name].value:
-                fail(f"--{name} is missing; give it a path (see --help)")
-        main()
+        with interrupts.watch():
+            _parsed(main, required, keys, devices=devices)
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except interrupts.Interrupted as stopped:
+        print(f"\n{stopped}; continue with: {interrupts.command()}", file=sys.stderr)
+        sys.exit(interrupts.STATUS)
+    except files.SaveFailed as error:
+        print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(2)  # threads that still try to save are not waited for
     except (InputError, flags.Error) as error:
         fail(error)
+    except OSError as error:
+        fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+
+
+def _parsed(
+    main: Callable[[], None], required: tuple[str, ...], keys: Iterable[Key], *, devices: bool
+) -> None:
+    """Parse and check the flags, or show help, then run `main`."""
+    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+        print(program_help(sys.modules["__main__"].__doc__ or "", keys))
+        return
+    rest = _parse(sys.argv)
+    if rest:
+        fail(f"unexpected argument {rest[0]!r}; options are written --name=value (see --help)")
+    for name in required:
+        if not flags.FLAGS[name].value:
+            fail(f"--{name} is missing; give it a path (see --help)")
+    for flag in (flags.FLAGS[name] for name in flags.FLAGS):
+        if flag.value is not None and getattr(flag.parser, "writes", ""):
+            files.check_writable(flag.value, what=flag.parser.writes)
+    environment.start_jax(devices=devices)
+    main()
 
 
 def program_help(program: str, keys: Iterable[Key] = ()) -> str:
@@ -110,7 +180,7 @@ def program_help(program: str, keys: Iterable[Key] = ()) -> str:
 
 def _log_progress() -> None:
     """Show what the package logs as plain lines on standard error; Orbax and absl stay quiet."""
-    absl.logging.set_verbosity(absl.logging.WARNING)
+    absl.logging.set_verbosity(absl.logging.FATAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     progress = logging.getLogger("vbon_jax")
@@ -124,10 +194,7 @@ def _log_progress() -> None:
 def _parse(argv: list[str]) -> list[str]:
     """Parse the flags, then change the configuration; returns arguments that are not flags."""
     plain, changes = _split(argv)
-    try:
-        rest = flags.FLAGS(plain)[1:]
-    except (AttributeError, KeyError) as error:  # of a locked ConfigDict, in get_config
-        raise InputError(f"--config: {error}") from error
+    rest = flags.FLAGS(plain)[1:]
     if "config" in flags.FLAGS:
         holder = flags.FLAGS["config"]
         if holder.value is None:

@@ -1,20 +1,33 @@
-"""Files and folders that are whole or not there: atomic writes, digests, resumable artifacts."""
+"""Files and folders that are whole or not there: atomic writes, locks, digests, artifacts."""
 
+import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
+import logging
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vbon_jax.types import InputError
 
-RECORD_FILE = "stage.json"  # of an artifact: its inputs, and whether it is finished
+RECORD_FILE = "stage.json"  # of an artifact: its inputs, whether it is finished, and its files
+COPY_FILE = f".{RECORD_FILE}"
+PROBE_BYTES = 1 << 16  # that a place which is to be written must have room for
+
+logger = logging.getLogger(__name__)
 
 
 class Damaged(InputError):
@@ -25,19 +38,73 @@ class Damaged(InputError):
         super().__init__(f"{path} cannot be read: {self.why}")
 
 
+class Unwritable(InputError):
+    """A file or folder that cannot be written: a full disk, missing rights, a file in its place."""
+
+    def __init__(self, path: str | pathlib.Path, error: Exception):
+        why = " ".join(str(getattr(error, "strerror", None) or error).split())
+        super().__init__(
+            f"{path} cannot be written: {why}; free the disk or give another place, and the same "
+            "command continues"
+        )
+
+
+class SaveFailed(InputError):
+    """A checkpoint cannot be written. Threads may go on trying, so the process should end."""
+
+
+def local_path(text: str | os.PathLike) -> pathlib.Path:
+    """A path of this machine, with `~` replaced. Raises InputError for `scheme://...`."""
+    if re.match(r"[A-Za-z][\w+.-]*://", str(text)):
+        raise InputError(f"{text}: only paths of this machine's file systems are supported")
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{text}: {error}; write the whole path") from error
+
+
 # Writing ------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def writing(path: str | pathlib.Path) -> Iterator[None]:
+    """Raises Unwritable, which names `path`, for any OSError in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(path, error) from error
+
+
+def check_writable(path: str | pathlib.Path, *, what: str = "folder") -> None:
+    """Raises Unwritable unless a folder (or file) can be written there; leaves nothing behind."""
+    path = pathlib.Path(path).absolute()
+    if what == "file" and path.is_dir():
+        raise InputError(f"{path} is a folder; give a file")
+    folder = path if what == "folder" else path.parent
+    with writing(path):
+        present = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        with tempfile.TemporaryFile(dir=present) as probe:
+            probe.write(bytes(PROBE_BYTES))
+
+
 def write_bytes(path: str | pathlib.Path, content: bytes) -> None:
-    """Write a file so that a kill leaves the old file or the new one, never half of one."""
+    """Write a file so that a kill leaves the old file or the new one, never half of one.
+
+    Raises Unwritable.
+    """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: str | pathlib.Path, text: str) -> None:
@@ -69,6 +136,13 @@ def write_csv(
     write_text(path, lines.getvalue())
 
 
+def write_parquet(path: str | pathlib.Path, table: pa.Table) -> None:
+    """`write_bytes` of a Parquet file."""
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content)
+    write_bytes(path, content.getvalue())
+
+
 # Reading ------------------------------------------------------------------------------------------
 
 
@@ -77,6 +151,7 @@ def read_json(path: str | pathlib.Path, *fields: str) -> Any:
 
     Raises Damaged where the file is missing, unreadable, not JSON, or lacks a field.
     """
+    check_unchanged(path)
     try:
         value = json.loads(pathlib.Path(path).read_bytes())
     except (OSError, ValueError) as error:
@@ -93,6 +168,7 @@ def read_jsonl(path: str | pathlib.Path, *fields: str) -> list[dict[str, Any]]:
     lacks one of `fields`.
     """
     path = pathlib.Path(path)
+    check_unchanged(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         rows = [json.loads(line) for line in lines]
@@ -105,8 +181,10 @@ def read_jsonl(path: str | pathlib.Path, *fields: str) -> list[dict[str, Any]]:
 
 def read_parquet(path: str | pathlib.Path, columns: Sequence[str] = ()) -> pa.Table:
     """Some columns of a Parquet file, or all. Raises Damaged, for a missing column too."""
+    check_unchanged(path)
     try:
-        return pq.read_table(path, columns=list(columns) or None)
+        with open(path, "rb") as file:  # its name may be none that Arrow can express
+            return pq.read_table(file, columns=list(columns) or None)
     except (OSError, pa.ArrowException) as error:
         raise Damaged(path, error) from error
 
@@ -120,31 +198,196 @@ def digest(*parts: bytes | str) -> str:
     return whole.hexdigest()
 
 
+def digest_of_file(path: str | pathlib.Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(folder: pathlib.Path, *names: str) -> dict[str, list]:
+    """`[bytes, time of change, SHA-256]` of files of a folder, and of all below named folders."""
+    paths = []
+    for path in (folder / name for name in names):
+        paths += sorted(below for below in path.rglob("*") if below.is_file()) or [path]
+    states = ((path, path.stat()) for path in paths)
+    return {
+        str(path.relative_to(folder)): [state.st_size, state.st_mtime_ns, digest_of_file(path)]
+        for path, state in states
+    }
+
+
+def unchanged(path: pathlib.Path, listed: Sequence) -> bool:
+    """Whether a file is as `digests` listed it; one that has its size and time is not read."""
+    try:
+        state = path.stat()
+        size, changed, content = listed
+        if state.st_size != size:
+            return False
+        return state.st_mtime_ns == changed or digest_of_file(path) == content
+    except (OSError, TypeError, ValueError):
+        return False
+
+
+def check_unchanged(path: str | pathlib.Path) -> None:
+    """Raises Damaged for a file that is not as the record of its folder lists it."""
+    path = pathlib.Path(path)
+    record = recorded(path.parent) if path.name not in (RECORD_FILE, COPY_FILE) else None
+    listed = (record or {"files": {}})["files"].get(path.name)
+    if listed and path.exists() and not unchanged(path, listed):
+        raise Damaged(path, "it is not as it was written; the command that made it makes it again")
+
+
+# One writer ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lock(folder: str | pathlib.Path, name: str = "", *, waits: bool = False) -> Iterator[None]:
+    """Keep a folder, or one name in it, to this process until the block ends or the process does.
+
+    The process that has it may enter again. For another one this raises InputError, which names the
+    writer, or with `waits` says so in one line and waits.
+    """
+    folder, stem = pathlib.Path(folder).resolve(), f".{name}." if name else "."
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    mine = filelock.FileLock(folder / f"{stem}lock", is_singleton=True)
+    first, writer = not mine.is_locked, folder / f"{stem}writer.json"
+    with writing(folder):
+        _acquire(mine, folder / name, writer, waits=waits)
+    try:
+        if first:
+            for temporary in folder.glob(f".{name}*.tmp"):  # of a process that was killed
+                temporary.unlink()
+            started = time.strftime("%Y-%m-%d %H:%M:%S")
+            owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+            write_json(writer, owner)
+        yield
+    finally:
+        if first:
+            writer.unlink(missing_ok=True)
+        if first and name:  # leave nothing in a folder that is not ours; who waits makes a new file
+            pathlib.Path(mine.lock_file).unlink(missing_ok=True)
+        mine.release()
+
+
+def _acquire(mine: filelock.FileLock, path: pathlib.Path, writer: pathlib.Path, *, waits: bool):
+    try:
+        mine.acquire(timeout=0)
+        return
+    except filelock.Timeout:
+        owner = f"{path} is being written by {_owner(writer)}"
+    if not waits:
+        raise InputError(f"{owner}; wait for its end, or give another place")
+    logger.info(f"{owner}: waiting for its end")
+    mine.acquire(poll_interval=0.5)
+
+
+def _owner(writer: pathlib.Path) -> str:
+    """The process that has a lock. It writes its name just after it has it."""
+    for _ in range(20):
+        with contextlib.suppress(Damaged):
+            owner = read_json(writer, "host", "pid", "started")
+            if owner["host"] != socket.gethostname() or _is_alive(owner["pid"]):
+                return f"process {owner['pid']} on {owner['host']} since {owner['started']}"
+        time.sleep(0.05)
+    return "another process"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
 # Artifacts ----------------------------------------------------------------------------------------
 
 
 class Artifact:
     """A folder that is made from inputs: unfinished and resumed, finished and reused, or refused.
 
-    `inputs` is a flat dictionary of what the content depends on; it is recorded in the folder.
+    `inputs` is a flat dictionary of what the content depends on. The folder's record has them, and
+    the digests of its files, so that a file that is gone or changed is made again.
     """
 
     def __init__(self, folder: str | pathlib.Path, inputs: Mapping[str, Any]):
         self.folder = pathlib.Path(folder)
         self.inputs = json.loads(json.dumps(dict(inputs), default=list))
+        self.files: dict[str, list] = {}  # that are whole, by name, as `digests` lists them
 
-    def begin(self, *, resumes: bool = False) -> bool:
-        """True where work is left, False where the folder is finished.
+    @contextlib.contextmanager
+    def work(
+        self, *, resumes: Callable[[], bool] = lambda: False, waits: bool = False
+    ) -> Iterator[bool]:
+        """True where work is left, False where the folder is finished and whole.
 
-        An unfinished folder is claimed by these inputs, unless `resumes` says that it holds work to
-        go on with. Raises InputError, naming each input that differs, for a folder that is finished
-        (or to be resumed) and was made from others.
+        In the block the folder is this process's alone; another process that works in it is waited
+        for, or without `waits` refused. A folder that is not finished, lists no files and by
+        `resumes` holds no other work is claimed by these inputs. Raises InputError, naming each
+        input that differs, for any other folder that was made from others.
         """
-        made = recorded(self.folder)
-        if made is None or not (resumes or made["finished"]):
-            write_json(self.folder / RECORD_FILE, {"inputs": self.inputs, "finished": False})
+        if not self.is_left():
+            yield False
+            return
+        with lock(self.folder, waits=waits):
+            yield self._claim(resumes)
+
+    def is_left(self) -> bool:
+        """False where the folder is finished and whole. Raises InputError for other inputs then."""
+        record = recorded(self.folder)
+        if not record or not record["finished"]:
             return True
-        old, new = made["inputs"], self.inputs
+        self.check()
+        listed = record["files"].items()
+        return not all(unchanged(self.folder / name, was) for name, was in listed)
+
+    def _claim(self, resumes: Callable[[], bool]) -> bool:
+        """Whether work is left; the record is then that of these inputs, unfinished."""
+        record = recorded(self.folder)
+        if record is None and resumes():
+            raise InputError(
+                f"{self.folder} holds work, but no {RECORD_FILE} says from which inputs; delete "
+                "that folder or give another --workdir"
+            )
+        if record and (record["finished"] or record["files"] or resumes()):
+            self.check()
+            self.files = {
+                name: was
+                for name, was in record["files"].items()
+                if unchanged(self.folder / name, was)
+            }
+            again = [name for name in record["files"] if name not in self.files]
+            if again:
+                more = f" and {len(again) - 1} more" * (len(again) > 1)
+                logger.warning(
+                    f"{self.folder / again[0]}{more}: missing, or not as written; made again"
+                )
+            elif record["finished"]:
+                return False
+        self._write(finished=False)
+        return True
+
+    def _write(self, *, finished: bool) -> None:
+        record = {"inputs": self.inputs, "finished": finished, "files": self.files}
+        for name in (RECORD_FILE, COPY_FILE):
+            write_json(self.folder / name, record)
+
+    def add(self, *names: str) -> None:
+        """List files, and all files below folders, as whole: they are not made again."""
+        self.files |= digests(self.folder, *names)
+        self._write(finished=False)
+
+    def finish(self, *names: str) -> None:
+        """Mark the folder as finished, with these files and all files below these folders."""
+        self.files = digests(self.folder, *names)
+        self._write(finished=True)
+
+    def check(self) -> None:
+        """Raises InputError, naming each input that differs from what the folder was made from."""
+        old, new = (recorded(self.folder) or {"inputs": {}})["inputs"], self.inputs
         differ = [
             f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())
@@ -155,11 +398,6 @@ class Artifact:
                 f"{self.folder} was made from other inputs: {'; '.join(differ)}; "
                 "give the old value, another --workdir, or delete that folder"
             )
-        return not made["finished"]
-
-    def finish(self) -> None:
-        """Mark the folder as finished."""
-        write_json(self.folder / RECORD_FILE, {"inputs": self.inputs, "finished": True})
 
 
 def is_made_from(folder: str | pathlib.Path, inputs: Mapping[str, Any]) -> bool:
@@ -169,11 +407,33 @@ def is_made_from(folder: str | pathlib.Path, inputs: Mapping[str, Any]) -> bool:
 
 
 def recorded(folder: str | pathlib.Path) -> dict[str, Any] | None:
-    """The record of an artifact, `inputs` and `finished`; None where the folder has none.
+    """The record of an artifact: `inputs`, `finished` and `files`; None where the folder has none.
 
-    Raises Damaged for a record that cannot be read.
+    A record that is gone or damaged is read from its copy, with a line that says so. Raises Damaged
+    where the copy cannot be read either.
     """
-    path = pathlib.Path(folder) / RECORD_FILE
-    if not path.exists():
+    path, copy = (pathlib.Path(folder) / name for name in (RECORD_FILE, COPY_FILE))
+    try:
+        if path.exists():
+            return _read_record(path)
+        problem = f"{path} is missing"
+    except Damaged as error:
+        if not copy.exists():
+            raise
+        problem = str(error)
+    if not copy.exists():
         return None
-    return read_json(path, "inputs", "finished")
+    _warn_once(f"{problem}: its copy {copy.name} is used")
+    return _read_record(copy)
+
+
+def _read_record(path: pathlib.Path) -> dict[str, Any]:
+    record = read_json(path, "inputs", "finished", "files")
+    if not all(isinstance(record[field], dict) for field in ("inputs", "files")):
+        raise Damaged(path, "inputs and files should be objects")
+    return record
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)

@@ -131,7 +131,7 @@ def test_the_page_shows_the_judges(evaluated):
 @pytest.mark.slow
 def test_finished_judges_are_not_repeated_and_another_one_is_refused(evaluated, tiny):
     def stamps():
-        return {path: path.stat().st_mtime_ns for path in evaluated.rglob("judges/*/*")}
+        return {path: path.stat().st_mtime_ns for path in evaluated.rglob("judges/*/[!.]*")}
 
     before = stamps()
     assert len(before) == 3 * (2 + 5)

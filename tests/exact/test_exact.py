@@ -289,4 +289,4 @@ def test_the_documented_command_in_small(tmp_path):
     for method, gradient in kinds:
         cell = {"method": method, "n": 2, "gradient": gradient, "ties": False}
         with pytest.raises(InputError, match=r"lab\.seed was 0 and is 1"):
-            grid.artifact(config, tmp_path, cell).begin()
+            grid.artifact(config, tmp_path, cell).is_left()

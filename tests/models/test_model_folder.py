@@ -15,6 +15,7 @@ import safetensors.numpy
 from tests.families import network
 from tests.tiny_config import check_refusal
 from vbon_jax.models.huggingface import model_folder, safe_files
+from vbon_jax.types import InputError
 
 SMALL = {"vocab_size": 23, "n_embd": 6, "n_layer": 2, "n_head": 2, "n_inner": 10, "n_positions": 8}
 ODD = {"tie_word_embeddings": False, "activation_function": "relu"}
@@ -327,7 +328,7 @@ class Broken:
 
 def test_a_failed_save_leaves_the_earlier_model(folder):
     before = model_folder.fingerprint(folder)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(InputError, match="no space left"):
         UNTIED.save(folder, tokenizer=Broken())
     assert model_folder.fingerprint(folder) == before
     assert [entry.name for entry in folder.parent.iterdir()] == ["policy"]
@@ -340,7 +341,7 @@ def test_a_failed_save_leaves_the_earlier_model(folder):
 def test_a_save_killed_between_its_renames_is_mended(folder):
     before = model_folder.fingerprint(folder)
     folder.rename(folder.with_name(".policy.replaced"))
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(InputError, match="no space left"):
         UNTIED.save(folder, tokenizer=Broken())
     assert model_folder.fingerprint(folder) == before
 

@@ -1,5 +1,6 @@
 """The reference cache: what is in it, how it goes on, and what it refuses."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.tiny_config import check_refusal
 from vbon_jax.data import prompt_sets
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.sampling import reference_cache
@@ -95,7 +97,7 @@ def test_what_goes_in_comes_out(tmp_path):
     assert cache.rewards_pm.dtype == np.float32
     assert cache.sampled_tokens == samples.lengths_bn.sum()
     assert cache.provenance == provenance()
-    names = sorted(file.name for file in (tmp_path / "cache").iterdir())
+    names = sorted(file.name for file in (tmp_path / "cache").glob("[!.]*"))
     ranges = ("000000-000003", "000003-000006", "000006-000007")
     assert names == [*(f"shard-{rows}.parquet" for rows in ranges), "stage.json"]
     assert 0 < cache.seconds < 60
@@ -204,10 +206,12 @@ def test_damage_is_named(tmp_path):
             reference_cache.load(folder)
         assert "\n" not in str(error.value)
 
+    # As if it was written so, or the folder's record would know.
+    (folder / "stage.json").write_text(
+        json.dumps(json.loads((folder / "stage.json").read_text()) | {"files": {}})
+    )
     shard.write_bytes(whole[: len(whole) // 2])
     refused("")
-    with pytest.raises(InputError, match="cannot be read"):
-        build(folder)
     shard.write_bytes((folder / "shard-000006-000007.parquet").read_bytes())
     refused("1 rows instead of 2")
     shard.write_bytes((folder / "shard-000000-000002.parquet").read_bytes())
@@ -227,6 +231,54 @@ def test_damage_is_named(tmp_path):
     refused("other columns")
 
 
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("change", [lambda b: b[:200], lambda b: b[:300] + b"!" + b[301:], None])
+def test_a_damaged_shard_is_made_again_and_the_others_are_kept(tmp_path, caplog, finished, change):
+    build(tmp_path / "whole")
+    calls = []
+
+    def killed_in_the_end(prompt_ids):
+        calls.append(list(prompt_ids))
+        if prompt_ids[0] == 6 and not finished:
+            raise RuntimeError("killed")
+        return sample(prompt_ids)
+
+    folder = tmp_path / "cache"
+    with contextlib.suppress(RuntimeError):
+        build(folder, sample=killed_in_the_end)
+    shard = folder / "shard-000002-000004.parquet"
+    if change:
+        shard.write_bytes(change(shard.read_bytes()))
+        if finished:
+            check_refusal(lambda: reference_cache.load(folder), str(shard), "cannot be read")
+    else:
+        shard.unlink()
+    calls.clear()
+    finished = True
+    build(folder, sample=killed_in_the_end)
+    assert [ids[0] for ids in calls] in ([2], [2, 6])
+    (line,) = caplog.messages
+    assert str(shard) in line
+    check_equal(reference_cache.load(folder), reference_cache.load(tmp_path / "whole"))
+
+
+def test_a_shard_that_no_record_lists_is_made_again(tmp_path):
+    """A kill between the shard and the record, or a file that somebody put there."""
+
+    def killed_after_two(prompt_ids):
+        if prompt_ids[0]:
+            raise RuntimeError("killed")
+        return sample(prompt_ids)
+
+    with contextlib.suppress(RuntimeError):
+        build(tmp_path, sample=killed_after_two)
+    build(tmp_path / "whole")
+    stray = (tmp_path / "whole" / "shard-000004-000006.parquet").read_bytes()
+    (tmp_path / "shard-000004-000006.parquet").write_bytes(stray[:-9])
+    build(tmp_path)
+    check_equal(reference_cache.load(tmp_path), reference_cache.load(tmp_path / "whole"))
+
+
 def test_a_folder_without_a_good_record_is_refused(tmp_path):
     with pytest.raises(InputError, match="no reference cache"):
         reference_cache.load(tmp_path / "nowhere")
@@ -237,9 +289,11 @@ def test_a_folder_without_a_good_record_is_refused(tmp_path):
     good = json.loads(record.read_text())
     for text in ("{", "[]", json.dumps({**good, "inputs": {"policy": "p1"}})):
         record.write_text(text)
+        (folder / ".stage.json").write_text(text)
         with pytest.raises(InputError, match=r"stage\.json cannot be read"):
             reference_cache.load(folder)
     record.unlink()
+    (folder / ".stage.json").unlink()
     with pytest.raises(InputError, match=r"has shards but no stage\.json; delete"):
         build(folder)
 
@@ -252,7 +306,7 @@ def test_a_reward_that_fails_leaves_no_shard(tmp_path):
 
     with pytest.raises(InputError, match="gave nan"):
         build(tmp_path / "cache", score=refused_at_five)
-    assert len(contents(tmp_path / "cache")) == 3  # the record and two shards
+    assert len(list((tmp_path / "cache").glob("shard-*"))) == 2
     with pytest.raises(InputError, match="no prompts"):
         reference_cache.build(
             tmp_path / "other",

@@ -108,7 +108,7 @@ def test_the_best_checkpoint_is_exported_too(compared, tmp_path):
     rows = files.read_jsonl(run / "metrics.jsonl")
     saved = {int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()}
     objective = {row["step"] + 1: row["objective/mean"] for row in rows if row["step"] % 2 == 1}
-    assert saved == {6, max(objective, key=objective.get)}
+    assert saved == {4, 6, max(objective, key=objective.get)}
 
 
 @pytest.mark.parametrize(

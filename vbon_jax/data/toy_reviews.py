@@ -42,7 +42,7 @@ def read_phrases(text: str) -> dict[str, Any]:
     return phrases
 
 
-PHRASES = read_phrases(pathlib.Path(__file__).with_suffix(".txt").read_text())
+PHRASES = read_phrases(pathlib.Path(__file__).with_suffix(".txt").read_text("utf-8"))
 
 
 class Review(NamedTuple):

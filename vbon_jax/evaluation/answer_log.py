@@ -4,6 +4,7 @@ A line is written when its answer comes and never changed, so that nothing is pa
 """
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -11,12 +12,6 @@ import threading
 from typing import Any
 
 from vbon_jax import files
-from vbon_jax.types import InputError
-
-try:
-    import fcntl
-except ImportError:  # Windows, where two commands at once are not refused
-    fcntl = None
 
 
 class AnswerLog:
@@ -31,21 +26,19 @@ class AnswerLog:
         self._adding = threading.Lock()
 
     def __enter__(self) -> "AnswerLog":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
-        try:
-            self._lock()
+        with contextlib.ExitStack() as opened:
+            # Two commands at once would pay for the same answers.
+            opened.enter_context(files.lock(self.path.parent, self.path.name))
+            self._file = opened.enter_context(self.path.open("a+b"))
             for entry in files.read_jsonl(self.path, "key", "verdict", "cost"):
                 self._count(entry)
             self._file.seek(0)  # a kill may have cut the last line off
             self._file.truncate(self._file.read().rfind(b"\n") + 1)
-        except BaseException:
-            self._file.close()
-            raise
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._file.close()
+        self._opened.close()
 
     def add(self, entry: dict[str, Any]) -> None:
         """Write the line of an answer, and count it."""
@@ -54,16 +47,6 @@ class AnswerLog:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._count(entry)
-
-    def _lock(self) -> None:
-        """Two commands at once would pay for the same answers."""
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"{self.path} is in use by another command; wait for its end"
-            ) from None
 
     def _count(self, entry: dict[str, Any]) -> None:
         key, verdict, cost = entry["key"], entry["verdict"], float(entry["cost"])

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import tqdm
 
 from vbon_jax import files
@@ -44,10 +43,11 @@ def make_judge(
     stage = folder / stored_responses.JUDGES / name
     inputs = {"judge": fingerprint} | cache.provenance.inputs()
     artifact = files.Artifact(stage, inputs)
-    if artifact.begin():
-        rewards_pm = _score(score, cache.responses, f"judge {name} references", batch_prompts)
-        _write_rewards(stage / REWARDS_FILE, rewards_pm)
-        artifact.finish()
+    with artifact.work(waits=True) as left:
+        if left:
+            rewards_pm = _score(score, cache.responses, f"judge {name} references", batch_prompts)
+            _write_rewards(stage / REWARDS_FILE, rewards_pm)
+            artifact.finish(REWARDS_FILE)
     return Judge(name, fingerprint, score, read_rewards(stage / REWARDS_FILE))
 
 
@@ -83,7 +83,7 @@ def _score(score: Callable, responses: Responses, title: str, batch_prompts: int
 
 
 def _write_rewards(path: pathlib.Path, rewards_bk: np.ndarray) -> None:
-    pq.write_table(pa.table({"rewards": list(rewards_bk)}), path)
+    files.write_parquet(path, pa.table({"rewards": list(rewards_bk)}))
 
 
 def read_rewards(path: pathlib.Path) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from vbon_jax import files
+from vbon_jax import files, interrupts
 from vbon_jax.config import KEYS
 from vbon_jax.config import check as check_keys
 from vbon_jax.evaluation import pairwise
@@ -183,21 +183,28 @@ class Asker:
         running: dict[futures.Future, Attempt] = {}
         pool = futures.ThreadPoolExecutor(self.options.concurrency)
         try:
-            with tqdm.tqdm(desc="judge", unit="verdict", **sizes) as bar:
+            with (
+                interrupts.deferred(self._interrupted),
+                tqdm.tqdm(desc="judge", unit="verdict", **sizes) as bar,
+            ):
                 while (left or running) and not self.unfinished:
                     while left and self._may_send(left[0].question, running.values()):
                         attempt = left.popleft()
                         running[pool.submit(self._send, attempt)] = attempt
                     for done in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
-                        again = self._again(running.pop(done), done.result())
+                        if (answer := done.result()) is None:  # it was not sent: all is stopped
+                            continue
+                        again = self._again(running.pop(done), answer)
                         left.extendleft(again)
                         bar.update(1 - len(again))
                     bar.set_postfix_str(f"${self.log.spent:.4f}", refresh=False)
-        except KeyboardInterrupt:
-            self.unfinished = INTERRUPTED
         finally:
             self._stopped.set()
             pool.shutdown()
+
+    def _interrupted(self, signal: str) -> None:
+        self.unfinished = INTERRUPTED
+        self._stopped.set()
 
     def _is_open(self, question: Question) -> bool:
         """Whether a question has no verdict, and attempts left."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vbon_jax import files
 from vbon_jax.data import batching
@@ -54,7 +53,7 @@ def write(
         "finished": list(np.asarray(responses.finished_bn)),
         "tokens": pa.array(token_lists(responses), pa.list_(pa.list_(pa.int32()))),
     }
-    pq.write_table(pa.table(columns), path)
+    files.write_parquet(path, pa.table(columns))
 
 
 def read(path: pathlib.Path) -> Responses:
@@ -97,14 +96,16 @@ def derive(
     where it was made from others.
     """
     artifact = files.Artifact(folder / name, inputs | _inputs(folder, cache))
-    if not artifact.begin():
-        return
-    rows = []
-    for path in paths(folder):
-        temperature = float(path.stem.removeprefix("responses-t"))
-        rows.append({"temperature": temperature} | compute(read(path), temperature))
-    files.write_json(artifact.folder / ROWS_FILE, rows)
-    artifact.finish()
+    with artifact.work(waits=True) as left:
+        if not left:
+            return
+        rows = []
+        for path in paths(folder):
+            temperature = float(path.stem.removeprefix("responses-t"))
+            rows.append({"temperature": temperature} | compute(read(path), temperature))
+        files.write_json(artifact.folder / ROWS_FILE, rows)
+        more = sorted(path.name for path in artifact.folder.glob("*.parquet"))
+        artifact.finish(ROWS_FILE, *more)
 
 
 def rows(

@@ -92,7 +92,7 @@ def make_laws(config: ConfigDict, setting: Setting) -> dict[bool, Law]:
 def train_all(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
     """The rows of all cells; those that are missing are trained, by `lab.workers` processes."""
     rows = cells(config)
-    missing = [cell for cell in rows if artifact(config, workdir, cell).begin()]
+    missing = [cell for cell in rows if artifact(config, workdir, cell).is_left()]
     groups = [
         list(group)
         for _, group in itertools.groupby(missing, lambda cell: (cell["gradient"], cell["method"]))
@@ -115,9 +115,11 @@ def run_group(config: ConfigDict, workdir: pathlib.Path, group: list[dict]) -> N
     laws = make_laws(config, setting)
     for cell in group:
         place = artifact(config, workdir, cell)
-        row = run_cell(config, setting, laws[cell["ties"]], cell, place)
-        files.write_json(place.folder / "row.json", row)
-        place.finish()
+        with place.work(waits=True) as left:
+            if left:
+                row = run_cell(config, setting, laws[cell["ties"]], cell, place)
+                files.write_json(place.folder / "row.json", row)
+                place.finish("row.json")
 
 
 def run_cell(
@@ -144,17 +146,18 @@ def cdf_rows(config: ConfigDict, workdir: pathlib.Path, laws: dict[bool, Law]) -
     """The cost of estimates of log F, without ties and with them; kept as the cells are."""
     inputs = _lab_inputs(config, "run", "cdf") | {"n_values": config.n_values}
     place = files.Artifact(workdir / "cells" / "cdf", inputs)
-    if place.begin():
-        options = {"seed": config.lab.seed, "draws": config.lab.caches}
-        rows = [
-            row
-            for ties, law in laws.items()
-            for row in cdf_study.errors(
-                law, config.n_values, config.lab.cache_sizes, ties=ties, **options
-            )
-        ]
-        files.write_json(place.folder / "rows.json", rows)
-        place.finish()
+    options = {"seed": config.lab.seed, "draws": config.lab.caches}
+    with place.work(waits=True) as left:
+        if left:
+            rows = [
+                row
+                for ties, law in laws.items()
+                for row in cdf_study.errors(
+                    law, config.n_values, config.lab.cache_sizes, ties=ties, **options
+                )
+            ]
+            files.write_json(place.folder / "rows.json", rows)
+            place.finish("rows.json")
     return files.read_json(place.folder / "rows.json")
 
 

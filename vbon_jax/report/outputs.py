@@ -24,6 +24,11 @@ def write(workdir: pathlib.Path) -> list[dict[str, Any]]:
     is not a working directory.
     """
     work = layout.read(workdir)
+    with files.lock(workdir, waits=True):
+        return _write(work, workdir)
+
+
+def _write(work: layout.Work, workdir: pathlib.Path) -> list[dict[str, Any]]:
     numbers = aggregates.compute(work)
     results.write_results(numbers.rows, workdir / "results.csv")
     files.write_csv(workdir / "means.csv", numbers.means, aggregates.MEANS_COLUMNS)

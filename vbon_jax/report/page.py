@@ -42,7 +42,7 @@ def write(
     """
     shown = [figure for section in sections for figure in section.figures]
     data = _data(shown, curves, looks, best)
-    scripts = [_script(style.javascript()), _script((HERE / "report.js").read_text())]
+    scripts = [_script(style.javascript()), _script((HERE / "report.js").read_text("utf-8"))]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -59,7 +59,7 @@ def write(
             samples_left_out=left_out,
             scripts=[script for script, _ in scripts],
             allowed=markupsafe.Markup(" ".join(source for _, source in scripts)),
-            style=markupsafe.Markup((HERE / "report.css").read_text()),
+            style=markupsafe.Markup((HERE / "report.css").read_text("utf-8")),
             **words,
         )
 

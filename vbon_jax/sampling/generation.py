@@ -7,8 +7,6 @@ shown on a terminal has its control characters written out.
 import contextlib
 import json
 import operator
-import os
-import pathlib
 import re
 import sys
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from vbon_jax import config
+from vbon_jax import config, files
 from vbon_jax.config import Key
 from vbon_jax.data import batching, formats, response_ids, sources, token_ids
 from vbon_jax.data.prompt_sets import PromptSet
@@ -78,16 +76,18 @@ def check_options(options: ConfigDict) -> None:
             f"--best_of={options.best_of} needs a reward to choose by; add --reward.path=DIR or "
             "--reward.function=package.module:name"
         )
-    output = pathlib.Path(options.output)
-    if output.is_file() and output.stat().st_size:
-        raise InputError(f"--output={output}: it exists already; give another name, or remove it")
+    if options.output:
+        output = files.local_path(options.output)
+        files.check_writable(output, what="file")
+        if output.is_file() and output.stat().st_size:
+            raise InputError(f"--output={output}: it exists; give another name, or remove it")
 
 
 def read_prompts(options: ConfigDict) -> sources.Table:
     """The prompts of the flags, of a file, or of standard input, which is one prompt."""
     if options.prompt:
         return _table(list(options.prompt), "--prompt", "number")
-    path = pathlib.Path(options.input)
+    path = files.local_path(options.input)
     if path.suffix in sources.FORMATS:
         return sources.read(path)
     if not options.input:
@@ -239,13 +239,10 @@ def as_shown(prompt: str, rows: list[dict[str, Any]], options: ConfigDict, *, se
 def _open(path: str) -> contextlib.AbstractContextManager[TextIO | None]:
     if not path:
         return contextlib.nullcontext()
-    try:
-        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "w", encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"--output={path}: {error.strerror}; give a file that can be written"
-        ) from error
+    with files.writing(path):
+        file = files.local_path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file.open("w", encoding="utf-8")
 
 
 def _write(generator: Generator, prompts: PromptSet, file: TextIO | None) -> None:
@@ -269,13 +266,5 @@ def main(options: ConfigDict) -> None:
     prompts = encode(table, tokenizer, chat=options.chat)
     generator = load(options, tokenizer)
     check_prompts(generator, prompts, table.places)
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the characters
-    try:
-        with _open(options.output) as file:
-            _write(generator, prompts, file)
-    except KeyboardInterrupt:
-        kept = f"; {options.output} has what was finished" if options.output else ""
-        print(f"\ninterrupted{kept}", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with _open(options.output) as file:
+        _write(generator, prompts, file)

@@ -137,7 +137,7 @@ def build(
     into shards changes nothing; where it leaves rewards out, `score` maps prompt ids [b * M] and
     their responses' token ids to rewards. `decode` maps response token ids to the texts to show.
     `progress` is called with (prompts done, prompts) before the first shard and after each. Raises
-    InputError for another cache in the folder and a damaged shard.
+    InputError for another cache in the folder.
     """
     if not prompts.token_ids:
         raise InputError(f"{folder}: there are no prompts to sample for; give at least one")
@@ -147,26 +147,29 @@ def build(
         raise InputError(
             f"{folder} has shards but no {files.RECORD_FILE}; delete the folder or take another"
         )
-    artifact.begin(resumes=True)
-    for file in _shards(folder):
-        _check_shard(file)
-    missing = _missing(folder, provenance.num_prompts, prompts_per_shard)
-    done = provenance.num_prompts - sum(map(len, missing))
-    if progress:
-        progress(done, provenance.num_prompts)
-    for rows in missing:
-        started = time.perf_counter()
-        prompt_ids = np.asarray(rows, np.int32)
-        responses = jax.tree.map(np.asarray, sample(prompt_ids))
-        table = _table(prompts, prompt_ids, responses, score=score, decode=decode)
-        seconds = 0.0 if provenance.imported else time.perf_counter() - started
-        content = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({"seconds": str(seconds)}), content)
-        files.write_bytes(_shard(folder, rows), content.getvalue())
-        done += len(rows)
+    with artifact.work(waits=True) as left:
+        if not left:
+            return
+        for file in _shards(folder):
+            if file.name not in artifact.files:  # a kill came before it was listed as whole
+                file.unlink()
+        missing = _missing(folder, provenance.num_prompts, prompts_per_shard)
+        done = provenance.num_prompts - sum(map(len, missing))
         if progress:
             progress(done, provenance.num_prompts)
-    artifact.finish()
+        for rows in missing:
+            started = time.perf_counter()
+            prompt_ids = np.asarray(rows, np.int32)
+            responses = jax.tree.map(np.asarray, sample(prompt_ids))
+            table = _table(prompts, prompt_ids, responses, score=score, decode=decode)
+            seconds = 0.0 if provenance.imported else time.perf_counter() - started
+            table = table.replace_schema_metadata({"seconds": str(seconds)})
+            files.write_parquet(_shard(folder, rows), table)
+            artifact.add(_shard(folder, rows).name)
+            done += len(rows)
+            if progress:
+                progress(done, provenance.num_prompts)
+        artifact.finish(*artifact.files)
 
 
 def _table(
@@ -223,11 +226,9 @@ def recorded(folder: str | pathlib.Path) -> Provenance | None:
 
 
 def complete(folder: str | pathlib.Path) -> bool:
-    """Whether a folder holds a cache with all its shards (they are not read)."""
+    """Whether a folder holds a cache with all its shards, as they were written."""
     provenance = recorded(folder)
-    return provenance is not None and not _missing(
-        pathlib.Path(folder), provenance.num_prompts, provenance.num_prompts
-    )
+    return provenance is not None and not files.Artifact(folder, provenance._asdict()).is_left()
 
 
 def imported(folder: str | pathlib.Path) -> str | None:
@@ -245,7 +246,7 @@ def load(folder: str | pathlib.Path, expected: Provenance | None = None) -> Refe
     if provenance is None:
         raise InputError(f"{folder}: there is no reference cache; build it with collect")
     if expected is not None:
-        files.Artifact(folder, expected._asdict()).begin(resumes=True)  # refuses other inputs
+        files.Artifact(folder, expected._asdict()).check()
     missing = _missing(folder, provenance.num_prompts, provenance.num_prompts)
     if missing:
         raise InputError(
@@ -283,7 +284,8 @@ def _damaged(file: pathlib.Path, why: object) -> files.Damaged:
 def _check_shard(file: pathlib.Path) -> None:
     """Raises Damaged for a shard that cannot be kept, from its footer alone."""
     try:
-        metadata = pq.read_metadata(file)
+        with file.open("rb") as content:
+            metadata = pq.read_metadata(content)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(file, error) from error
     rows = _rows_of(file)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vbon_jax import files
 from vbon_jax.data import formats, sft_rows, sources
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards
@@ -25,6 +26,8 @@ def check(config: ConfigDict, runs: list[Run]) -> Tables:
     """
     if config.reward.path and config.reward.function:
         raise InputError("reward.path and reward.function are both given; keep one of them")
+    for run in runs:
+        files.check_writable(run.folder)
     reward = [] if config.reward.function else ["reward.path"]
     stages.require(config, "data.train", "data.eval", "policy.path", *reward)
     check_stages(config)
@@ -49,6 +52,7 @@ def check(config: ConfigDict, runs: list[Run]) -> Tables:
 
 def check_text(config: ConfigDict, run: Run) -> Tables:
     """`check` for a run of a method that learns from text alone."""
+    files.check_writable(run.folder)
     model = run.method.model
     stages.require(config, "data.train", f"{model}.path")
     check_stages(config)

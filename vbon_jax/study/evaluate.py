@@ -109,28 +109,37 @@ def _measure(
     config, cache = materials.config, standards.cache
     inputs = identity(config, "evaluation") | made_from | cache.provenance.inputs()
     artifact = files.Artifact(folder, inputs)
-    if not artifact.begin():
-        return
-    params, rows = load_params(), []
-    for temperature in config.evaluation.temperatures or (config.sampling.temperature,):
-        with tqdm.tqdm(
-            total=len(cache.rewards_pm), desc=f"evaluate {names['run']}", unit="prompt"
-        ) as bar:
-            measured = sample_policy(
-                materials,
-                params,
-                temperature=float(temperature),
-                progress=lambda done, total, bar=bar: bar.update(done - bar.n),
-            )
-        _store(folder, float(temperature), measured, materials)
-        summary = measures.summarise(measured, cache.rewards_pm, _bootstrap(config))
-        prompts, samples = measured.kl_bn.shape
-        sizes = {"prompts": prompts, "samples_per_prompt": samples}
-        sizes["reference_samples"] = cache.rewards_pm.shape[1]
-        at = {"temperature": float(temperature)}
-        rows.append(results.make_row(estimates=summary, **at, **sizes, **names))
-    files.write_json(folder / "evaluation.json", rows)
-    artifact.finish()
+    with artifact.work(waits=True) as left:
+        if not left:
+            return
+        for old in stored_responses.paths(folder):  # of an evaluation that was not finished
+            old.unlink()
+        params, rows = load_params(), []
+        for temperature in config.evaluation.temperatures or (config.sampling.temperature,):
+            measured = _sample(materials, params, float(temperature), names["run"])
+            _store(folder, float(temperature), measured, materials)
+            summary = measures.summarise(measured, cache.rewards_pm, _bootstrap(config))
+            prompts, samples = measured.kl_bn.shape
+            sizes = {"prompts": prompts, "samples_per_prompt": samples}
+            sizes["reference_samples"] = cache.rewards_pm.shape[1]
+            at = {"temperature": float(temperature)}
+            rows.append(results.make_row(estimates=summary, **at, **sizes, **names))
+        files.write_json(folder / "evaluation.json", rows)
+        artifact.finish("evaluation.json", *(path.name for path in stored_responses.paths(folder)))
+
+
+def _sample(
+    materials: Materials, params: Params, temperature: float, name: str
+) -> measures.MeasuredResponses:
+    """`sample_policy` on all held-out prompts, with a progress bar."""
+    total = len(materials.eval_prompts.token_ids)
+    with tqdm.tqdm(total=total, desc=f"evaluate {name}", unit="prompt") as bar:
+        return sample_policy(
+            materials,
+            params,
+            temperature=temperature,
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
 
 
 def _store(

@@ -15,6 +15,7 @@ those of PPO, so that a stage should set train.epochs and train.minibatches to 1
 A finished stage is not trained again. configs/demo.py is an example of both kinds.
 """
 
+import functools
 import logging
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from vbon_jax.models import classifier, decoder, lora
 from vbon_jax.models.encoder import EncoderConfig
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import plan, supervision
-from vbon_jax.training import loop, methods, sharding
+from vbon_jax.training import checkpoints, loop, methods, sharding
 from vbon_jax.types import InputError, Params
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ OWN_KEYS = {"base": str, "network": dict, "vocab_size": int, "init_seed": int}
 NEEDED = {str: "a text", dict: "a dictionary", int: "a whole number"}
 METHODS = ("sft", "reward_model")
 UNREAD = ("policy.path", "reward.path")  # `base` is what a stage begins with
+EVALUATION_FILE = "evaluation.json"  # of a stage: its measures on held-out rows
 WORD_PIECES = ("distilbert", "bert")  # families whose fresh tokenizer is WordPiece
 
 
@@ -182,12 +184,23 @@ class ModelPaths(NamedTuple):
     judges: Mapping[str, str] = {}  # by name; "" where a judge is a function
 
 
-def make(config: ConfigDict, workdir: pathlib.Path, models: Sequence[str] = MODELS) -> ModelPaths:
-    """The folders of some `models` of a configuration; stages that they lack are trained first."""
+def make(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    models: Sequence[str] = MODELS,
+    *,
+    trains: bool = True,
+) -> ModelPaths:
+    """The folders of some `models` of a configuration; stages that they lack are trained first.
+
+    Unless `trains`: then a stage that is not finished is an InputError.
+    """
 
     def folder(holder: ConfigDict) -> str:
         path = holder.get("path", "")
-        return train(config, workdir, _name(config, path)) if path.startswith(PREFIX) else path
+        if not path.startswith(PREFIX):
+            return path
+        return train(config, workdir, _name(config, path), trains=trains)
 
     paths = ModelPaths()
     for name in models:
@@ -204,33 +217,47 @@ def base_folder(config: ConfigDict, path: str) -> str:
     return path
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, name: str) -> str:
-    """The folder of a stage's model, trained now unless that is done."""
+def train(config: ConfigDict, workdir: pathlib.Path, name: str, *, trains: bool = True) -> str:
+    """The folder of a stage's model, trained now unless that is done; see `make`."""
     stage = read(config, name)
     run, folder = stage.run, workdir / "stages" / name
     if stage.base.startswith(PREFIX):
-        stage = stage._replace(base=train(config, workdir, _name(config, stage.base)))
+        stage = stage._replace(
+            base=train(config, workdir, _name(config, stage.base), trains=trains)
+        )
     table = sources.read_split(run.data, "train")
     inputs = identity(run) | {key: getattr(stage, key) for key in OWN_KEYS}
     inputs["base"] = model_folder.fingerprint(stage.base) if stage.base else ""
     inputs["rows"] = sources.fingerprint(table)
     artifact = files.Artifact(folder, inputs)
-    if artifact.begin(resumes=(folder / "run").exists()):
-        start = _from_base(stage, table) if stage.base else _fresh(stage, table)
-        mesh = sharding.config_mesh(run)
-        batch = _rows(run, table, start)
-        held_out = _held_out(run, start)
-        task = methods.Task(config=run, model=start.model, mesh=mesh, rows=batch)
-        loop.run(run, folder / "run", task, start.params, inputs={})
-        params = loop.restore(folder / "run", which="last", task=task, network=start.params)
-        model, params = lora.merge(start.model, params)
-        model_folder.save(
-            folder / "model", model, params, settings=start.settings,
-            tokenizer=start.tokenizer, eos_token_ids=start.ends.ids,
-        )  # fmt: skip
-        _report(folder, run, model, params, held_out, name)
-        artifact.finish()
+    if not trains and artifact.is_left():
+        raise InputError(f"{folder} is not trained to its end; run compare or train first")
+    resumes = functools.partial(checkpoints.exist, folder / "run")
+    with artifact.work(resumes=resumes, waits=True) as left:
+        if left:
+            artifact.finish(*_make(folder, stage, table))
     return str(folder / "model")
+
+
+def _make(folder: pathlib.Path, stage: Stage, table: sources.Table) -> list[str]:
+    """Train a stage in `folder/run`, save its model and measure it; returns what that wrote."""
+    run = stage.run
+    start = _from_base(stage, table) if stage.base else _fresh(stage, table)
+    mesh = sharding.config_mesh(run)
+    batch = _rows(run, table, start)
+    held_out = _held_out(run, start)
+    task = methods.Task(config=run, model=start.model, mesh=mesh, rows=batch)
+    loop.run(run, folder / "run", task, start.params, inputs={})
+    params = loop.restore(folder / "run", which="last", task=task, network=start.params)
+    model, params = lora.merge(start.model, params)
+    model_folder.save(
+        folder / "model", model, params, settings=start.settings,
+        tokenizer=start.tokenizer, eos_token_ids=start.ends.ids,
+    )  # fmt: skip
+    if held_out is None:
+        return ["model"]
+    _report(folder, run, model, params, held_out, stage.name)
+    return ["model", EVALUATION_FILE]
 
 
 def _rows(run: ConfigDict, table: sources.Table, start: Start) -> sft_rows.Rows:
@@ -254,13 +281,11 @@ def _held_out(run: ConfigDict, start: Start) -> sft_rows.Rows | None:
 
 def _report(folder, run: ConfigDict, model, params: Params, held_out, name: str) -> None:
     """How well the stage does on held-out rows, in `evaluation.json` and on the terminal."""
-    if held_out is None:
-        return
     measures = supervision.measure(
         model, params, held_out, batch_size=run.train.batch_size, seed=run.seed
     )
     files.write_json(
-        folder / "evaluation.json",
+        folder / EVALUATION_FILE,
         {"stage": name, "method": run.method, "rows": len(held_out[0])}
         | {key: value._asdict() for key, value in measures.items()},
     )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vbon_jax import files
 from vbon_jax.data import batching, prompt_sets, response_ids, sft_rows, sources
 from vbon_jax.models import lora
 from vbon_jax.models.huggingface import model_folder
@@ -43,6 +44,19 @@ def train(run: Run, inputs: Inputs) -> None:
         evaluate=inputs.evaluate,
         share=inputs.share,
     )
+
+
+def check_finished(run: Run, inputs: Inputs | None = None) -> None:
+    """Refuse a run that is not trained to its end, or, given its inputs, that is of others."""
+    record = files.recorded(run.folder)
+    left = record is None or not record["finished"]
+    if inputs and not left:
+        left = loop.artifact(run.config, run.folder, inputs.fingerprints).is_left()
+    if left:
+        raise InputError(
+            f"{run.folder} is not trained to its end; run experiments.train (or compare) with the "
+            "same configuration first"
+        )
 
 
 def policy_inputs(run: Run, shared: Materials) -> Inputs:

@@ -1,69 +1,198 @@
-"""Checkpoints of a run, by Orbax: written in the background, the last and the best are kept."""
+"""Checkpoints of a run, by Orbax: written in the background, the last two and the best are kept.
 
+A checkpoint is a folder named by its step. It holds the digests of its files, so one that is
+damaged is never restored: an earlier one is. Reading needs no lock and disturbs no writer.
+"""
+
+import contextlib
+import logging
 import math
 import pathlib
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from vbon_jax import files
+from vbon_jax.types import InputError
 
-class Checkpoints:
-    """The checkpoints of one run folder.
+FOLDER = "checkpoints"  # of a run's folder
+DIGESTS_FILE = "digests.json"  # of a checkpoint's folder
+ATTEMPTS = 5  # to read a checkpoint that its run may replace meanwhile
+UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a checkpoint that is being written
 
-    `metric` names the training metric by which the best is kept (the higher the better). A metric
-    that is not finite never counts as the best.
+logger = logging.getLogger(__name__)
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def steps(run: pathlib.Path) -> list[int]:
+    """The steps of the finished checkpoints of a run, damaged ones too, in their order."""
+    return sorted(int(path.name) for path in (run / FOLDER).glob("*") if path.name.isdecimal())
+
+
+def exist(run: pathlib.Path) -> bool:
+    """Whether a run has a finished checkpoint, damaged or not."""
+    return bool(steps(run))
+
+
+def is_whole(checkpoint: pathlib.Path) -> bool:
+    """Whether all files of a checkpoint are as they were written; all of them are read."""
+    try:
+        listed = files.read_json(checkpoint / DIGESTS_FILE)
+        return bool(listed) and all(
+            files.digest_of_file(checkpoint / name) == digest
+            for name, (_, _, digest) in listed.items()
+        )
+    except (files.Damaged, OSError, ValueError):
+        return False
+
+
+def restore(run: pathlib.Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    """The state (shaped and placed as `like`) and the JSON that were saved with a step.
+
+    Raises Damaged for a checkpoint that is not as it was written.
+    """
+    checkpoint = run / FOLDER / str(step)
+    if not is_whole(checkpoint):
+        raise files.Damaged(checkpoint, "a file of it is missing, or not as it was written")
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        folder = checkpoint.absolute() / "state"
+        state = reader.restore(folder, args=ocp.args.StandardRestore(abstract))
+    return state, files.read_json(checkpoint / "extra" / "metadata")
+
+
+def resume(run: pathlib.Path, like: Any) -> tuple[int, Any, dict[str, Any]]:
+    """Step, state and JSON of the last checkpoint that is whole; 0, `like` and {} without one.
+
+    Damaged ones are set aside, with a line.
+    """
+    for step in reversed(steps(run)):
+        try:
+            return step, *restore(run, step, like)
+        except files.Damaged as error:
+            aside = run / f"damaged-checkpoint-{step}"
+            with files.writing(aside):
+                shutil.rmtree(aside, ignore_errors=True)
+                error.path.rename(aside)
+            logger.warning(f"{error}: moved to {aside}; the run goes on from before it")
+    return 0, like, {}
+
+
+def load(run: pathlib.Path, which: str, metric: str, like: Any) -> Any:
+    """The state of the last checkpoint of a run, or of the best by a metric.
+
+    Another process may be training the run and replace its checkpoints meanwhile. Raises InputError
+    where there is none, Damaged where it cannot be read.
+    """
+    for attempt in range(ATTEMPTS):
+        if not exist(run):
+            raise InputError(f"{run} has no checkpoint yet; train it first")
+        try:
+            step = steps(run)[-1] if which == "last" else _best(run, metric)
+            return restore(run, step, like)[0]
+        except files.Damaged as error:
+            damaged = error
+        except Exception:  # a file went away while Orbax read it
+            if attempt + 1 == ATTEMPTS:
+                raise
+        time.sleep(0.2)
+    why = f"{damaged.why}; the command that trains {run} makes it again"
+    raise files.Damaged(damaged.path, why)
+
+
+def _best(run: pathlib.Path, metric: str) -> int:
+    """The step with the highest metric."""
+
+    def value(step: int) -> float:
+        path = run / FOLDER / str(step) / "metrics" / "metrics"
+        return score(files.read_json(path, metric), metric)
+
+    return max(steps(run), key=value)
+
+
+def score(metrics: dict[str, float], metric: str) -> float:
+    """A metric as the best checkpoint is chosen by it: one that is not finite is never the best."""
+    return metrics[metric] if math.isfinite(metrics[metric]) else -math.inf
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Writes the checkpoints of one run, whose folder is this process's alone.
+
+    `metric` names the training metric by which the best is kept (the higher the better). Raises
+    Unwritable where what a killed process left cannot be removed, and SaveFailed from any method.
     """
 
-    def __init__(self, folder: pathlib.Path, *, metric: str):
-        self.metric = metric
-        policies = [
-            checkpoint_managers.LatestN(n=1),
+    def __init__(self, run: pathlib.Path, *, metric: str):
+        self.folder, self.metric, self._step, self._failed = run / FOLDER, metric, None, False
+        for left in self.folder.glob(f"*{UNFINISHED}"):
+            with files.writing(left):
+                shutil.rmtree(left)
+        kept = [
+            checkpoint_managers.LatestN(n=2),
             checkpoint_managers.BestN(get_metric_fn=self._score, n=1),
         ]
-        self.manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                best_fn=self._score,  # without it the metrics are not written with the checkpoint
-                enable_async_checkpointing=True,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+            best_fn=self._score,  # without it the metrics are not written with the checkpoint
+            enable_async_checkpointing=True,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._list_files),
         )
+        with self._failing():
+            self.manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
 
     def _score(self, metrics: dict[str, float]) -> float:
-        value = metrics[self.metric]
-        return value if math.isfinite(value) else -math.inf
+        return score(metrics, self.metric)
 
-    def latest(self) -> int | None:
-        """The last finished step that can be restored."""
-        return self.manager.latest_step()
+    def _list_files(self) -> None:
+        """Write the digests of a checkpoint's files, just before it gets its name."""
+        checkpoint = self.folder / f"{self._step}{UNFINISHED}"
+        items = [path.name for path in checkpoint.iterdir() if path.is_dir()]
+        files.write_json(checkpoint / DIGESTS_FILE, files.digests(checkpoint, *items))
 
-    def best(self) -> int | None:
-        """The kept step with the highest metric."""
-        steps = self.manager.all_steps()
-        return max(steps, key=lambda step: self._score(self.manager.metrics(step)), default=None)
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Whatever goes wrong in the block is a SaveFailed."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            why = " ".join(str(error).split())
+            raise files.SaveFailed(
+                f"{self.folder}: a checkpoint cannot be written ({why}); free the disk, and the "
+                "same command continues from the last one"
+            ) from error
 
-    def save(self, step: int, state, extra: dict, metrics: dict[str, float]) -> None:
-        """Start to write `state` and the JSON `extra` as step `step`."""
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
+    def save(self, step: int, state: Any, extra: dict, metric: float) -> None:
+        """Start to write `state` and the JSON `extra` as step `step`.
+
+        `metric` is the one that the best is chosen by; NaN for a checkpoint that cannot be chosen.
+        """
+        with self._failing():
+            self.manager.wait_until_finished()
+            self._step = step
+            arguments = ocp.args.Composite(
                 state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
-            ),
-            metrics={self.metric: float(metrics[self.metric])},
-        )
+            )
+            self.manager.save(step, args=arguments, metrics={self.metric: float(metric)})
 
-    def restore(self, like, step: int | None = None):
-        """The state (shaped and placed as `like`) and the extra JSON of a step; None: the last."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self.manager.restore(
-            self.latest() if step is None else step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
-            ),
-        )
-        return restored["state"], restored["extra"]
+    def check(self) -> None:
+        """Raises SaveFailed where the last save has failed meanwhile."""
+        if not self.manager.is_saving_in_progress():
+            with self._failing():
+                self.manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait for what is being written."""
-        self.manager.close()
+        """Wait for what is being written; not after a failure, when Orbax may never end it."""
+        if not self._failed:
+            with self._failing():
+                self.manager.close()

@@ -6,7 +6,9 @@ was killed. Seconds and compilation counts are in `timing.jsonl`.
 """
 
 import json
+import os
 import pathlib
+import time
 
 import jax
 import tqdm
@@ -29,46 +31,76 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
 
-def keep_rows(path: pathlib.Path, before_step: int) -> None:
-    """Cut a JSON-lines file back to the rows of steps below `before_step`."""
-    kept = [row for row in files.read_jsonl(path) if row["step"] < before_step]
-    files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-
-
 class RunLog:
-    """The logs of one run, opened at the step that it (re)starts from."""
+    """The logs of one run, opened behind the rows that its checkpoint has.
 
-    def __init__(self, folder: pathlib.Path, *, first_step: int, name: str):
-        import tensorboardX  # late: where torch is installed it takes seconds to import it along
+    `rows` are those of each file, `{"metrics": [...], "timing": [...]}`: a checkpoint keeps them,
+    so the files themselves are never read.
+    """
 
-        self.files = {}
-        for stem in ("metrics", "timing"):
+    def __init__(self, folder: pathlib.Path, *, rows: dict[str, list[dict]], name: str):
+        first_step = len(rows["metrics"])
+        self.folder, self.rows, self.files = folder, rows, {}
+        for stem, kept in rows.items():
             path = folder / f"{stem}.jsonl"
-            keep_rows(path, first_step)
-            self.files[stem] = path.open("a", buffering=1)
-        self.board = tensorboardX.SummaryWriter(
-            str(folder / "tensorboard"), purge_step=first_step, flush_secs=30
-        )
+            files.write_jsonl(path, kept)
+            self.files[stem] = path.open("a", buffering=1, encoding="utf-8")
+        self.board = Board(folder / "tensorboard", first_step=first_step)
         self.bar = tqdm.tqdm(
             initial=first_step, desc=name, unit="step", mininterval=2.0, smoothing=0.1
         )
 
     def write(self, step: int, metrics: dict, timing: dict, *, progress: float) -> None:
-        """One row in each file; `metrics` must not depend on a clock.
+        """One row in each file; `metrics` must not depend on a clock. Raises Unwritable.
 
         `progress` in [0, 1] is how much of the run is done; the bar's total follows from it.
         """
-        for stem, values in (("metrics", metrics), ("timing", timing)):
-            self.files[stem].write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+        with files.writing(self.folder):
+            for stem, values in (("metrics", metrics), ("timing", timing)):
+                row = {"step": step, **values}
+                self.rows[stem].append(row)
+                self.files[stem].write(json.dumps(row, ensure_ascii=False) + "\n")
+                self.board.write(step, values)
         if progress > 0:
             self.bar.total = max(step + 1, round((step + 1) / progress))
         self.bar.update()
 
+    def flushed(self) -> dict[str, list[dict]]:
+        """All rows, for a checkpoint, when TensorBoard's file has them too."""
+        with files.writing(self.folder):
+            self.board.events.flush()
+        return {stem: list(rows) for stem, rows in self.rows.items()}
+
     def close(self) -> None:
         """Flush and close everything."""
-        for file in self.files.values():
-            file.close()
-        self.board.close()
+        with files.writing(self.folder):
+            for file in self.files.values():
+                file.close()
+            self.board.events.close()
         self.bar.close()
+
+
+class Board:
+    """TensorBoard's file of a run, written by this thread, so that what goes wrong is seen here."""
+
+    def __init__(self, folder: pathlib.Path, *, first_step: int):
+        # Late: where torch is installed it takes seconds to import it along.
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._event, self._summary = event_pb2.Event, summary
+        with files.writing(folder):
+            folder.mkdir(exist_ok=True)
+            writer = event_file_writer.EventsWriter
+            self.events = writer(str(folder / "events"), f".{os.getpid()}")
+        # TensorBoard leaves out what earlier files have from here on.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(first_step, session_log=start)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """A point on the curve of each value."""
+        for name, value in values.items():
+            self._write(step, summary=self._summary.scalar(name, value))
+
+    def _write(self, step: int, **content) -> None:
+        self.events.write_event(self._event(step=step, wall_time=time.time(), **content))

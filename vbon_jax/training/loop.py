@@ -3,7 +3,11 @@
 Everything that is trained here is trained by it: policies by any method, and stages.
 """
 
+import contextlib
+import functools
+import io
 import itertools
+import math
 import operator
 import pathlib
 import time
@@ -12,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vbon_jax import files
+from vbon_jax import files, interrupts
 from vbon_jax.config import constants, identity
 from vbon_jax.functional import streams
 from vbon_jax.models import decoder
@@ -78,7 +82,9 @@ def check_row(config: ConfigDict, row: dict, batch, folder: pathlib.Path, at: in
     if bad:
         path = folder / f"bad_batch_{at:06d}.npz"
         leaves = jax.tree_util.tree_flatten_with_path(batch)[0]
-        np.savez(path, **{jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves})
+        content = io.BytesIO()
+        np.savez(content, **{jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves})
+        files.write_bytes(path, content.getvalue())
         raise InputError(
             f"{folder}: {bad[0]} is {row[bad[0]]} at step {at}, its batch is in {path.name}; try a "
             "smaller train.learning_rate"
@@ -88,6 +94,12 @@ def check_row(config: ConfigDict, row: dict, batch, folder: pathlib.Path, at: in
         raise InputError(f"train.best_metric={metric!r}: choose one of {', '.join(sorted(row))}")
 
 
+def artifact(config: ConfigDict, folder: pathlib.Path, inputs: dict) -> files.Artifact:
+    """The folder of a run, by its configuration and its `inputs` besides."""
+    keys = methods.method(config.method).keys
+    return files.Artifact(folder, identity(config, keys=keys) | inputs)
+
+
 def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: Params,
         inputs: dict, *, evaluate=None, share=None) -> step.TrainState | None:  # fmt: skip
     """The loop: train from `network` as `config` says, in `folder`, from wherever it stopped.
@@ -95,32 +107,51 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
     `inputs` are fingerprints of what the run reads besides the configuration. `evaluate(params)`
     gives metrics on held-out prompts, every `train.eval_every` steps and at the end. `share` is
     what the run's part of the reference cache cost, a `budget.CacheShare`; it counts as spent.
-    Returns the last state, or None where the run was finished before.
+    Returns the last state, or None where the run was finished before. Raises Interrupted after a
+    signal, when the step is finished and saved.
     """
-    train, method = config.train, methods.method(config.method)
     check_rows(config, task.mesh)
-    resumes = any((folder / "checkpoints").glob("[0-9]*"))
-    artifact = files.Artifact(folder, identity(config, keys=method.keys) | inputs)
-    if not artifact.begin(resumes=resumes):
-        return None
-    files.write_json(folder / "config.json", config.to_dict())
+    method = methods.method(config.method)
+    made, resumes = artifact(config, folder, inputs), functools.partial(checkpoints.exist, folder)
+    state, signals = None, []
+    with interrupts.deferred(signals.append), made.work(resumes=resumes) as left:
+        if left:
+            files.write_json(folder / "config.json", config.to_dict())
+            ledger = budget.Ledger(config, method, share)
+            state = _train(config, folder, task, network, evaluate, ledger, signals)
+            ledger.write(folder, int(state.step))
+            made.finish("config.json", "metrics.jsonl", "ledger.json", checkpoints.FOLDER)
+    if signals:
+        raise interrupts.Interrupted(f"stopped by {signals[0]}; {folder} is finished")
+    return state
 
+
+def _train(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: Params,
+           evaluate, ledger: budget.Ledger, signals: list[str]) -> step.TrainState:  # fmt: skip
+    """The steps that are left of a run; returns the last state. A signal ends it after a step."""
+    train, method = config.train, methods.method(config.method)
     # ------------------------------------------------------------------ state, new or restored
     learner = make_learner(config, task)
     state = step.init_state(learner, initial_params(config, task, network), anchor=method.anchor)
-    saved = checkpoints.Checkpoints(folder / "checkpoints", metric=train.best_metric)
-    ledger = budget.Ledger(config, method, share)
-    first = saved.latest() or 0
-    if first:
-        state, ledger.spent = saved.restore(state)
-    written = logs.RunLog(folder, first_step=first, name="/".join(folder.parts[-2:]))
-    compilations = logs.Compilations()
-    done = ledger.progress(first)
+    first, state, extra = checkpoints.resume(folder, state)
+    ledger.spent |= extra.get("spent", {})
+    logged = extra.get("rows", {"metrics": [], "timing": []})
+    done, stopping = ledger.progress(first), bool(signals)
 
-    try:
+    with contextlib.ExitStack() as opened:
+        saved = checkpoints.Writer(folder, metric=train.best_metric)
+        opened.callback(saved.close)
+        written = logs.RunLog(folder, rows=logged, name="/".join(folder.parts[-2:]))
+        opened.callback(written.close)
+        compilations = logs.Compilations()
+        opened.callback(compilations.close)
         for at in itertools.count(first):
             if done >= 1:
                 break
+            if stopping:
+                raise interrupts.Interrupted(
+                    f"stopped by {signals[0]}; {folder} is saved after step {at}"
+                )
             started = time.perf_counter()
 
             # ---------------------------------------------------------- batch
@@ -154,31 +185,25 @@ def run(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network: P
             ledger.spent["seconds"] += seconds
             timing = {"time/seconds": seconds, "time/compilations": compilations.count}
             written.write(at, row, timing, progress=done)
-            if (at + 1) % train.checkpoint_every == 0 or done >= 1:
-                saved.save(at + 1, state, dict(ledger.spent), row)
-    finally:
-        saved.close()
-        written.close()
-        compilations.close()
-    ledger.write(folder, int(state.step))
-    artifact.finish()
+            planned = (at + 1) % train.checkpoint_every == 0 or done >= 1
+            stopping = bool(signals)
+            saved.check()
+            if planned or stopping:
+                extra = {"spent": dict(ledger.spent), "rows": written.flushed()}
+                # One that a signal asked for must not change which is the best.
+                metric = row[train.best_metric] if planned else math.nan
+                saved.save(at + 1, state, extra, metric)
     return state
 
 
 def restore(folder: pathlib.Path, *, which: str, task: methods.Task, network: Params) -> Params:
     """The trained network of a run, from its `last` or `best` checkpoint.
 
-    Raises InputError where the run has no checkpoint yet.
+    Raises InputError where the run has no checkpoint yet, or a damaged one.
     """
     config = task.config
     method = methods.method(config.method)
     learner = make_learner(config, task)
     like = step.init_state(learner, initial_params(config, task, network), anchor=method.anchor)
-    saved = checkpoints.Checkpoints(folder / "checkpoints", metric=config.train.best_metric)
-    try:
-        at = saved.best() if which == "best" else saved.latest()
-        if at is None:
-            raise InputError(f"{folder} has no checkpoint yet; train it first")
-        return saved.restore(like, at)[0].params[method.network]
-    finally:
-        saved.close()
+    state = checkpoints.load(folder, which, config.train.best_metric, like)
+    return state.params[method.network]

@@ -4,6 +4,7 @@ It is written when the run starts, so that nothing is parsed from a folder's nam
 needs no list of methods.
 """
 
+import contextlib
 import pathlib
 from typing import Any, NamedTuple
 
@@ -27,8 +28,15 @@ class Record(NamedTuple):
 
 
 def write(folder: pathlib.Path, record: Record) -> None:
-    """Write the record of the run in `folder`."""
-    files.write_json(folder / FILE, record._asdict())
+    """Write the record of the run in `folder`, unless it is there.
+
+    Raises InputError where another process works in the folder.
+    """
+    with contextlib.suppress(files.Damaged):
+        if read(folder) == record:
+            return
+    with files.lock(folder):
+        files.write_json(folder / FILE, record._asdict())
 
 
 def read(folder: pathlib.Path) -> Record:

@@ -17,6 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from vbon_jax import files
 from vbon_jax.types import InputError
 
 CONFIG_FILE = "config.json"
@@ -232,20 +233,26 @@ def whole(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     An earlier model at `path` is replaced; a folder that holds anything else is an InputError.
     A process killed inside the block leaves `path` as it was, and a hidden `.NAME.partial` beside
     it which the next call clears; killed between the two renames, the next call also brings the
-    earlier model back. One writer a path at a time.
+    earlier model back. Raises InputError where another process is writing there, and Unwritable.
     """
-    target = pathlib.Path(path).expanduser().resolve()
+    target = files.local_path(path).resolve()
+    with files.lock(target.parent, target.name):
+        try:
+            yield from _replaced(target)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise files.Unwritable(target, error) from error
+
+
+def _replaced(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The folder that `whole` gives; the rest of this runs when its block ends."""
     partial = target.with_name(f".{target.name}.partial")
     replaced = target.with_name(f".{target.name}.replaced")
     _refuse_foreign(target)
-    try:
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error}); choose another folder") from error
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    partial.mkdir(parents=True)
     try:
         yield partial
         for file in partial.iterdir():  # safetensors makes files that only their owner may read
