@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.batch_size, config.train.samples_per_prompt = 64, 4
         config.train.epochs, config.train.minibatches = 1, 4
         config.train.learning_rate, config.train.schedule = 3e-6, "linear"
-        config.ppo.missing_eos_penalty = 1.0
+        config.reward.missing_eos_penalty = 1.0
         config.evaluation.temperatures = (0.1, 0.25, 0.5, 0.75, 1.0)
         if "small" in words:
             _small(config)

@@ -25,4 +25,6 @@ def check_gradient(function, array, step=1e-6):
         change = np.zeros(array.shape)
         change[index] = step
         differences[index] = (function(array + change) - function(array - change)) / (2 * step)
-    np.testing.assert_allclose(jax.jit(jax.grad(function))(array), differences, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(
+        jax.jit(jax.grad(function))(array), differences, rtol=1e-6, atol=1e-8
+    )

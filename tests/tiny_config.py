@@ -16,8 +16,9 @@ from collections.abc import Callable
 import jax
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 
-from vbon_jax.config import TEXT, owner
+from vbon_jax.config import TEXT, defaults, get, owner, set_key
 from vbon_jax.data import tokenizers, toy_reviews
 from vbon_jax.models import decoder
 from vbon_jax.models.huggingface import model_folder
@@ -78,6 +79,16 @@ def overrides(folder: pathlib.Path, **changes) -> list[str]:
         values = {key: value for key, value in values.items() if method in owner(key).methods}
     values |= {key.replace("__", "."): value for key, value in changes.items()}
     return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def configuration(folder: pathlib.Path, **changes) -> ConfigDict:
+    """The configuration that `overrides` of the defaults give; tuples keep their defaults."""
+    config = defaults()
+    for word in overrides(folder, **changes):
+        name, _, value = word.removeprefix("--config.").partition("=")
+        if not isinstance(old := get(config, name), tuple):
+            set_key(config, name, type(old)(value), word)
+    return config
 
 
 def check_refusal(call: Callable[[], object], *words: str) -> None:

@@ -144,7 +144,8 @@ KEYS: list[Key] = [
             needs=("reward.function", "")),
         Key("text", "full", "what a classifier reads: prompt and response, or the response alone",
             choices=("full", "response"), needs=("reward.function", "")),
-        Key("batch_size", 64, "texts", least=1, needs=("reward.function", ""), identifies=""),
+        Key("missing_eos_penalty", 0.0, "taken from the reward of a response without an EOS",
+            least=0, most=LARGE),
         Key("over_long", "error", "a text longer than the classifier takes; truncate takes its "
             "beginning away", choices=("error", "truncate"), needs=("reward.function", "")),
         methods=PROMPTED,
@@ -289,8 +290,6 @@ KEYS: list[Key] = [
             needs=("gradient", "ppo")),
         Key("reward_clip", 0.0, "bound on the absolute transformed reward; 0 = none", least=0,
             most=LARGE),
-        Key("missing_eos_penalty", 0.0, "taken from a truncated response's transformed reward",
-            least=0, most=LARGE),
         methods=ROLLOUT,
     ),
     *_group(

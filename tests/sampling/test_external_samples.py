@@ -10,10 +10,10 @@ import urllib.request
 import numpy as np
 import pytest
 
-from tests import reward_functions
+from tests import reward_functions, tiny_config
 from tests.data.test_prompt_sets import Words
 from tests.tiny_config import ROOT, overrides, program
-from vbon_jax.config import defaults, get, set_key
+from vbon_jax.config import defaults, get
 from vbon_jax.data import prompt_sets, sources
 from vbon_jax.data.response_ids import Ends
 from vbon_jax.models.huggingface import model_folder
@@ -250,16 +250,6 @@ def test_rewards_are_compared_with_our_own(read):
 # Importing ----------------------------------------------------------------------------------------
 
 
-def configuration(tiny, **changes):
-    """The tiny configuration."""
-    config = defaults()
-    for word in overrides(tiny, **changes):
-        name, _, value = word.removeprefix("--config.").partition("=")
-        if not isinstance(old := get(config, name), tuple):
-            set_key(config, name, type(old)(value), word)
-    return config
-
-
 def load_materials(config, workdir) -> Materials:
     tables = check.check(config, [plan.single(config, workdir)])
     return load(config, workdir, stages.make(config, workdir), tables)
@@ -267,7 +257,7 @@ def load_materials(config, workdir) -> Materials:
 
 @pytest.fixture(scope="module")
 def materials(tiny, tmp_path_factory):
-    return load_materials(configuration(tiny), tmp_path_factory.mktemp("materials"))
+    return load_materials(tiny_config.configuration(tiny), tmp_path_factory.mktemp("materials"))
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +345,7 @@ def test_text_alone_is_tokenised_and_scored_by_us(tiny, rows, tmp_path, caplog):
     texts = [{"prompt": row["prompt"], "responses": row["responses"]} for row in rows]
     file = str(write(tmp_path / "rows.jsonl", texts))
     changes = {"data__over_long": "truncate", "sampling__max_new_tokens": 8}
-    materials = load_materials(configuration(tiny, **changes), tmp_path)
+    materials = load_materials(tiny_config.configuration(tiny, **changes), tmp_path)
     with caplog.at_level("INFO", logger="vbon_jax"):
         cache = import_samples.import_cache(materials, "train", file, rescore=True)
     assert re.search(r"24 prompts from .*\(\d+ responses truncated\)", caplog.text)
@@ -363,6 +353,33 @@ def test_text_alone_is_tokenised_and_scored_by_us(tiny, rows, tmp_path, caplog):
     pairs = [(row["prompt"], t) for row, of in zip(rows, texts, strict=True) for t in of]
     expected = reward_functions.vowels(*zip(*pairs, strict=True))
     np.testing.assert_allclose(cache.rewards_pm.reshape(-1), expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_rounded_rewards_of_equal_texts_are_equal_and_pay_for_a_missing_end(tiny, rows, tmp_path):
+    """A file's rewards are without the penalty, and of three digits; the scorer returns them."""
+    cut = [row | {"rewards": np.round(row["rewards"], 3).tolist()} for row in rows]
+    twins = [row | {"responses": [row["responses"][0]] * 8} for row in cut]
+    for row in twins:
+        row["response_tokens"] = [row["response_tokens"][0]] * 8
+        row["rewards"] = [row["rewards"][0] + 1e-4 * place for place in range(8)]
+    materials = load_materials(
+        tiny_config.configuration(tiny, reward__missing_eos_penalty=10.0), tmp_path
+    )
+    for name, given in (("cut", cut), ("twins", twins)):
+        file = str(write(tmp_path / f"{name}.jsonl", given))
+        work = materials._replace(workdir=tmp_path / name)
+        cache = import_samples.import_cache(work, "train", file, rescore=False).responses
+        np.testing.assert_array_equal(cache.rewards_bn > -5, cache.finished_bn)
+        score = materials.scorer(materials.train_prompts, cache)
+        scored = score(np.repeat(np.arange(24), 8), cache.token_ids())
+        np.testing.assert_array_equal(scored, cache.rewards_bn.reshape(-1))
+    assert (cache.rewards_bn == cache.rewards_bn[:, :1]).all()
+    file = str(write(tmp_path / "alone.jsonl", [
+        {"prompt": row["prompt"], "rewards": row["rewards"]} for row in rows
+    ]))  # fmt: skip
+    with pytest.raises(InputError, match=r"which have an end; .* reward\.missing_eos_penalty to 0"):
+        import_samples.import_cache(materials, "train", file, rescore=False)
 
 
 @pytest.mark.slow

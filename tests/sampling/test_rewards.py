@@ -99,7 +99,7 @@ def test_responses_are_scored_with_their_prompts_rows():
 
     reward = rewards.Reward(score, "fingerprint", ("answer",))
     places, responses = np.asarray([1, 0, 1]), [ids[2], ids[3], ids[3]]
-    scored = rewards.score_responses(reward, tokenizer, prompts, places, responses)
+    scored = rewards.make_scorer(reward, tokenizer, prompts, ())(places, responses)
     assert scored.tolist() == [0, 1, 2]
     columns = {"answer": ["b", "a", "b"]}
     assert seen == [(["plot", "the", "plot"], [" good", " bad", " bad"], columns)]
@@ -136,14 +136,11 @@ def test_a_text_scores_what_it_scores_alone(folder, wordpiece, texts):
         alone.append(classify(checkpoint.config, checkpoint.params, padded, lengths)[0, 2])
     assert np.std(alone) > 0.1
     order = np.random.default_rng(0).permutation(len(texts))
-    for batch_size in (7, 64):
-        reward = rewards.classifier(folder, label="good", batch_size=batch_size)
-        scored = scores(reward, texts)
-        assert scored.dtype == np.float32 and scored.shape == (len(texts),)
-        np.testing.assert_allclose(scored, alone, atol=1e-5, rtol=1e-5)
-        np.testing.assert_allclose(
-            scores(reward, [texts[place] for place in order]), scored[order], atol=1e-5, rtol=1e-5
-        )
+    reward = rewards.classifier(folder, label="good")
+    scored = scores(reward, texts)
+    assert scored.dtype == np.float32 and scored.shape == (len(texts),)
+    np.testing.assert_allclose(scored, alone, atol=1e-5, rtol=1e-5)
+    np.testing.assert_array_equal(scores(reward, [texts[place] for place in order]), scored[order])
     assert reward.score([], []).shape == (0,)
 
 
@@ -206,14 +203,13 @@ def test_a_classifier_reads_prompt_and_response_joined_or_the_response_alone(fol
 
 @pytest.mark.slow
 def test_few_shapes_are_compiled(folder, texts):
-    reward = rewards.classifier(folder, label="good", batch_size=16)
+    reward = rewards.classifier(folder, label="good")
     scores(reward, texts)
     compiled = classifier.logits._cache_size()
     for first in range(0, 24, 3):
         scores(reward, texts[first:])
-        scores(rewards.classifier(folder, label="bad", batch_size=16), texts[first:])
-    # Batches of 16 rows or 8, of 16, 32, 48, 64, 80, ... tokens: whatever is asked for later.
-    assert classifier.logits._cache_size() - compiled <= 10
+        scores(rewards.classifier(folder, label="bad"), texts[first:])
+    assert classifier.logits._cache_size() == compiled  # one for 16, 32, 48, 64, 80, ... tokens
     settled = classifier.logits._cache_size()
     scores(reward, texts)
     assert classifier.logits._cache_size() == settled
@@ -234,7 +230,7 @@ def test_a_fingerprint_covers_all_that_changes_a_score(folder, tmp_path, wordpie
         )
     ]
     assert len(set(prints)) == len(prints)
-    again = rewards.classifier(folder, label=2, batch_size=3)  # the same scores by other words
+    again = rewards.classifier(folder, label=2)  # the same scores by other words
     assert again.fingerprint == prints[0]
 
 
@@ -318,8 +314,6 @@ def test_a_configuration_names_a_classifier_or_a_function(folder):
         wrong = ConfigDict(settings.to_dict() | {key: value})
         with pytest.raises(InputError, match=rf"reward\.{key}='{value}': choose one of "):
             rewards.load(wrong, str(folder))
-    with pytest.raises(InputError, match=r"reward\.batch_size=0"):
-        rewards.load(ConfigDict(settings.to_dict() | {"batch_size": 0}), str(folder))
     settings.function = "tests.reward_functions:vowels"
     with pytest.raises(InputError, match=r"reward\.label='good': .* reward\.function=''"):
         rewards.load(settings)

@@ -195,8 +195,9 @@ def _best(generator: Generator, prompts: PromptSet, responses: Responses) -> Ite
     index_s, ids_s = np.repeat(responses.prompt_index_b, num_samples), responses.token_ids()
     rewards_bn = np.zeros(responses.lengths_bn.shape, np.float32)
     if reward is not None:
-        scored_s = rewards.score_responses(reward, generator.tokenizer, prompts, index_s, ids_s)
-        rewards_bn = scored_s.reshape(rewards_bn.shape)
+        eos_token_ids = generator.sampling.eos_token_ids
+        score = rewards.make_scorer(reward, generator.tokenizer, prompts, eos_token_ids)
+        rewards_bn = score(index_s, ids_s).reshape(rewards_bn.shape)
     groups_bkn = rewards_bn.reshape(len(rewards_bn), options.samples, options.best_of)
     best_bk = groups_bkn.argmax(-1) + np.arange(options.samples) * options.best_of
     _, texts = rewards.texts(generator.tokenizer, [prompts.token_ids[i] for i in index_s], ids_s)

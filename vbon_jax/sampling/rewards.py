@@ -3,6 +3,9 @@
 A Hugging Face text classifier, or any Python function of that signature. Policy and reward speak
 text to each other, so they need not share a tokenizer. Token ids become text in `texts` alone, so
 that the same tokens are always scored as the same bytes, and no special token's text ever is.
+
+`make_scorer` makes every reward of a response, whoever asks: equal text has the equal reward, bit
+for bit, so that ties may be counted by `==`.
 """
 
 import importlib
@@ -21,9 +24,10 @@ from vbon_jax.data import batching, token_ids
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.models import classifier as classifiers
 from vbon_jax.models.huggingface import model_folder
-from vbon_jax.types import InputError, Params
+from vbon_jax.types import InputError, Params, Responses
 
 KEYS = [key for key in config.KEYS if key.name.startswith("reward.")]
+BATCH_TOKENS = 512  # of a classifier's batch, padding and all
 
 
 class Reward(NamedTuple):
@@ -37,6 +41,7 @@ class Reward(NamedTuple):
     score: Callable[..., np.ndarray]
     fingerprint: str
     columns: tuple[str, ...] | None = ()  # the columns that it reads; None = all that there are
+    missing_eos_penalty: float = 0.0  # `make_scorer` takes it from a response without an end
 
 
 def load(settings: ConfigDict, path: str = "") -> Reward:
@@ -47,16 +52,20 @@ def load(settings: ConfigDict, path: str = "") -> Reward:
     """
     config.check({"reward": settings}, KEYS)
     config.check_needs({"reward": settings}, KEYS)
-    if not settings.function:
-        return classifier(
+    if settings.function:
+        reward = from_callable(settings.function)
+    else:
+        reward = classifier(
             path or settings.path,
             label=settings.label,
             output=settings.output,
             text=settings.text,
-            batch_size=settings.batch_size,
             over_long=settings.over_long,
         )
-    return from_callable(settings.function)
+    if penalty := settings.missing_eos_penalty:
+        fingerprint = files.digest(reward.fingerprint, f"missing_eos_penalty {penalty!r}")
+        reward = reward._replace(fingerprint=fingerprint, missing_eos_penalty=penalty)
+    return reward
 
 
 def try_out(reward: Reward, prompts: PromptSet, settings: ConfigDict) -> None:
@@ -75,17 +84,55 @@ def try_out(reward: Reward, prompts: PromptSet, settings: ConfigDict) -> None:
 # Text ---------------------------------------------------------------------------------------------
 
 
-def score_responses(
+def make_scorer(
     reward: Reward,
     tokenizer: Any,
     prompts: PromptSet,
-    prompt_index_s: Sequence[int],
-    response_ids: Sequence[Sequence[int]],
-) -> np.ndarray:
-    """The rewards [S] float32 of responses (token ids) to the prompts of these places."""
-    index = [int(place) for place in prompt_index_s]
-    pairs = texts(tokenizer, [prompts.token_ids[place] for place in index], response_ids)
-    return reward.score(*pairs, _columns(prompts, index))
+    eos_token_ids: Sequence[int],
+    cached: Responses | None = None,
+) -> Callable[[Sequence[int], Sequence[Sequence[int]]], np.ndarray]:
+    """(places of prompts [S], token ids of responses) -> their rewards [S] float32.
+
+    The `tokenizer` is the policy's. A response to one of `cached`'s prompts whose text the cache
+    has gets the cached reward, and of equal texts one is scored: what is ranked together is equal
+    where its text is, on whatever machine either was scored. A response that none of the
+    `eos_token_ids` ends has the reward's `missing_eos_penalty` taken off. Raises InputError where
+    no response could end without it.
+    """
+    penalty, known = np.float32(reward.missing_eos_penalty), {}
+    if penalty and not eos_token_ids:
+        raise InputError(
+            f"reward.missing_eos_penalty={penalty:g}: the policy's folder names no EOS token that "
+            "could end a response; set it to 0"
+        )
+    if cached is not None and not cached.lengths_bn.all():
+        cached = None  # its rewards were imported without responses
+
+    def read(index: Sequence[int], ids: Sequence[Sequence[int]]) -> list[tuple]:
+        ended = [len(row) > 0 and row[-1] in eos_token_ids for row in ids]
+        pairs = texts(tokenizer, [prompts.token_ids[place] for place in index], ids)
+        return list(zip(index, ended, *pairs, strict=True))
+
+    def from_cache(place: int) -> None:
+        of_prompt = batching.at_prompts(cached, np.asarray([place]))
+        ids = of_prompt.token_ids()
+        read_m = zip(read([place] * len(ids), ids), of_prompt.rewards_bn[0], strict=True)
+        known[place] = dict(reversed(list(read_m)))
+
+    def score(prompt_index_s: Sequence[int], response_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        index = [int(place) for place in prompt_index_s]
+        for place in () if cached is None else set(index) - known.keys():
+            from_cache(place)
+        read_s = read(index, response_ids)
+        rewards = {key: known[key[0]][key] for key in read_s if key in known.get(key[0], ())}
+        new = [key for key in dict.fromkeys(read_s) if key not in rewards]
+        places, ended, *pairs = map(list, zip(*new, strict=True) if new else ((), (), (), ()))
+        scored_s = reward.score(*pairs, _columns(prompts, places))
+        scored_s = scored_s - penalty * ~np.asarray(ended, bool)
+        rewards |= dict(zip(new, scored_s, strict=True))
+        return np.asarray([rewards[key] for key in read_s], np.float32)
+
+    return score
 
 
 def _columns(prompts: PromptSet, index: Sequence[int]) -> dict[str, list]:
@@ -131,7 +178,6 @@ def classifier(
     label: str | int,
     output: str = "logit",
     text: str = "full",
-    batch_size: int = 64,
     over_long: str = "error",
 ) -> Reward:
     """The score of one label, by the sequence-classification model in a Hugging Face folder.
@@ -141,8 +187,7 @@ def classifier(
     is one label only or where the model says that its labels do not exclude each other. The model
     reads prompt and response joined (`text` is "full") or the "response" alone. A text of more
     tokens than the model has positions, special ones counted, is an "error" or loses its beginning
-    ("truncate"), so that the response stays. Texts are scored at most `batch_size` at a time, in
-    few compiled shapes. Raises InputError for an unknown label.
+    ("truncate"), so that the response stays. Raises InputError for an unknown label.
     """
     checkpoint = model_folder.load(path, kind="classifier")
     tokenizer = model_folder.load_tokenizer(path)
@@ -155,9 +200,7 @@ def classifier(
         if text == "full":
             texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
         rows = _encode(tokenizer, texts, longest=longest, over_long=over_long, path=path)
-        logits_bc = _classify(
-            checkpoint.config, checkpoint.params, rows, batch_size=batch_size, longest=longest
-        )
+        logits_bc = class_logits(checkpoint.config, checkpoint.params, rows)
         return _select(logits_bc, index, output=output, independent=independent)
 
     marks = (model_folder.fingerprint(path), index, output, text, over_long)
@@ -192,35 +235,32 @@ def _encode(
     return rows
 
 
-def _classify(
-    config: classifiers.Config,
-    params: Params,
-    rows: list[tuple[int, ...]],
-    *,
-    batch_size: int,
-    longest: int,
+def class_logits(
+    config: classifiers.Config, params: Params, rows: Sequence[token_ids.Ids]
 ) -> np.ndarray:
-    """Logits [len(rows), C] float32 of token rows of any lengths, in the order of the rows.
+    """Logits [R, C] float32 of rows of token ids of any lengths, in their order.
 
-    Rows are sorted by length first, so that a batch holds little padding. All batches are under
-    way before the first is waited for.
+    They are a function of the row alone, bit for bit, as XLA's results depend on a batch's shape
+    and not on a row's place or neighbours in it: the length of a row gives the width of its batch,
+    and the width the height. All batches are under way before the first is waited for.
     """
-    lengths_r = np.asarray([len(row) for row in rows], np.int32)
-    order = np.argsort(lengths_r, kind="stable")
+    by_width: dict[int, list[token_ids.Ids]] = {}
+    for row in dict.fromkeys(rows):
+        width = min(batching.bucket_length(len(row), multiple=16), config.max_positions)
+        by_width.setdefault(width, []).append(row)
     running = []
-    for start in range(0, len(rows), batch_size):
-        batch = order[start : start + batch_size]
-        # A last or small batch is filled up to a power of two with rows of one padding token.
-        height = min(batch_size, max(8, 1 << (len(batch) - 1).bit_length()))
-        width = min(batching.bucket_length(int(lengths_r[batch].max()), multiple=16), longest)
-        filled = [*(rows[row] for row in batch), *[(0,)] * (height - len(batch))]
-        lengths_b = np.asarray([len(row) for row in filled], np.int32)
-        tokens_bt = batching.pad_rows(filled, lengths_b, width)
-        running.append((batch, classifiers.logits(config, params, tokens_bt, lengths_b)))
-    logits_rc = np.empty((len(rows), config.num_labels), np.float32)
+    for width, of_width in by_width.items():
+        height = max(1, BATCH_TOKENS // width)
+        for first in range(0, len(of_width), height):
+            batch = of_width[first : first + height]
+            filled = batch + [(0,)] * (height - len(batch))
+            lengths_b = np.asarray([len(row) for row in filled], np.int32)
+            tokens_bt = batching.pad_rows(filled, lengths_b, width)
+            running.append((batch, classifiers.logits(config, params, tokens_bt, lengths_b)))
+    by_row = {}
     for batch, logits_bc in running:
-        logits_rc[batch] = np.asarray(logits_bc)[: len(batch)]
-    return logits_rc
+        by_row |= dict(zip(batch, np.asarray(logits_bc), strict=False))  # the rest fills it up
+    return np.stack([by_row[row] for row in rows])
 
 
 def _select(logits_bc: np.ndarray, index: int, *, output: str, independent: bool) -> np.ndarray:

@@ -117,13 +117,17 @@ def _build(materials: Materials, split: str) -> None:
     prompts = prompts_of(materials, split)
     key = streams.key("reference cache", config.references.seed, SPLITS.index(split))
     sample = _prompt_sampler(materials, prompts, key)
-    write(materials, split, _provenance(materials, split), sample)
+    write(materials, split, _provenance(materials, split), sample, materials.scorer(prompts))
 
 
 def write(
-    materials: Materials, split: str, provenance: reference_cache.Provenance, sample: Callable
+    materials: Materials,
+    split: str,
+    provenance: reference_cache.Provenance,
+    sample: Callable,
+    score: Callable,
 ) -> None:
-    """Write the missing shards of a split's cache; `sample` as in `reference_cache.build`."""
+    """Write the missing shards of a split's cache, by `reference_cache.build`."""
     prompts = prompts_of(materials, split)
     total = len(prompts.token_ids)
     with tqdm.tqdm(total=total, desc=f"references/{split}", unit="prompt") as bar:
@@ -132,7 +136,7 @@ def write(
             provenance,
             prompts,
             sample=sample,
-            score=materials.scorer(prompts),
+            score=score,
             decode=lambda ids: materials.tokenizer.batch_decode(ids, skip_special_tokens=True),
             prompts_per_shard=materials.config.references.prompts_per_shard,
             progress=lambda done, total: bar.update(done - bar.n),

@@ -55,13 +55,13 @@ def load_judges(materials: Materials, cache: reference_cache.References) -> list
     panel = []
     for name, options in named.items():
         reward = rewards.load(options, materials.models.judges[name])
-        score = functools.partial(
-            rewards.score_responses, reward, materials.tokenizer, materials.eval_prompts
-        )
+        scorer = functools.partial(materials.scorer, materials.eval_prompts, reward=reward)
         size = config.evaluation.batch_prompts
-        panel.append(
-            judges.make_judge(name, reward.fingerprint, score, cache, folder, batch_prompts=size)
+        judge = judges.make_judge(
+            name, reward.fingerprint, scorer(), cache, folder, batch_prompts=size
         )
+        judged = cache.responses._replace(rewards_bn=judge.cached_pm)
+        panel.append(judge._replace(score=scorer(judged)))
     return panel
 
 
@@ -115,8 +115,9 @@ def _measure(
         for old in stored_responses.paths(folder):  # of an evaluation that was not finished
             old.unlink()
         params, rows = load_params(), []
+        score = materials.scorer(materials.eval_prompts, cache.responses)
         for temperature in config.evaluation.temperatures or (config.sampling.temperature,):
-            measured = _sample(materials, params, float(temperature), names["run"])
+            measured = _sample(materials, params, score, float(temperature), names["run"])
             _store(folder, float(temperature), measured, materials)
             summary = measures.summarise(measured, cache.rewards_pm, _bootstrap(config))
             prompts, samples = measured.kl_bn.shape
@@ -129,7 +130,7 @@ def _measure(
 
 
 def _sample(
-    materials: Materials, params: Params, temperature: float, name: str
+    materials: Materials, params: Params, score: Callable, temperature: float, name: str
 ) -> measures.MeasuredResponses:
     """`sample_policy` on all held-out prompts, with a progress bar."""
     total = len(materials.eval_prompts.token_ids)
@@ -137,6 +138,7 @@ def _sample(
         return sample_policy(
             materials,
             params,
+            score,
             temperature=temperature,
             progress=lambda done, total: bar.update(done - bar.n),
         )
@@ -178,9 +180,10 @@ def on_held_out(config: ConfigDict, materials: Materials) -> Callable[[Params], 
     """params -> metrics on the first held-out prompts, for the curves of a run."""
     cache = caches.load(materials, "eval")
     count, bootstrap = config.train.eval_prompts, Bootstrap(config.evaluation.seed, 100)
+    score = materials.scorer(materials.eval_prompts, cache.responses)
 
     def measure(params: Params) -> dict[str, float]:
-        measured = sample_policy(materials, params["decoder"], count=count)
+        measured = sample_policy(materials, params["decoder"], score, count=count)
         summary = measures.summarise(measured, cache.rewards_pm[:count], bootstrap)
         return {
             f"eval/{name}{end}": getattr(summary[name], field)
@@ -194,12 +197,16 @@ def on_held_out(config: ConfigDict, materials: Materials) -> Callable[[Params], 
 def sample_policy(
     materials: Materials,
     params: Params,
+    score: Callable,
     *,
     count: int | None = None,
     temperature: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> measures.MeasuredResponses:
-    """K responses of a policy to the first `count` held-out prompts, with rewards and KL."""
+    """K responses of a policy to the first `count` held-out prompts, with rewards and KL.
+
+    `score` is a scorer of the held-out prompts.
+    """
     config, sampling = materials.config, materials.sampling
     if temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=temperature)
@@ -214,7 +221,7 @@ def sample_policy(
         params,
         materials.checkpoint.params,
         materials.eval_prompts.token_ids[:count],
-        materials.scorer(materials.eval_prompts),
+        score,
         options,
         key=streams.key("evaluation", config.evaluation.seed),
         progress=progress,

@@ -39,21 +39,31 @@ def import_cache(
         ends=materials.ends,
         truncate=config.data.over_long == "truncate",
     )
-    _check(imported, split, materials.scorer(prompts), rescore=rescore)
+    _check(imported, split, materials, prompts, rescore=rescore)
     logger.info(
         f"{len(imported.places)} prompts from {imported.source} ({imported.truncated} responses "
         "truncated)"
     )
-    if rescore:
-        imported = imported._replace(responses=imported.responses._replace(rewards_bn=None))
-    provenance = caches.provenance_of(config, materials, prompts, imported=imported.fingerprint)
-    sample = _with_log_probs(materials, prompts, imported.responses)
-    caches.write(materials, split, provenance, sample)
+    given, penalty = imported.responses, np.float32(materials.reward.missing_eos_penalty)
+    rewards_bn = None if rescore else given.rewards_bn - penalty * ~given.finished_bn
+    given = given._replace(rewards_bn=rewards_bn)
+    fingerprint = imported._replace(responses=given).fingerprint
+    provenance = caches.provenance_of(config, materials, prompts, imported=fingerprint)
+    # The scorer takes a file's rewards from `given`, so that equal texts have equal ones.
+    unscored = given._replace(rewards_bn=None) if given.lengths_bn.all() else given
+    sample = _with_log_probs(materials, prompts, unscored)
+    score = materials.scorer(prompts, None if rescore else given)
+    caches.write(materials, split, provenance, sample, score)
     return reference_cache.load(caches.folder_of(materials, split), provenance)
 
 
 def _check(
-    imported: external_samples.Imported, split: str, score: Callable, *, rescore: bool
+    imported: external_samples.Imported,
+    split: str,
+    materials: Materials,
+    prompts: prompt_sets.PromptSet,
+    *,
+    rescore: bool,
 ) -> None:
     """Refuse samples without what the split needs, and rewards of another reward."""
     has_responses = bool(imported.responses.lengths_bn.all())
@@ -66,7 +76,14 @@ def _check(
         raise InputError(f"{imported.source}: there are no responses to score; leave --rescore out")
     if not rescore and imported.responses.rewards_bn is None:
         raise InputError(f"{imported.source}: there are no rewards; score them with --rescore")
+    if not has_responses and materials.reward.missing_eos_penalty:
+        raise InputError(
+            f"{imported.source}: there are no responses, so that nobody knows which have an end; "
+            "import them, or set reward.missing_eos_penalty to 0"
+        )
     if not rescore and has_responses:
+        without_penalty = materials.reward._replace(missing_eos_penalty=0.0)
+        score = materials.scorer(prompts, reward=without_penalty)
         external_samples.check_rewards(imported, score)
 
 

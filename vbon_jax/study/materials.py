@@ -4,7 +4,6 @@ Nothing is trained or sampled here; the folders of all models exist (`stages`).
 """
 
 import dataclasses
-import functools
 import logging
 import pathlib
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from vbon_jax.models import lora
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
 from vbon_jax.study.stages import ModelPaths
-from vbon_jax.types import InputError
+from vbon_jax.types import InputError, Responses
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +36,15 @@ class Materials(NamedTuple):
     ends: response_ids.Ends  # of a response
     sampling: sampler.Sampling
 
-    def scorer(self, prompts: prompt_sets.PromptSet) -> Callable:
-        """(places of prompts [S], response ids) -> float32 rewards [S]."""
-        return functools.partial(rewards.score_responses, self.reward, self.tokenizer, prompts)
+    def scorer(
+        self, prompts: prompt_sets.PromptSet, cached: Responses | None = None,
+        reward: rewards.Reward | None = None,
+    ) -> Callable:  # fmt: skip
+        """`rewards.make_scorer` of responses to some prompts, by the study's reward or another."""
+        eos_token_ids = self.sampling.eos_token_ids
+        return rewards.make_scorer(
+            reward or self.reward, self.tokenizer, prompts, eos_token_ids, cached
+        )
 
 
 def load(

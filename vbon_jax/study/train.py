@@ -70,16 +70,17 @@ def policy_inputs(run: Run, shared: Materials) -> Inputs:
         "reward fingerprint": shared.reward.fingerprint,
         "prompts fingerprint": prompt_sets.fingerprint(shared.train_prompts, shared.reward.columns),
     }
-    pairs = cache = share = None
+    pairs = cache = share = cached = None
     if config.pairs.path and method.pairs:
         pairs = materials.given_pairs(config, shared)
         fingerprints["pairs fingerprint"] = hashlib.sha256(repr(pairs).encode()).hexdigest()
     elif method.needs_cache(config):
         whole = caches.load(shared, "train")
+        cached = whole.responses
         fingerprints |= whole.provenance.inputs()
-        count = budget.samples_of_cache(config, method, whole.responses)
-        cache = batching.first(whole.responses, count)
-        share = budget.cache_share(whole.responses, count, seconds=whole.seconds)
+        count = budget.samples_of_cache(config, method, cached)
+        cache = batching.first(cached, count)
+        share = budget.cache_share(cached, count, seconds=whole.seconds)
     mesh = sharding.config_mesh(config)
     prompt_ids = shared.train_prompts.token_ids if pairs is None else pairs.prompt_ids
     task = methods.Task(
@@ -91,7 +92,7 @@ def policy_inputs(run: Run, shared: Materials) -> Inputs:
         reference_params=sharding.place(shared.checkpoint.params, mesh),
         cache=cache,
         pairs=pairs,
-        score=shared.scorer(shared.train_prompts),
+        score=shared.scorer(shared.train_prompts, cached),
         sampling=shared.sampling,
     )
     on_held_out = evaluate.on_held_out(config, shared) if config.train.eval_every else None

@@ -87,7 +87,7 @@ def batch(task: Task, state: TrainState, step: int, key: Array, *, transform=tra
     responses = rollouts.rollout(task, state.params["decoder"], index_b, key, num_samples=count)
     reference_bm = None if task.cache is None else task.cache.rewards_bn[index_b]
     transformed = np.asarray(transform(responses.rewards_bn, reference_bm, config))
-    score = transformed - config.ppo.missing_eos_penalty * ~responses.finished_bn
+    score = transformed
     if config.ppo.reward_clip:
         score = np.clip(score, -config.ppo.reward_clip, config.ppo.reward_clip)
     reward_weight, kl_weight = objective_weights(config.n)
