@@ -52,16 +52,16 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "functional": 1330,
     "models": 2900,
     "data": 1930,
-    "sampling": 1600,
+    "sampling": 1625,
     "training": 2200,
     "evaluation": 1690,
     "workdir": 480,
-    "study": 1600,
+    "study": 1630,
     "report": 1560,
     "exact": 1240,
     "experiments": 550,
     "configs": 480,
-    "tests": 15_200,
+    "tests": 15_420,
 }
 
 
@@ -170,7 +170,7 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 18_900
+    assert whole <= 18_960
     assert code <= 12_700
     assert documented >= 2_200
 
