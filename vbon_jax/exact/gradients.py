@@ -31,21 +31,25 @@ class Setting(NamedTuple):
     prompts_pt: np.ndarray
     space: Space
 
+    @property
+    def contexts(self) -> Sequences:
+        """Every prompt before every longest context, [P * S] rows."""
+        lengths_s = np.full(len(self.space.contexts_sl), self.space.contexts_sl.shape[1])
+        return enumeration.sequences(self.prompts_pt, self.space.contexts_sl, lengths_s)
+
 
 class Batch(NamedTuple):
     """All responses to all prompts. `values` are an objective's own, [P, K] or [P, K, K] each."""
 
-    contexts: Sequences  # [P * S] rows
-    context_k: np.ndarray
-    tokens_kl: np.ndarray
-    inside_kl: np.ndarray
+    contexts: Sequences
+    space: Space
     log_reference_pk: np.ndarray
     n: np.ndarray  # [] float32, N of the step
     values: dict[str, np.ndarray]
 
 
 class Constants(NamedTuple):
-    """The numbers that an objective is compiled for; 0 where it reads none."""
+    """The numbers that an objective is compiled for; 0 while N grows, which is then traced."""
 
     n: int = 0
     alpha: float = 0.0
@@ -58,7 +62,6 @@ class ExactMethod(NamedTuple):
     values: Callable  # (law, n) -> the values of its batch
     optimum: Callable | None = None  # (law, n, alpha) -> log pi [P, K] of its minimum, if known
     height: Callable | None = None  # (log pi, optimum, law, n, alpha): the objective above it
-    reads: tuple[str, ...] = ()  # of Constants
     alpha: float | None = None
     anneals_n: bool = False  # N grows from 1 to its value first
     steps_grow: bool = False  # its targets grow as N does, so it takes more steps
@@ -90,15 +93,16 @@ def make_setting(config) -> Setting:
     )
 
 
-def log_probs(model, params: Params, batch: Batch) -> Array:
+def log_probs(model, params: Params, contexts: Sequences, space: Space) -> Array:
     """log pi(y|x) of all responses [P, K] float32, from one run over the longest contexts."""
-    length = batch.tokens_kl.shape[1]
-    hidden = response_hidden(model, params, batch.contexts, new_tokens=length)
+    length = space.tokens_kl.shape[1]
+    hidden = response_hidden(model, params, contexts, new_tokens=length)
     logits = decoder.logits(model, params, hidden)
-    contexts = int(batch.contexts.tokens_st.shape[0]) // batch.log_reference_pk.shape[0]
-    log_probs_pslv = jax.nn.log_softmax(logits).reshape(-1, contexts, *logits.shape[1:])
-    log_probs_pkl = log_probs_pslv[:, batch.context_k[:, None], jnp.arange(length), batch.tokens_kl]
-    return jnp.where(batch.inside_kl, log_probs_pkl, 0.0).sum(axis=-1)
+    rows = len(space.contexts_sl)
+    log_probs_pslv = jax.nn.log_softmax(logits).reshape(-1, rows, *logits.shape[1:])
+    log_probs_pkl = log_probs_pslv[:, space.context_k[:, None], jnp.arange(length), space.tokens_kl]
+    inside_kl = jnp.arange(length) < space.lengths_k[:, None]
+    return jnp.where(inside_kl, log_probs_pkl, 0.0).sum(axis=-1)
 
 
 _log_probs = jax.jit(log_probs, static_argnames="model")
@@ -109,27 +113,12 @@ def enumerate_policy(setting: Setting, params: Params) -> np.ndarray:
 
     Raises ValueError where the network's own probabilities do not sum to 1.
     """
-    log_policy_pk = np.asarray(_log_probs(setting.model, params, _batch(setting)), np.float64)
+    log_policy_pk = _log_probs(setting.model, params, setting.contexts, setting.space)
+    log_policy_pk = np.asarray(log_policy_pk, np.float64)
     sums_p = np.exp(log_policy_pk).sum(axis=1)
     if np.abs(sums_p - 1.0).max() > 1e-4:
         raise ValueError(f"the probabilities of all responses sum to {sums_p}")
     return enumeration.normalised(log_policy_pk)
-
-
-def _batch(setting: Setting, law: Law | None = None, values: dict | None = None) -> Batch:
-    space, shape = setting.space, (len(setting.prompts_pt), setting.space.size)
-    contexts, length = len(space.contexts_sl), space.tokens_kl.shape[1]
-    return Batch(
-        contexts=enumeration.sequences(
-            setting.prompts_pt, space.contexts_sl, np.full(contexts, length - 1)
-        ),
-        context_k=space.context_k,
-        tokens_kl=space.tokens_kl,
-        inside_kl=np.arange(length) < space.lengths_k[:, None],
-        log_reference_pk=(np.zeros(shape) if law is None else law.log_reference_pk).astype("f4"),
-        n=np.float32(1.0),
-        values={name: np.asarray(value, np.float32) for name, value in (values or {}).items()},
-    )
 
 
 # ---------------------------------------------------------------------------- losses
@@ -140,34 +129,33 @@ def _objective(loss: Callable) -> Callable:
     """The objective of a step; one object for each loss, so that equal learners share a program."""
 
     def objective(model, constants: Constants, params: Params, batch: Batch):
-        value, metrics = loss(constants, batch, log_probs(model, params["decoder"], batch))
+        log_policy_pk = log_probs(model, params["decoder"], batch.contexts, batch.space)
+        value, metrics = loss(constants, batch, log_policy_pk)
         return {"exact": (1.0, value)}, metrics
 
     return objective
 
 
-def _backward(batch: Batch, log_policy_pk: Array, score_pk: Array):
-    """The policy gradient of E[score] - KL(pi || pi_ref), every response weighted by pi itself."""
+def _backward(batch: Batch, log_policy_pk: Array, reward_pk: Array):
+    """The policy gradient of (N-1) E[reward] - KL(pi || pi_ref), each response weighted by pi."""
     now_pk = jax.lax.stop_gradient(log_policy_pk)
     weight_pk = jnp.exp(now_pk)
-    advantage_pk = score_pk - (now_pk - batch.log_reference_pk)
+    advantage_pk = (batch.n - 1.0) * reward_pk - (now_pk - batch.log_reference_pk)
     advantage_pk -= (weight_pk * advantage_pk).sum(axis=1, keepdims=True)
     flat = [part.ravel() for part in (log_policy_pk, now_pk, advantage_pk, weight_pk)]
     return objectives.policy_gradient(*flat[:3], weight_b=flat[3])
 
 
 def _vbon(constants: Constants, batch: Batch, log_policy_pk: Array):
+    log_cdf_pk, inclusive_pk = (batch.values[name] for name in ("log_below", "log_at_or_below"))
     reward_pk = bon.vbon_reward(
-        batch.values["log_below"],
-        n=batch.n,
-        bound="exact",
-        log_cdf_inclusive=batch.values["log_at_or_below"],
+        log_cdf_pk, n=batch.n, bound="exact", log_cdf_inclusive=inclusive_pk
     )
-    return _backward(batch, log_policy_pk, (batch.n - 1.0) * reward_pk)
+    return _backward(batch, log_policy_pk, reward_pk)
 
 
 def _reward(constants: Constants, batch: Batch, log_policy_pk: Array):
-    return _backward(batch, log_policy_pk, (batch.n - 1.0) * batch.values["reward"])
+    return _backward(batch, log_policy_pk, batch.values["reward"])
 
 
 def _bon_sft(constants: Constants, batch: Batch, log_policy_pk: Array):
@@ -176,10 +164,8 @@ def _bon_sft(constants: Constants, batch: Batch, log_policy_pk: Array):
 
 def _regression(constants: Constants, batch: Batch, log_policy_pk: Array):
     parts = (log_policy_pk, batch.log_reference_pk, batch.values["log_cdf"], batch.values["weight"])
-    log_policy_b, reference_b, log_cdf_b, weight_b = (part.ravel() for part in parts)
-    return objectives.vbon_regression(
-        log_policy_b, reference_b, log_cdf_b, n=constants.n, weight_b=weight_b
-    )
+    *parts, weight_b = (part.ravel() for part in parts)
+    return objectives.vbon_regression(*parts, n=constants.n, weight_b=weight_b)
 
 
 def _sides(batch: Batch, log_policy_pk: Array) -> list[Array]:
@@ -191,35 +177,45 @@ def _sides(batch: Batch, log_policy_pk: Array) -> list[Array]:
 
 
 def _bonbon(constants: Constants, batch: Batch, log_policy_pk: Array):
-    weight_b = batch.values["weight"].ravel()
-    return objectives.bonbon(
-        *_sides(batch, log_policy_pk), n=constants.n, alpha=constants.alpha, weight_b=weight_b
-    )
+    sides, weight_b = _sides(batch, log_policy_pk), batch.values["weight"].ravel()
+    return objectives.bonbon(*sides, n=constants.n, alpha=constants.alpha, weight_b=weight_b)
 
 
 def _bonbon_calibrated(constants: Constants, batch: Batch, log_policy_pk: Array):
-    target_b, weight_b = (batch.values[name].ravel() for name in ("target", "weight"))
-    return objectives.bonbon_calibrated(
-        *_sides(batch, log_policy_pk), target_b, alpha=constants.alpha, weight_b=weight_b
-    )
+    sides, weight_b = _sides(batch, log_policy_pk), batch.values["weight"].ravel()
+    target_b = batch.values["target"].ravel()
+    return objectives.bonbon_calibrated(*sides, target_b, alpha=constants.alpha, weight_b=weight_b)
 
 
-# ---------------------------------------------------------------------------- theory
+# ---------------------------------------------------------------------------- methods
 
 
-def _kl_backward(log_policy_pk: np.ndarray, optimum_pk: np.ndarray, *_) -> float:
+def _kl_to_optimum(log_policy_pk: np.ndarray, optimum_pk: np.ndarray, *_) -> float:
     return enumeration.kl(log_policy_pk, optimum_pk)
 
 
-def _kl_forward(log_policy_pk: np.ndarray, optimum_pk: np.ndarray, *_) -> float:
+def _kl_from_optimum(log_policy_pk: np.ndarray, optimum_pk: np.ndarray, *_) -> float:
     return enumeration.kl(optimum_pk, log_policy_pk)
 
 
-def _pair_height(target: Callable) -> Callable:
-    """The height above the minimum of an objective of pairs, for `target(law, n)`."""
+def _annealed(values: Callable, optimum: Callable, loss: Callable = _reward) -> ExactMethod:
+    """A method by the policy gradient; `optimum(law, n)`."""
+    return ExactMethod(
+        loss, values, lambda law, n, alpha: optimum(law, n), _kl_to_optimum, anneals_n=True
+    )
 
-    def height(log_policy_pk, optimum_pk, law: Law, n: float, alpha: float) -> float:
-        chances_pkk, target_pkk = enumeration.pair_chances(law, int(n)), target(law, n)
+
+def _of_pairs(loss: Callable, target: Callable) -> ExactMethod:
+    """A method whose best and worst responses are to differ by `target(law, n)` in log-ratio."""
+
+    def values(law: Law, n: int) -> dict[str, np.ndarray]:
+        return {"weight": enumeration.pair_chances(law, n), "target": target(law, n)}
+
+    def optimum(law: Law, n: int, alpha: float) -> np.ndarray:
+        return optima.bonbon(law, n, alpha, target(law, n))
+
+    def height(log_policy_pk, optimum_pk, law: Law, n: int, alpha: float) -> float:
+        chances_pkk, target_pkk = enumeration.pair_chances(law, n), target(law, n)
 
         def value(log_pk: np.ndarray) -> float:
             d_pk = log_pk - law.log_reference_pk
@@ -229,88 +225,57 @@ def _pair_height(target: Callable) -> Callable:
 
         return value(log_policy_pk) - value(optimum_pk)
 
-    return height
+    return ExactMethod(loss, values, optimum, height, steps_grow=True)
 
 
-def _mean_target(law: Law, n: float) -> float:
-    return bon.bonbon_target(int(n))
-
-
-def _own_target(law: Law, n: float) -> np.ndarray:
+def _own_target(law: Law, n: int) -> np.ndarray:
     log_cdf_pk = np.log(law.middle_pk)
     return (n - 1) * (log_cdf_pk[:, :, None] - log_cdf_pk[:, None, :])
 
 
-def _pair_values(law: Law, n: float) -> dict[str, np.ndarray]:
-    return {"weight": enumeration.pair_chances(law, int(n))}
-
-
-# ---------------------------------------------------------------------------- methods
-
-_BONBON = ExactMethod(
-    _bonbon,
-    _pair_values,
-    lambda law, n, alpha: optima.bonbon(law, int(n), alpha, _mean_target(law, n)),
-    _pair_height(_mean_target),
-    reads=("n", "alpha"),
-    steps_grow=True,
-)
+_BONBON = _of_pairs(_bonbon, lambda law, n: bon.bonbon_target(n))
 METHODS = {
-    "vbon": ExactMethod(
-        _vbon,
+    "vbon": _annealed(
         lambda law, n: {
             "log_below": enumeration.log(law.below_pk),
             "log_at_or_below": np.log(law.at_or_below_pk),
         },
-        lambda law, n, alpha: enumeration.best_of_n(law, n),
-        _kl_backward,
-        anneals_n=True,
+        enumeration.best_of_n,
+        _vbon,
     ),
-    "vbon_l1": ExactMethod(
-        _reward,
+    "vbon_l1": _annealed(
         lambda law, n: {"reward": np.log(law.middle_pk)},
-        lambda law, n, alpha: optima.gibbs(law, np.log(law.middle_pk), n - 1),
-        _kl_backward,
-        anneals_n=True,
+        lambda law, n: optima.gibbs(law, np.log(law.middle_pk), n - 1),
     ),
-    "kl_rl": ExactMethod(
-        _reward,
+    "kl_rl": _annealed(
         lambda law, n: {"reward": law.rewards_pk},
-        lambda law, n, alpha: optima.gibbs(law, law.rewards_pk, n - 1),
-        _kl_backward,
-        anneals_n=True,
+        lambda law, n: optima.gibbs(law, law.rewards_pk, n - 1),
     ),
     "bon_sft": ExactMethod(
         _bon_sft,
         lambda law, n: {"weight": np.exp(enumeration.best_of_n(law, n))},
         lambda law, n, alpha: enumeration.best_of_n(law, n),
-        _kl_forward,
+        _kl_from_optimum,
     ),
     "vbon_regression": ExactMethod(
         _regression,
         lambda law, n: {"log_cdf": np.log(law.middle_pk), "weight": law.reference_pk},
-        reads=("n",),
         steps_grow=True,
     ),
     "bonbon": _BONBON,
     "bonbon_alpha_1": _BONBON._replace(
-        optimum=lambda law, n, alpha: optima.best_of_pairs(law, int(n)),
-        height=_kl_forward,
+        optimum=lambda law, n, alpha: optima.best_of_pairs(law, n),
+        height=_kl_from_optimum,
         alpha=1.0,
         steps_grow=False,
     ),
     "bonbon_alpha_0": _BONBON._replace(alpha=0.0),
-    "bonbon_calibrated": _BONBON._replace(
-        loss=_bonbon_calibrated,
-        values=lambda law, n: _pair_values(law, n) | {"target": _own_target(law, n)},
-        optimum=lambda law, n, alpha: optima.bonbon(law, int(n), alpha, _own_target(law, n)),
-        height=_pair_height(_own_target),
-    ),
+    "bonbon_calibrated": _of_pairs(_bonbon_calibrated, _own_target),
 }
 
 
 def against_theory(
-    log_policy_pk: np.ndarray, law: Law, method: str, n: float, alpha: float
+    log_policy_pk: np.ndarray, law: Law, method: str, n: int, alpha: float
 ) -> dict[str, float]:
     """Distances from a trained policy to the minimum of its objective, and from there to Best-of-N.
 
@@ -337,7 +302,7 @@ def against_theory(
 # ---------------------------------------------------------------------------- training
 
 
-def train(config, setting: Setting, law: Law, method: str, n: float) -> Params:
+def train(config, setting: Setting, law: Law, method: str, n: int) -> Params:
     """The network that a method ends with; one that anneals N goes along the path of N from 1.
 
     From one law to the next along that path is a short way. Straight to a large N, gradients of
@@ -346,21 +311,21 @@ def train(config, setting: Setting, law: Law, method: str, n: float) -> Params:
     """
     row, lab, adam = METHODS[method], config.lab, defaults()
     adam.train.beta2 = lab.beta2
-    numbers = {"n": int(n), "alpha": config.pairs.alpha if row.alpha is None else row.alpha}
-    learner = step.Learner(
-        _objective(row.loss),
-        setting.model,
-        Constants(**{name: numbers[name] for name in row.reads}),
-        constants(adam, optimizer.KEYS),
-    )
     if row.anneals_n:
-        first = round(lab.steps_per_doubling * math.log2(n))
+        numbers, first = Constants(), round(lab.steps_per_doubling * math.log2(n))
         total = first + lab.steps_at_n
     else:
+        numbers = Constants(n, config.pairs.alpha if row.alpha is None else row.alpha)
         total = lab.steps + round(lab.steps_per_n * n) * row.steps_grow
         first = total // 4
+    learner = step.Learner(
+        _objective(row.loss), setting.model, numbers, constants(adam, optimizer.KEYS)
+    )
     state = step.init_state(learner, {"decoder": setting.params})
-    batch = jax.device_put(_batch(setting, law, row.values(law, n)))
+    values = {name: np.asarray(value, "f4") for name, value in row.values(law, n).items()}
+    log_reference_pk = law.log_reference_pk.astype("f4")
+    batch = Batch(setting.contexts, setting.space, log_reference_pk, np.float32(1.0), values)
+    batch = jax.device_put(batch)
     for at in range(total):
         if row.anneals_n:
             batch = batch._replace(n=np.float32(n ** min(1.0, at / first)))

@@ -10,7 +10,6 @@ import multiprocessing
 import pathlib
 
 import jax
-import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
@@ -32,13 +31,11 @@ def check_lab(config: ConfigDict) -> None:
     for n in config.n_values:
         if n < 2 or n != int(n):
             raise InputError(f"n_values: {n} must be a whole number from 2, for pairs of draws")
-    for key, known in (
-        ("methods", list(gradients.METHODS)),
-        ("sampled_methods", sampled_methods.every()),
-    ):
+    known = {"methods": list(gradients.METHODS), "sampled_methods": sampled_methods.every()}
+    for key, names in known.items():
         for name in config.lab[key]:
-            if name not in known:
-                raise InputError(f"lab.{key}: {name!r} is unknown; choose of {', '.join(known)}")
+            if name not in names:
+                raise InputError(f"lab.{key}: {name!r} is unknown; choose of {', '.join(names)}")
     if config.lab.length != config.sampling.max_new_tokens:
         raise InputError(
             f"lab.length={config.lab.length} and sampling.max_new_tokens="
@@ -126,17 +123,16 @@ def run_cell(
     config: ConfigDict, setting: Setting, law: Law, cell: dict, place: files.Artifact
 ) -> dict:
     """The row of a cell; with exact gradients, `theory` says how far it is from its minimum."""
-    method, n = cell["method"], cell["n"]
-    if cell["gradient"] == EXACT:
+    method, n, exact = cell["method"], cell["n"], cell["gradient"] == EXACT
+    if exact:
         params = gradients.train(config, setting, law, method, n)
     else:
-        task = sampled_methods.make_task(
-            sampled_methods.run_config(config, method, n), setting, law
-        )
+        run = sampled_methods.run_config(config, method, n)
+        task = sampled_methods.make_task(run, setting, law)
         params = sampled_methods.train(task, setting, place.folder / "run", place.inputs)
     log_policy_pk = gradients.enumerate_policy(setting, jax.device_get(params))
     row = cell | enumeration.measures(log_policy_pk, law, n)
-    if cell["gradient"] == EXACT:
+    if exact:
         alpha = config.pairs.alpha
         row["theory"] = gradients.against_theory(log_policy_pk, law, method, n, alpha)
     return row
@@ -146,16 +142,12 @@ def cdf_rows(config: ConfigDict, workdir: pathlib.Path, laws: dict[bool, Law]) -
     """The cost of estimates of log F, without ties and with them; kept as the cells are."""
     inputs = _lab_inputs(config, "run", "cdf") | {"n_values": config.n_values}
     place = files.Artifact(workdir / "cells" / "cdf", inputs)
-    options = {"seed": config.lab.seed, "draws": config.lab.caches}
     with place.work(waits=True) as left:
         if left:
-            rows = [
-                row
-                for ties, law in laws.items()
-                for row in cdf_study.errors(
-                    law, config.n_values, config.lab.cache_sizes, ties=ties, **options
-                )
-            ]
+            rows, lab = [], config.lab
+            options = {"sizes": lab.cache_sizes, "seed": lab.seed, "draws": lab.caches}
+            for ties, law in laws.items():
+                rows += cdf_study.errors(law, config.n_values, ties=ties, **options)
             files.write_json(place.folder / "rows.json", rows)
             place.finish("rows.json")
     return files.read_json(place.folder / "rows.json")
@@ -163,13 +155,11 @@ def cdf_rows(config: ConfigDict, workdir: pathlib.Path, laws: dict[bool, Law]) -
 
 def ruler_rows(config: ConfigDict, laws: dict[bool, Law]) -> list[dict]:
     """Best-of-N's own rows, and the reference's, which is Best-of-1."""
-    rows = []
-    for ties, law in laws.items():
-        for n in config.n_values:
-            for name, log_policy_pk in (
-                ("reference", law.log_reference_pk),
-                ("best_of_n", enumeration.best_of_n(law, n)),
-            ):
-                cell = {"method": name, "n": int(n), "gradient": EXACT, "ties": ties}
-                rows.append(cell | enumeration.measures(np.asarray(log_policy_pk), law, n))
-    return rows
+    laws_of = {"reference": lambda law, n: law.log_reference_pk, "best_of_n": enumeration.best_of_n}
+    return [
+        {"method": name, "n": int(n), "gradient": EXACT, "ties": ties}
+        | enumeration.measures(policy(law, n), law, n)
+        for ties, law in laws.items()
+        for n in config.n_values
+        for name, policy in laws_of.items()
+    ]

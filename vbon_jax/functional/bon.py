@@ -16,8 +16,10 @@ whose binomial sum this is without its binomial coefficients.
 Values and gradients of these are worked out in float64 and returned in the dtype of the arguments:
 where F + p is near 1, log(F + p) is a difference of nearly equal numbers, multiplied by N.
 
-A wrong dtype is a TypeError; a wrong rank or shape, or an N that is out of range, is a ValueError.
-Both name the argument.
+An argument is floating and of its suffix's shape, [B, M] for M reference rewards of B prompts, and
+of any shape without one; arrays that are given together broadcast. N is a Python number or, but for
+what counts draws, a (traced) array. A wrong dtype is a TypeError; a wrong rank or shape, or an N
+that is out of range, is a ValueError. Both name the argument.
 """
 
 import functools
@@ -41,14 +43,8 @@ BOUNDS = ("l1", "exact")
 def log_ratio(log_cdf, log_cdf_inclusive, n) -> Array:
     """log π_BoN(y|x) − log π_ref(y|x) = log[(F⁺^N − F^N) / (F⁺ − F)], ties broken uniformly.
 
-    Args:
-        log_cdf: log F, floating, any shape. −inf (nothing is below) is allowed.
-        log_cdf_inclusive: log F⁺ >= log F, finite, broadcastable with it. Equal to log F it gives
-            the limit log N + (N−1)·log F⁺.
-        n: real N >= 1, a Python number or a (traced) array that broadcasts.
-
-    Returns:
-        The ratio in nats, of the broadcast shape; 0 at N = 1.
+    In nats; 0 at N = 1. log F may be −inf (nothing is below); log F⁺ >= log F is finite, and where
+    they are equal the ratio is the limit log N + (N−1)·log F⁺.
     """
     log_cdf, log_cdf_inclusive, n = _arguments(
         ("log_cdf", "log_cdf_inclusive"), (log_cdf, log_cdf_inclusive), n
@@ -59,16 +55,10 @@ def log_ratio(log_cdf, log_cdf_inclusive, n) -> Array:
 def vbon_reward(log_cdf, *, n, bound: str = "l1", log_cdf_inclusive=None) -> Array:
     """The reward vBoN maximises against (1/(N−1))·KL(π_θ‖π_ref): log F, or log-ratio / (N−1).
 
-    Args:
-        log_cdf: log F, floating, any shape (`functional.cdf` estimates it).
-        n: real N >= 1, a Python number or a (traced) array. At N = 1 `exact` is its limit
-            log F⁺ + x/(e^x − 1), x = log F⁺ − log F.
-        bound: "l1" keeps (N−1)·log F of the ratio; "exact" keeps all of it. Both are divided by
-            N − 1, so that `kl_coefficient` is the same for both.
-        log_cdf_inclusive: log F⁺, finite; needed by "exact" and not read by "l1".
-
-    Returns:
-        The reward in nats, of the broadcast shape.
+    In nats, for log F (`functional.cdf` estimates it). The bound "l1" keeps (N−1)·log F of the
+    ratio; "exact" keeps all of it and needs log F⁺, finite, which "l1" does not read. Both are
+    divided by N − 1, so that `kl_coefficient` is the same for both; at N = 1 "exact" is its limit
+    log F⁺ + x/(e^x − 1), x = log F⁺ − log F.
     """
     if bound not in BOUNDS:
         raise ValueError(f"bound must be one of {', '.join(BOUNDS)}, got {bound!r}")
@@ -134,13 +124,10 @@ def kl(n) -> np.ndarray:
 
 
 def order_statistic_weights(m: int, n: int) -> np.ndarray:
-    """The chance that the j-th smallest of M draws is the best of N of them, j = 1..M.
+    """The chance that the j-th smallest of M draws is the best of N of them, j = 1..M, [M] float64.
 
     C(j−1, N−1) / C(M, N), by the ratio of neighbours from the top down (N/M at j = M), so that no
-    binomial coefficient is ever formed. Ties are broken by position.
-
-    Returns:
-        [M] float64 NumPy, sums to 1, ascending in j.
+    binomial coefficient is ever formed. Ties are broken by position. Ascending, of sum 1.
     """
     m = checks.whole("m", m)
     n = checks.whole("n", n, m)
@@ -165,15 +152,8 @@ def empirical_best_of_n(rewards_bm, n, judge_bm=None) -> EmpiricalBest:
     Equal rewards form one group of mass q = F⁺ − F, which Best-of-N gives the mass F⁺^N − F^N,
     uniformly inside the group. Unlike the curves `win_rate` and `kl` it knows about ties, and real
     N is as good as whole N. (N draws *with* replacement: `evaluation.best_of_n` is unbiased.)
-
-    Args:
-        rewards_bm: [B, M] floating.
-        n: real N >= 1, a Python number or a traced scalar.
-        judge_bm: another reward [B, M] of the same responses, whose reward and win rate of the best
-            by `rewards_bm` are returned; None is `rewards_bm` itself.
-
-    Returns:
-        EmpiricalBest of three [B] arrays in the rewards' dtype.
+    `judge_bm` is another reward of the same responses, whose reward and win rate of the best by
+    `rewards_bm` are returned; None is `rewards_bm` itself.
     """
     rewards_bm = checks.floats("rewards_bm", rewards_bm, rank=2)
     m = rewards_bm.shape[1]
@@ -204,16 +184,8 @@ def empirical_soft_best_of_n(
     Temperature 0 is Best-of-N and an infinite one the reference itself. Source: arXiv 2505.03156.
     The density against the reference is ρ(y) = E[N·e^{r/τ} / (e^{r/τ} + Σ_{j<N} e^{r_j/τ})] over
     N − 1 further draws, here the mean over `draws` of them from the M rewards, the same for every
-    y; it is divided by its own mean, which is 1 in expectation.
-
-    Args:
-        rewards_bm: [B, M] floating.
-        n: integer of at least 1.
-        key: of jax.random; one key gives the same draws again.
-        temperature: τ above 0, in the rewards' unit. draws: at least 1.
-
-    Returns:
-        EmpiricalBest of three [B] arrays in the rewards' dtype.
+    y; it is divided by its own mean, which is 1 in expectation. N is whole, τ > 0 in the rewards'
+    unit; one `key` gives the same draws again.
     """
     rewards_bm = checks.floats("rewards_bm", rewards_bm, rank=2)
     if not temperature > 0:
@@ -237,12 +209,8 @@ def empirical_soft_best_of_n(
 def select_best_worst(rewards_bn) -> tuple[Array, Array, Array]:
     """Which of a prompt's N samples is best and which is worst; the first one where several are.
 
-    Args:
-        rewards_bn: [B, N] floating, N >= 1.
-
-    Returns:
-        best_b and worst_b, [B] int32 indices into N, and tied_b, [B] bool: the best reward equals
-        the worst, so the pair says nothing (N = 1 is such a pair).
+    Returns best_b and worst_b, [B] int32 places among the N, and tied_b, [B] bool: the best reward
+    equals the worst, so the pair says nothing (N = 1 is such a pair).
     """
     rewards_bn = checks.floats("rewards_bn", rewards_bn, rank=2)
     if rewards_bn.shape[1] < 1:

@@ -10,8 +10,10 @@ rewards leaves them bit for bit the same.
     exponential_fit  −a·e^{−b·r} − c with a, b, c >= 0, fitted to each prompt's references; the
                      released code's optional smoother.
 
-No estimate resolves F below about 1/M. A wrong dtype is a TypeError; a wrong rank or shape and an
-unknown estimator are ValueErrors. Both name the argument.
+No estimate resolves F below about 1/M. rewards_b are [B], or [B, N] for N samples of each prompt,
+reference_bm [B, M] the rewards of M >= 1 reference samples of the same prompts, both floating;
+results are of the first one's shape, in nats, finite and <= 0. A wrong dtype is a TypeError; a
+wrong rank or shape and an unknown estimator are ValueErrors. Both name the argument.
 """
 
 import jax
@@ -35,17 +37,10 @@ _LOWEST = -30.0  # nats: far below its references the curve would fall to -1e11,
 def log_cdf(rewards_b, reference_bm, *, estimator: str = "harmonic", ties: str = "half") -> Array:
     """log F(r): the log of the share of the prompt's reference law below each reward.
 
-    Args:
-        rewards_b: [B] floating, or [B, N] for N samples of each prompt.
-        reference_bm: [B, M] floating, M >= 1 rewards of reference samples of the same prompts.
-        estimator: "harmonic", "add_one" or "exponential_fit" (see the module).
-        ties: how many of the references equal to the reward count as below it: "half" of them (the
-            midrank, H_k then being digamma(k+1) + γ), or none, "exclude", which is the F that
-            goes with `log_cdf_inclusive` in the exact law. `exponential_fit` is a law without
-            ties and does not depend on it.
-
-    Returns:
-        Of the shape of rewards_b, in nats, finite and <= 0.
+    `ties` says how many of the references equal to the reward count as below it: "half" of them
+    (the midrank, H_k then being digamma(k+1) + γ), or none, "exclude", which is the F that goes
+    with `log_cdf_inclusive` in the exact law. `exponential_fit` is a law without ties and does not
+    depend on it.
     """
     if ties not in TIES:
         raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
@@ -56,23 +51,16 @@ def log_cdf_inclusive(rewards_b, reference_bm, *, estimator: str = "harmonic") -
     """log F⁺(r): the log of the share of the prompt's reference law at or below each reward.
 
     The twin of `log_cdf(..., ties="exclude")`; the two are equal where no reference has the
-    reward, and there `bon.log_ratio` takes its limit. Arguments and result are those of `log_cdf`.
+    reward, and there `bon.log_ratio` takes its limit.
     """
     return _estimate(rewards_b, reference_bm, estimator, "include")
 
 
 def log_cdf_of_references(reference_bm, *, estimator: str = "harmonic") -> Array:
-    """log F of each of a prompt's M reference rewards, from the M - 1 others; a tie counts half.
+    """log F of each of M >= 2 reference rewards, from the M - 1 others; a tie counts half. [B, M].
 
     A sample that counted itself would never be the lowest. The exponential fit is of all M: it
     smooths over each of them.
-
-    Args:
-        reference_bm: [B, M] floating, M >= 2.
-        estimator: as in `log_cdf`.
-
-    Returns:
-        [B, M], nats, at most 0.
     """
     if estimator == "exponential_fit":
         return _estimate(reference_bm, reference_bm, estimator, "half")
@@ -81,13 +69,9 @@ def log_cdf_of_references(reference_bm, *, estimator: str = "harmonic") -> Array
 
 
 def cdf_of_references(reference_bm) -> Array:
-    """F of each reference reward among the prompt's other M − 1, a tie counting one half.
+    """F of each reference reward among the prompt's other M − 1, a tie counting one half, [B, M].
 
-    Args:
-        reference_bm: [B, M] floating, M >= 2.
-
-    Returns:
-        [B, M] in [0, 1]; 0 below all others, 1 above all others.
+    0 below all others, 1 above all others; M >= 2.
     """
     twice_k_bm, reference_bm = _among_the_others(reference_bm)
     return twice_k_bm.astype(reference_bm.dtype) / (2 * (reference_bm.shape[1] - 1))

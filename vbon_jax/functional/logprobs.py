@@ -1,8 +1,9 @@
 """Log-probabilities and divergences from logits, in nats.
 
-Results are float32 (float64 for float64 logits), also where the logits are bfloat16. Logits are
-taken whole: `models.log_probs` makes them for a few tokens at a time where they are large. A wrong
-dtype is a TypeError and a wrong rank or shape a ValueError; both name the argument.
+Logits are [B, T, V], of any floating dtype, position t predicting token t; results are float32
+(float64 for float64 logits). Logits are taken whole: `models.log_probs` makes them for a few tokens
+at a time where they are large. A wrong dtype is a TypeError and a wrong rank or shape a ValueError;
+both name the argument.
 """
 
 import math
@@ -16,14 +17,9 @@ from vbon_jax.types import Array
 
 
 def token_log_probs(logits_btv, tokens_bt) -> Array:
-    """log π(token) at every position: the token's logit minus the log-sum-exp over the vocabulary.
+    """log π(token) [B, T]: the token's logit minus the log-sum-exp over the vocabulary.
 
-    Args:
-        logits_btv: [B, T, V] floating, bfloat16 welcome; position t predicts tokens_bt[:, t].
-        tokens_bt: [B, T] integer, 0 <= token < V (anything in range where it is masked later).
-
-    Returns:
-        [B, T] float32 in nats.
+    tokens_bt: [B, T] integer, 0 <= token < V (anything in range where it is masked later).
     """
     logits_btv = checks.array("logits_btv", logits_btv, np.floating, rank=3)
     tokens_bt = checks.array("tokens_bt", tokens_bt, np.integer, logits_btv.shape[:2])
@@ -34,14 +30,10 @@ def token_log_probs(logits_btv, tokens_bt) -> Array:
 
 
 def sequence_log_probs(token_log_probs_bt, mask_bt) -> Array:
-    """log π(y|x) = Σ_t log π(y_t|x, y_<t) over the masked positions: a sum, never an average.
+    """log π(y|x) = Σ_t log π(y_t|x, y_<t) over the masked positions [B]: a sum, never an average.
 
-    Args:
-        token_log_probs_bt: [B, T] floating, in nats. Masked entries may be anything, NaN included.
-        mask_bt: [B, T] boolean, or floating weights; 0 leaves a position out.
-
-    Returns:
-        [B] in nats; 0 where nothing is counted.
+    mask_bt: boolean, or floating weights. 0 leaves a position out, whatever it holds, NaN included;
+    the sum of nothing is 0.
     """
     token_log_probs_bt = checks.floats("token_log_probs_bt", token_log_probs_bt, rank=2)
     mask_bt = jnp.asarray(mask_bt)
@@ -52,19 +44,12 @@ def sequence_log_probs(token_log_probs_bt, mask_bt) -> Array:
 
 
 def kl_divergence(logits_btv, reference_logits_btv) -> Array:
-    """KL(p‖q) = Σ_v p(v) (log p(v) − log q(v)) at every position, over the whole vocabulary.
+    """KL(p‖q) = Σ_v p(v) (log p(v) − log q(v)) [B, T] >= 0, over the whole vocabulary.
 
-    Summed as Σ p·(e^{−δ} − 1 + δ) with δ = log p − log q, whose terms are never negative: as both
-    laws sum to one it is the same number, and a rounding error in a normaliser enters it squared.
-    It is 0 for equal logits.
-
-    Args:
-        logits_btv: [B, T, V] floating, the logits of p.
-        reference_logits_btv: [B, T, V] floating, the logits of q. A logit of −inf is a token of
-            probability 0; in q and not in p it makes the divergence infinite.
-
-    Returns:
-        [B, T] float32 in nats, >= 0.
+    Of the laws of the first and of the second logits. Summed as Σ p·(e^{−δ} − 1 + δ) with δ = log p
+    − log q, whose terms are never negative: as both laws sum to one it is the same number, and a
+    rounding error in a normaliser enters it squared. It is 0 for equal logits. A logit of −inf is a
+    token of probability 0; in q and not in p it makes the divergence infinite.
     """
     log_p, outside_p = _log_softmax("logits_btv", logits_btv)
     log_q, outside_q = _log_softmax("reference_logits_btv", reference_logits_btv, log_p.shape)
@@ -82,14 +67,8 @@ def kl_divergence(logits_btv, reference_logits_btv) -> Array:
 def kl_k3(log_probs, reference_log_probs) -> Array:
     """q/p − 1 − log(q/p) at samples of p: the unbiased estimate of KL(p‖q) that is never negative.
 
-    Source: Schulman, "Approximating KL Divergence", 2020, k3.
-
-    Args:
-        log_probs: log p of the samples, floating, any shape.
-        reference_log_probs: log q of the same samples, of the same shape.
-
-    Returns:
-        The estimate per sample in nats.
+    Of log p and log q of the samples, floating, of one shape. Source: Schulman, "Approximating KL
+    Divergence", 2020, k3.
     """
     log_probs = checks.floats("log_probs", log_probs)
     x = checks.floats("reference_log_probs", reference_log_probs, log_probs.shape) - log_probs

@@ -1,9 +1,14 @@
 """Losses to minimise, as undivided means: `Mean(total, weight)` is added up over micro-batches and
 devices and divided once, globally.
 
-S sequences, G response tokens, T tokens of a whole sequence. What a masked position holds, NaN
-included, reaches neither a total nor a gradient. Metrics carry no gradient. A wrong dtype is a
-TypeError and a wrong rank or shape a ValueError; both name the argument.
+    S sequences    G response tokens    T tokens of a whole sequence    B responses, pairs or texts
+
+An argument is floating and of its suffix's shape, unless its function says otherwise; masks are
+boolean, True at the tokens that count. Log-probabilities are in nats, those of a whole response
+summed over its tokens; the first one carries the gradient. A function returns its loss, a Mean
+over what counts, and metrics, Means over the same, without a gradient. What a masked position
+holds, NaN included, reaches neither a total nor a gradient. A wrong dtype is a TypeError and a
+wrong rank or shape a ValueError; both name the argument.
 """
 
 import math
@@ -23,28 +28,17 @@ def ppo_clip(
 ) -> tuple[Mean, dict[str, Mean]]:
     """−min(ρ·A, clip(ρ, 1−ε, 1+ε)·A) per token, ρ = π/π_old. Source: Schulman et al., 2017, eq. 7.
 
-    Args:
-        log_probs_sg: [S, G] floating, log π of the sampled tokens, in nats; carries the gradient.
-        old_log_probs_sg: [S, G] floating, the same under the policy that sampled them.
-        advantages_sg: [S, G] floating.
-        mask_sg: [S, G] boolean, True at response tokens.
-        clip: ε > 0, a scalar.
-
-    Returns:
-        The loss, a Mean over tokens, and metrics, Means over the same tokens: `clip_fraction` (ρ
-        outside 1 ± ε), `approx_kl` (k3 of KL(π_old‖π), nats) and `ratio` (ρ).
+    π_old is the policy that sampled the tokens; `clip` is ε > 0, a scalar. Metrics: `clip_fraction`
+    (ρ outside 1 ± ε), `approx_kl` (k3 of KL(π_old‖π), nats) and `ratio` (ρ).
     """
     log_probs_sg = checks.floats("log_probs_sg", log_probs_sg, rank=2)
     shape = log_probs_sg.shape
     old_log_probs_sg = checks.floats("old_log_probs_sg", old_log_probs_sg, shape)
     advantages_sg = checks.floats("advantages_sg", advantages_sg, shape)
     mask_sg = checks.array("mask_sg", mask_sg, np.bool_, shape)
-    log_ratio_sg = jnp.where(mask_sg, log_probs_sg - old_log_probs_sg, 0.0)
-    log_ratio_sg = jnp.clip(log_ratio_sg, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
-    advantages_sg = jnp.where(mask_sg, advantages_sg, 0.0)
+    log_ratio_sg = log_probs_sg - old_log_probs_sg
+    loss_sg, log_ratio_sg = _surrogate(log_ratio_sg, advantages_sg, mask_sg, clip)
     ratio_sg = jnp.exp(log_ratio_sg)
-    clipped_sg = jnp.clip(ratio_sg, 1.0 - clip, 1.0 + clip)
-    loss_sg = -jnp.minimum(ratio_sg * advantages_sg, clipped_sg * advantages_sg)
     metrics = {
         "clip_fraction": _mean(jnp.abs(ratio_sg - 1.0) > clip, mask_sg),
         "approx_kl": _mean(logprobs.kl_k3(jnp.zeros_like(log_ratio_sg), log_ratio_sg), mask_sg),
@@ -59,18 +53,9 @@ def clipped_value_loss(
     """½·max((V − R)², (V_clip − R)²) per token, V_clip = V_old + clip(V − V_old, −ε, ε).
 
     Source: the value loss of the PPO of OpenAI baselines, as used for language models by Ziegler
-    et al., 2019. An infinite clip is the plain ½·(V − R)².
-
-    Args:
-        values_sg: [S, G] floating, the value head now; carries the gradient.
-        old_values_sg: [S, G] floating, the values the advantages were made with.
-        returns_sg: [S, G] floating, the targets R.
-        mask_sg: [S, G] boolean, True at response tokens.
-        clip: ε > 0, a scalar, in the rewards' unit.
-
-    Returns:
-        The loss, a Mean over tokens, and the metric `clip_fraction`: where the clipped error is
-        the larger one, so that no gradient flows.
+    et al., 2019. V_old are the values that the advantages were made with, R the targets, `clip` is
+    ε > 0, a scalar in the rewards' unit; infinite, it gives the plain ½·(V − R)². Metric:
+    `clip_fraction`, where the clipped error is the larger one, so that no gradient flows.
     """
     values_sg = checks.floats("values_sg", values_sg, rank=2)
     old_values_sg = checks.floats("old_values_sg", old_values_sg, values_sg.shape)
@@ -86,29 +71,16 @@ def clipped_value_loss(
 
 
 def nll(token_log_probs_st, mask_st) -> Mean:
-    """−log π(token): the negative log-likelihood per token, in nats.
-
-    Args:
-        token_log_probs_st: [S, T] floating.
-        mask_st: [S, T] boolean, True at the tokens that are learnt.
-
-    Returns:
-        A Mean over the masked tokens.
-    """
+    """−log π(token): the negative log-likelihood per token, in nats, without metrics."""
     token_log_probs_st = checks.floats("token_log_probs_st", token_log_probs_st, rank=2)
     mask_st = checks.array("mask_st", mask_st, np.bool_, token_log_probs_st.shape)
     return _mean(-token_log_probs_st, mask_st)
 
 
 def cross_entropy(logits_bc, labels_b) -> tuple[Mean, dict[str, Mean]]:
-    """−log softmax(logits)[label] per text, for a classifier of C classes.
+    """−log softmax(logits)[label] per text in nats, for C classes; the metric is `accuracy`.
 
-    Args:
-        logits_bc: [B, C] floating.
-        labels_b: [B] integer, 0 <= label < C.
-
-    Returns:
-        The loss in nats, a Mean over texts, and the metric `accuracy`.
+    labels_b: integer, 0 <= label < C.
     """
     logits_bc = checks.floats("logits_bc", logits_bc, rank=2)
     labels_b = checks.array("labels_b", labels_b, np.integer, logits_bc.shape[:1])
@@ -120,8 +92,8 @@ def cross_entropy(logits_bc, labels_b) -> tuple[Mean, dict[str, Mean]]:
 
 # ------------------------------------------------------- of whole responses, B log-probabilities
 #
-# `weight_b` [B] floating is how much each pair or response counts, None for 1: a mask, chances
-# of an enumeration, anything that is not negative. What has a weight of 0 may hold NaN.
+# `weight_b` is how much each pair or response counts, None for 1: a mask, chances of an
+# enumeration, anything that is not negative. What has a weight of 0 may hold NaN.
 
 
 def bradley_terry(
@@ -129,20 +101,12 @@ def bradley_terry(
 ) -> tuple[Mean, dict[str, Mean]]:
     """−log σ(r_c − r_r) + centring·(r_c + r_r)²: a reward model on preference pairs.
 
-    Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, eq. 1. A reward is known up to a
-    constant of the prompt; the second term draws the mean of a pair's rewards to 0 (Eisenstein et
-    al. 2023, arXiv 2312.09244, section 2.2).
-
-    Args:
-        chosen_b: rewards of the preferred texts, [B] floating.
-        rejected_b: rewards of the others, [B] floating.
-        centring: weight of the second term, at least 0.
-        weight_b: weight of each pair, [B] floating; None weighs all alike.
-
-    Returns:
-        The loss, a Mean over pairs, and metrics, Means over the same: `margin` (r_c − r_r),
-        `accuracy` (r_c > r_r, a tie one half), `confidence` (σ(|margin|): where the model is
-        calibrated, its mean is the accuracy) and `reward` (the mean of the two).
+    Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, eq. 1. Given are the rewards of
+    the preferred texts and of the others. A reward is known up to a constant of the prompt; the
+    second term, `centring` >= 0, draws the mean of a pair's rewards to 0 (Eisenstein et al. 2023,
+    arXiv 2312.09244, section 2.2). Metrics: `margin` (r_c − r_r), `accuracy` (r_c > r_r, a tie one
+    half), `confidence` (σ(|margin|): where the model is calibrated, its mean is the accuracy) and
+    `reward` (the mean of the two).
     """
     chosen_b = checks.floats("chosen_b", chosen_b, rank=1)
     rejected_b = checks.floats("rejected_b", rejected_b, chosen_b.shape)
@@ -164,17 +128,9 @@ def bonbon(
 ) -> tuple[Mean, dict[str, Mean]]:
     """α·(−log π(best)) + (1−α)·(h − (n−1)·H_{n−1})². Source: BoNBoN, arXiv 2406.00832.
 
-    h = log π(best)/π_ref(best) − log π(worst)/π_ref(worst), of the best and the worst of n draws.
-
-    Args:
-        best_b, worst_b: [B] floating, log π of the responses, nats summed over their tokens.
-        reference_best_b, reference_worst_b: [B] floating, the same under the reference.
-        n: integer of at least 1. alpha: in [0, 1].
-        weight_b: [B] floating, what each pair counts; None for 1.
-
-    Returns:
-        The loss, a Mean over pairs, and metrics, Means over the same: `margin` (h, nats) and
-        `accuracy` (h > 0).
+    h = log π(best)/π_ref(best) − log π(worst)/π_ref(worst), of the best and the worst of n draws;
+    n is an integer of at least 1, alpha in [0, 1]. Metrics: `margin` (h, nats) and `accuracy`
+    (h > 0).
     """
     target = bon.bonbon_target(n)
     best_b, h_b, weight_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, weight_b)
@@ -187,8 +143,7 @@ def bonbon_released(
     """α·(−log π(best)) + (1−α)·(−log σ(β*_n·h)): what BoNBoN's released code computes.
 
     Its flag for the squared loss is never set in the branch that trains BoNBoN, so that DPO's
-    logistic loss is mixed in instead. β*_n = 1/(2·(n−1)·H_{n−1}). For arguments and result see
-    `bonbon`; n is at least 2.
+    logistic loss is mixed in instead. β*_n = 1/(2·(n−1)·H_{n−1}), n >= 2. Otherwise as `bonbon`.
     """
     beta = bon.bonbon_beta(n)
     best_b, h_b, weight_b = _pairs(best_b, worst_b, reference_best_b, reference_worst_b, weight_b)
@@ -199,7 +154,7 @@ def bonbon_released(
 def bonbon_calibrated(
     best_b, worst_b, reference_best_b, reference_worst_b, target_b, *, alpha, weight_b=None
 ) -> tuple[Mean, dict[str, Mean]]:
-    """`bonbon` with a target for each pair, (n−1)·(log F(best) − log F(worst)), [B] floating, nats.
+    """`bonbon` with a target for each pair, (n−1)·(log F(best) − log F(worst)) in nats.
 
     π_BoN's own h of this very pair, where `bonbon` has its mean over pairs.
     """
@@ -231,19 +186,11 @@ def ipo(
 def vbon_regression(
     log_probs_b, reference_b, log_cdf_b, *, n, weight_b=None
 ) -> tuple[Mean, dict[str, Mean]]:
-    """(log π(y)/π_ref(y) − (n−1)·log F(y) − log n)² of any responses y.
+    """(log π(y)/π_ref(y) − (n−1)·log F(y) − log n)² of any responses y, with finite log F.
 
     With continuous rewards E[F^{n−1}] = 1/n, so π_BoN has a loss of 0 at every y and is the
     minimiser. It is the log-CDF case of pointwise regression on a quantile reward (QRPO, arXiv
-    2507.08068). Real n >= 1.
-
-    Args:
-        log_probs_b, reference_b: [B] floating, log π and log π_ref of the responses, nats.
-        log_cdf_b: [B] floating, log F of their rewards, finite.
-        weight_b: [B] floating, what each response counts; None for 1.
-
-    Returns:
-        The loss, a Mean over responses, and the metric `log_ratio` (nats) over the same.
+    2507.08068). Real n >= 1. Metric: `log_ratio` (nats).
     """
     log_cdf_b = checks.floats("log_cdf_b", log_cdf_b, rank=1)
     target_b = (n - 1.0) * log_cdf_b + math.log(n)
@@ -255,12 +202,9 @@ def qrpo(
 ) -> tuple[Mean, dict[str, Mean]]:
     """(log π(y)/π_ref(y) − F(y)/β + log[β·(e^{1/β} − 1)])². Source: QRPO, arXiv 2507.08068.
 
-    Its minimiser is π_ref·e^{F/β} over its normaliser, which is known because F is uniform. (The
-    paper's loss is β² times this.)
-
-    Args:
-        quantile_b: [B] floating, F of the responses' rewards, in [0, 1].
-        beta: above 0. For the rest see `vbon_regression`.
+    `quantile_b` is F, in [0, 1], and β is above 0. Its minimiser is π_ref·e^{F/β} over its
+    normaliser, which is known because F is uniform. (The paper's loss is β² times this.) Metric:
+    `log_ratio` (nats).
     """
     quantile_b = checks.floats("quantile_b", quantile_b, rank=1)
     log_normaliser = 1.0 / beta + math.log(beta * -math.expm1(-1.0 / beta))
@@ -268,14 +212,7 @@ def qrpo(
 
 
 def bon_sft(best_b, *, weight_b=None) -> tuple[Mean, dict[str, Mean]]:
-    """−log π(y) of responses drawn from Best-of-N: its cross-entropy, minimal at π_BoN.
-
-    Args:
-        best_b: [B] floating, log π of the responses, nats. weight_b: see `vbon_regression`.
-
-    Returns:
-        The loss, a Mean over responses, and no metrics.
-    """
+    """−log π(y) of draws from Best-of-N: its cross-entropy, minimal at π_BoN; without metrics."""
     best_b = checks.floats("best_b", best_b, rank=1)
     weight_b = _weights(weight_b, best_b.shape)
     return _weighted(-best_b, weight_b), {}
@@ -284,14 +221,7 @@ def bon_sft(best_b, *, weight_b=None) -> tuple[Mean, dict[str, Mean]]:
 def kl_to_reference(log_probs_b, reference_b, *, weight_b=None) -> tuple[Mean, dict[str, Mean]]:
     """KL(π ‖ π_ref) from draws of π_ref: the mean of ρ·log ρ − ρ + 1, ρ = π/π_ref, never negative.
 
-    What `bon_sft_kl` adds to `bon_sft`. log ρ is cut at 20 above.
-
-    Args:
-        log_probs_b, reference_b: [B] floating, log π and log π_ref of the draws, nats.
-        weight_b: see `vbon_regression`.
-
-    Returns:
-        The KL in nats, a Mean over responses, and no metrics.
+    In nats, without metrics. What `bon_sft_kl` adds to `bon_sft`. log ρ is cut at 20 above.
     """
     log_probs_b = checks.floats("log_probs_b", log_probs_b, rank=1)
     weight_b = _weights(weight_b, log_probs_b.shape)
@@ -306,30 +236,28 @@ def policy_gradient(
 ) -> tuple[Mean, dict[str, Mean]]:
     """−min(ρ·A, clip(ρ, 1−ε, 1+ε)·A) of whole responses, ρ = π/π_old.
 
-    Its gradient at π = π_old is the policy gradient; an infinite clip is −ρ·A.
-
-    The backward half of BOND (arXiv 2407.14622, section 4), whose A is (N−1)·log F − log π/π_ref
-    minus a baseline; the forward half is `bon_sft`.
-
-    Args:
-        log_probs_b, old_log_probs_b: [B] floating, log π of the policy's own draws, now and when
-            they were drawn, nats.
-        advantage_b: [B] floating. clip: ε > 0. weight_b: see `vbon_regression`.
-
-    Returns:
-        The loss, a Mean over responses, and the metric `ratio` (ρ).
+    Of the policy's own draws, π_old being the policy that drew them. Its gradient at π = π_old is
+    the policy gradient; an infinite clip is −ρ·A. The backward half of BOND (arXiv 2407.14622,
+    section 4), whose A is (N−1)·log F − log π/π_ref minus a baseline; the forward half is
+    `bon_sft`. Metric: `ratio` (ρ).
     """
     log_probs_b = checks.floats("log_probs_b", log_probs_b, rank=1)
     shape = log_probs_b.shape
     weight_b = _weights(weight_b, shape)
-    change_b = log_probs_b - checks.floats("old_log_probs_b", old_log_probs_b, shape)
-    change_b = jnp.where(weight_b > 0, change_b, 0.0)
-    ratio_b = jnp.exp(jnp.clip(change_b, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO))
-    advantage_b = jnp.where(weight_b > 0, checks.floats("advantage_b", advantage_b, shape), 0.0)
-    metrics = {"ratio": jax.lax.stop_gradient(_weighted(ratio_b, weight_b))}
-    clipped_b = jnp.clip(ratio_b, 1.0 - clip, 1.0 + clip)
-    loss_b = -jnp.minimum(ratio_b * advantage_b, clipped_b * advantage_b)
-    return _weighted(loss_b, weight_b), metrics
+    log_ratio_b = log_probs_b - checks.floats("old_log_probs_b", old_log_probs_b, shape)
+    advantage_b = checks.floats("advantage_b", advantage_b, shape)
+    loss_b, log_ratio_b = _surrogate(log_ratio_b, advantage_b, weight_b > 0, clip)
+    metrics = {"ratio": _weighted(jnp.exp(log_ratio_b), weight_b)}
+    return _weighted(loss_b, weight_b), jax.lax.stop_gradient(metrics)
+
+
+def _surrogate(log_ratio, advantages, counts, clip) -> tuple[Array, Array]:
+    """−min(ρ·A, clip(ρ, 1−ε, 1+ε)·A) where it counts, and log ρ, cut where ρ would overflow."""
+    log_ratio = jnp.where(counts, log_ratio, 0.0)
+    log_ratio = jnp.clip(log_ratio, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    advantages, ratio = jnp.where(counts, advantages, 0.0), jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
+    return -jnp.minimum(ratio * advantages, clipped * advantages), log_ratio
 
 
 def _regression(log_probs_b, reference_b, target_b, weight_b) -> tuple[Mean, dict[str, Mean]]:
