@@ -12,10 +12,8 @@ ratios, so that a load on the machine falls on both sides of it. The last line i
 import json
 import math
 import os
-import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -34,17 +32,6 @@ DEVICES = flags.DEFINE_integer(
     "devices", 0, "devices to see in a CPU; 0 = one a core, as far as they divide the batch"
 )
 ROUNDS = flags.DEFINE_integer("rounds", 9, "timed runs of each side", lower_bound=1)
-
-
-class Result(NamedTuple):
-    """Seconds of every round's two runs, a pair a round."""
-
-    ours: list[float]
-    peers: list[float]
-
-    def ratios(self) -> list[float]:
-        """How many times as fast as the peer, in each round."""
-        return [peer / our for our, peer in zip(self.ours, self.peers, strict=True)]
 
 
 def make_ours(model: str, tokens_bp: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
@@ -94,32 +81,36 @@ def make_peer(model: str, tokens_bp: np.ndarray, new_tokens: int) -> Callable[[]
     return run
 
 
-def measure(ours: Callable, peer: Callable, *, rounds: int, shape: tuple[int, int]) -> Result:
-    """Warm both up, check that both give tokens of `shape`, and time them in turn."""
+def measure(ours: Callable, peer: Callable, *, rounds: int, shape: tuple[int, int]) -> np.ndarray:
+    """Warm both up, check that both give tokens of `shape`, and time them in turn.
+
+    Returns seconds [rounds, 2], ours and the peer's.
+    """
     for run in (ours, peer):
         if run().shape != shape:
             raise RuntimeError(f"a run gave tokens of another shape than {shape}")
-    result = Result([], [])
-    for _ in range(rounds):
-        for run, seconds in ((ours, result.ours), (peer, result.peers)):
+    seconds_r2 = np.zeros((rounds, 2))
+    for row in seconds_r2:
+        for side, run in enumerate((ours, peer)):
             start = time.perf_counter()
             run()
-            seconds.append(time.perf_counter() - start)
-    return result
+            row[side] = time.perf_counter() - start
+    return seconds_r2
 
 
-def summary(result: Result, *, batch: int, new_tokens: int) -> dict:
-    """The numbers of the JSON line."""
-    ratios = result.ratios()
+def summary(seconds_r2: np.ndarray, *, batch: int, new_tokens: int) -> dict:
+    """The numbers of the JSON line; a ratio says how many times as fast as the peer we are."""
+    ratios_r = seconds_r2[:, 1] / seconds_r2[:, 0]
+    ours, peer = batch * new_tokens / np.median(seconds_r2, axis=0)
     return {
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
-        "tokens_per_second": round(batch * new_tokens / statistics.median(result.ours), 1),
-        "peer_tokens_per_second": round(batch * new_tokens / statistics.median(result.peers), 1),
+        "ratio": round(float(np.median(ratios_r)), 3),
+        "ratio_min": round(float(ratios_r.min()), 3),
+        "ratio_max": round(float(ratios_r.max()), 3),
+        "tokens_per_second": round(float(ours), 1),
+        "peer_tokens_per_second": round(float(peer), 1),
         "batch": batch,
         "new_tokens": new_tokens,
-        "rounds": len(ratios),
+        "rounds": len(ratios_r),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "threads": len(os.sched_getaffinity(0)),
@@ -134,24 +125,22 @@ def main(_) -> None:
     vocab_size = model_folder.load(MODEL.value, kind="decoder").config.vocab_size
     rng = np.random.default_rng(0)
     tokens_bp = rng.integers(0, vocab_size, (batch, width), dtype=np.int32)
-    result = measure(
+    seconds_r2 = measure(
         make_ours(MODEL.value, tokens_bp, new_tokens),
         make_peer(MODEL.value, tokens_bp, new_tokens),
         rounds=ROUNDS.value,
         shape=(batch, new_tokens),
     )
-    numbers = summary(result, batch=batch, new_tokens=new_tokens)
+    numbers = summary(seconds_r2, batch=batch, new_tokens=new_tokens)
     print(
         f"{batch} distinct prompts of {width} tokens, one sample each, {new_tokens} new tokens, "
         f"float32, {numbers['threads']} threads, {numbers['devices']} x {numbers['device']}, "
         f"{numbers['rounds']} rounds in turn"
     )
     print(f"{'':14}{'tokens/s':>10}  {'runs, s':>18}")
-    for name, rate, seconds in (
-        ("vbon_jax", numbers["tokens_per_second"], result.ours),
-        ("transformers", numbers["peer_tokens_per_second"], result.peers),
-    ):
-        print(f"{name:14}{rate:>10,.0f}  {min(seconds):>8.3f} – {max(seconds):.3f}")
+    names = {"vbon_jax": "tokens_per_second", "transformers": "peer_tokens_per_second"}
+    for (name, rate), seconds in zip(names.items(), seconds_r2.T, strict=True):
+        print(f"{name:14}{numbers[rate]:>10,.0f}  {min(seconds):>8.3f} – {max(seconds):.3f}")
     print(
         f"{'ratio':14}{numbers['ratio']:>10.2f}  "
         f"{numbers['ratio_min']:>8.2f} – {numbers['ratio_max']:.2f}"

@@ -121,7 +121,7 @@ def write_run(
     config = json.loads(json.dumps(config | {k: v for k, v in cell.items() if "." not in k}))
     record = make_record(cell)
     run_folder = folder / "runs" / record.name
-    run.write(run_folder, record)
+    record.write(run_folder)
     steps = config["train"]["steps"]
     logged = steps if logged is None else logged
     write_json(run_folder / "config.json", config)
@@ -143,9 +143,23 @@ def write_run(
     write_json(run_folder / "ledger.json", budget | {"seconds": 75.0})
     if evaluated:
         cache = reference_cache.load(folder / "references" / "eval")
-        columns = run.columns(record)
+        columns = record.columns()
         write_evaluation(run_folder / "evaluation", cache, config, strength, columns, text)
     return run_folder
+
+
+def make_measured(rewards_bk: np.ndarray, kl_bk: np.ndarray, **changes) -> MeasuredResponses:
+    """Finished responses of two tokens, 1 and 2, but for `changes`, of a log-probability of -4."""
+    shape = rewards_bk.shape
+    responses = Responses(
+        tokens_bng=np.tile(np.int32([1, 2]), (*shape, 1)),
+        lengths_bn=np.full(shape, 2, np.int32),
+        finished_bn=np.ones(shape, bool),
+        log_probs_bng=np.full((*shape, 2), -1.5, np.float32),
+        rewards_bn=rewards_bk,
+    )
+    reference_bk = np.full(shape, -4.0, np.float32)
+    return MeasuredResponses(responses._replace(**changes), kl_bk, reference_bk)
 
 
 def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, text: str) -> None:
@@ -158,16 +172,11 @@ def write_evaluation(folder, cache, config: dict, strength: float, cells: dict, 
         pushed = strength / max(temperature, 0.5)
         rewards = random.normal(1.5 * pushed, 1.0, (prompts, K)).astype(np.float32)
         kl = (pushed**2 * random.uniform(0.8, 1.2, (prompts, K))).astype(np.float32)
-        measured = MeasuredResponses(
-            Responses(
-                tokens_bng=random.integers(5, size=(prompts, K, 8)).astype(np.int32),
-                lengths_bn=random.integers(4, 9, (prompts, K)).astype(np.int32),
-                finished_bn=np.ones((prompts, K), bool),
-                log_probs_bng=np.full((prompts, K, 8), -0.5, np.float32),
-                rewards_bn=rewards,
-            ),
-            kl_bn=kl,
-            reference_log_probs_bn=np.full((prompts, K), -4.0, np.float32),
+        measured = make_measured(
+            rewards,
+            kl,
+            tokens_bng=random.integers(5, size=(prompts, K, 8)).astype(np.int32),
+            lengths_bn=random.integers(4, 9, (prompts, K)).astype(np.int32),
         )
         summary = measures.summarise(measured, cache.rewards_pm, Bootstrap(0, 40))
         rows.append(
@@ -198,7 +207,7 @@ def copy_run(original: pathlib.Path, cell: dict) -> pathlib.Path:
     copy = original.parent / record.name
     shutil.copytree(original, copy)
     write_json(copy / "config.json", config)
-    run.write(copy, record)
+    record.write(copy)
     rows = json.loads((original / "evaluation" / "evaluation.json").read_text())
     write_json(copy / "evaluation" / "evaluation.json", [row | {"run": copy.name} for row in rows])
     return copy

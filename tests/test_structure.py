@@ -132,9 +132,9 @@ def test_recipes_import_the_table_of_keys_alone(path):
 
 def test_the_report_loads_no_trainer():
     code = (
-        "import sys; import vbon_jax.report.page, vbon_jax.workdir.layout; "
-        "print([name for name in sys.modules if name.startswith(('vbon_jax.training', 'optax', "
-        "'orbax'))])"
+        "import sys; import vbon_jax.report.outputs, vbon_jax.workdir.contests; "
+        "print([name for name in sys.modules if name.startswith(('vbon_jax.training', "
+        "'vbon_jax.study', 'flax', 'optax', 'orbax', 'torch'))])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from tests.fake_models import make_measured
 from vbon_jax.data import batching
-from vbon_jax.evaluation import bon_curve, measures, sampled_policy
+from vbon_jax.evaluation import bon_curve, bootstrap, measures, sampled_policy
 from vbon_jax.evaluation.bootstrap import Bootstrap
 from vbon_jax.functional import bon
 from vbon_jax.models import decoder, log_probs
@@ -302,19 +303,6 @@ def test_ruler_of_distinct_rewards():
 # ------------------------------------------------------------------------------- summarise
 
 
-def responses_of(rewards_bk, kl_bk):
-    shape = rewards_bk.shape
-    responses = Responses(
-        tokens_bng=np.tile(np.int32([1, 2]), (*shape, 1)),
-        lengths_bn=np.full(shape, 2, np.int32),
-        finished_bn=np.ones(shape, bool),
-        log_probs_bng=np.full((*shape, 2), -1.5, np.float32),
-        rewards_bn=rewards_bk,
-    )
-    reference_bk = np.full(shape, -4.0, np.float32)
-    return measures.MeasuredResponses(responses, kl_bk, reference_bk)
-
-
 def best_of_n_policy(reference_bm, n, samples, random):
     """Samples of Best-of-N among the cached rewards (with replacement), and their log-ratios."""
     prompts, m = reference_bm.shape
@@ -334,7 +322,7 @@ def test_best_of_n_has_no_deficit_to_itself(ties):
     if ties:
         reference_bm = np.round(reference_bm)
     rewards_bk, kl_bk = best_of_n_policy(reference_bm, 4, 32, random)
-    summary = measures.summarise(responses_of(rewards_bk, kl_bk), reference_bm, Bootstrap(0))
+    summary = measures.summarise(make_measured(rewards_bk, kl_bk), reference_bm, Bootstrap(0))
     assert summary["deficit"].lo <= 0 <= summary["deficit"].hi
     assert abs(summary["deficit"].value) < 0.01
     ruler = bon_curve.ruler(reference_bm, [4], Bootstrap(0))[4]
@@ -347,7 +335,7 @@ def test_a_worse_policy_has_a_deficit_and_the_joint_interval_is_narrower():
     random = np.random.default_rng(6)
     reference_bm = random.normal(size=(150, 64)).astype(np.float32)
     rewards_bk, kl_bk = best_of_n_policy(reference_bm, 4, 32, random)
-    wasted = responses_of(rewards_bk, kl_bk + 0.5)  # the same rewards for half a nat more
+    wasted = make_measured(rewards_bk, kl_bk + 0.5)  # the same rewards for half a nat more
     summary = measures.summarise(wasted, reference_bm, Bootstrap(0))
     at = bon.kl(4) + 0.5
     curve = bon_curve.mean_curve(bon_curve.curve(reference_bm))
@@ -365,7 +353,7 @@ def test_means_over_seeds_keep_each_one_s_own_deficit():
     policies = [best_of_n_policy(reference_bm, n, 16, random) for n in (4, 2, 8)]
     policies[1][1][...] += 0.4  # nats for nothing
     summaries = [
-        measures.summarise(responses_of(*of), reference_bm, Bootstrap(3)) for of in policies
+        measures.summarise(make_measured(*of), reference_bm, Bootstrap(3)) for of in policies
     ]
     kl_bp, reward_bp = (
         np.stack([np.asarray(of[at], np.float64).mean(axis=1) for of in policies], axis=1)
@@ -394,12 +382,23 @@ def test_means_over_seeds_keep_each_one_s_own_deficit():
     assert wasted["efficiency"].lo < wasted["efficiency"].value < wasted["efficiency"].hi < 0.5
 
 
+def test_a_policy_that_has_not_moved_has_no_efficiency():
+    reference_bm = normal(9, 20, 16)
+    columns = {"kl": 0.0, "win_rate": 0.5, "reward": 0.0}
+    means_bp = {name: np.full((20, 1), value) for name, value in columns.items()}
+    best = bon_curve.curve(reference_bm)
+    means = measures.group_means(means_bp, ["vbon"], best, Bootstrap(0, 50))["vbon"]
+    assert np.isnan(means["efficiency"].value)
+    assert bootstrap.columns(**means)["efficiency"] is None  # a dash in the table
+    assert means["deficit"].value == 0.0
+
+
 def test_the_reference_itself():
     random = np.random.default_rng(7)
     reference_bm = random.normal(size=(100, 64)).astype(np.float32)
     rewards_bk = random.normal(size=(100, 16)).astype(np.float32)
     zeros = np.zeros(rewards_bk.shape, np.float32)
-    summary = measures.summarise(responses_of(rewards_bk, zeros), reference_bm, Bootstrap(0))
+    summary = measures.summarise(make_measured(rewards_bk, zeros), reference_bm, Bootstrap(0))
     assert summary["kl"] == (0, 0, 0, 0)
     assert summary["bon_win_rate_at_kl"] == (0.5, 0, 0.5, 0.5)
     assert summary["win_rate"].lo <= 0.5 <= summary["win_rate"].hi
@@ -412,11 +411,9 @@ def test_the_reference_itself():
 
 
 def test_perplexity_weighs_tokens_not_responses():
-    measured = responses_of(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32))
-    measured = measured._replace(
-        responses=measured.responses._replace(lengths_bn=np.int32([[1, 9], [5, 5]])),
-        reference_log_probs_bn=np.float32([[-2, -9], [-5, -5]]),
-    )
+    zeros = np.zeros((2, 2), np.float32)
+    measured = make_measured(zeros, zeros, lengths_bn=np.int32([[1, 9], [5, 5]]))
+    measured = measured._replace(reference_log_probs_bn=np.float32([[-2, -9], [-5, -5]]))
     summary = measures.summarise(measured, np.float32([[0, 1], [0, 1]]), Bootstrap(0))
     assert summary["perplexity"].value == pytest.approx(np.exp(21 / 20))
 

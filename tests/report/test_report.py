@@ -8,8 +8,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -380,14 +378,6 @@ def test_the_programs_last_line_is_the_page(small, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stderr.startswith("error: ")
     assert not list(empty.iterdir())
-
-
-def test_importing_the_report_loads_no_trainer():
-    code = "import sys, vbon_jax.report.outputs, vbon_jax.workdir.contests; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
-    assert "vbon_jax.report.page" in loaded
-    assert not loaded & {"vbon_jax.training", "vbon_jax.study", "flax", "optax", "orbax", "torch"}
 
 
 def test_a_folder_whose_first_run_has_just_begun(tmp_path):

@@ -100,12 +100,12 @@ def test_damaged_responses_name_their_file(work):
 
 
 @pytest.mark.parametrize("error", [AttributeError, KeyError, TypeError, ValueError])
-@pytest.mark.parametrize("reader", ["policy_rows", "read_record"])
+@pytest.mark.parametrize("reader", [(layout, "policy_rows"), (run.Record, "read")])
 def test_a_programming_error_is_an_error(work, monkeypatch, reader, error):
     def broken(*_):
         raise error("a typo")
 
-    monkeypatch.setattr(layout, reader, broken)
+    monkeypatch.setattr(*reader, broken)
     with pytest.raises(error, match="a typo"):
         layout.read(work)
 
@@ -125,12 +125,12 @@ def test_runs_are_sorted_by_method_n_and_seed(work):
 
 def test_a_record_is_what_was_written(tmp_path):
     record = fake_models.make_record({"method": "vbon", "n": 4.5, "seed": 1})
-    run.write(tmp_path, record)
-    assert run.read(tmp_path) == record
-    assert set(run.columns(record)) < set(results.COLUMNS)
+    record.write(tmp_path)
+    assert run.Record.read(tmp_path) == record
+    assert set(record.columns()) < set(results.COLUMNS)
     (tmp_path / run.FILE).unlink()
     with pytest.raises(files.Damaged, match=r"run\.json cannot be read"):
-        run.read(tmp_path)
+        run.Record.read(tmp_path)
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
@@ -140,13 +140,16 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
 
 
 def test_a_run_against_another_cache_has_no_rows(work):
-    path = work / RUN / "evaluation" / "stage.json"
-    stage = json.loads(path.read_text())
-    stage["inputs"]["references seed"] = 5
-    path.write_text(json.dumps(stage))
-    first, second = layout.read(work).runs
+    for folder in (work / RUN / "evaluation", work / "reference"):
+        stage = json.loads((folder / "stage.json").read_text())
+        stage["inputs"]["references seed"] = 5
+        (folder / "stage.json").write_text(json.dumps(stage))
+    result = layout.read(work)
+    first, second = result.runs
     assert first.state == "evaluated against another reference cache (its seed differs)"
     assert (len(first.rows), len(second.rows)) == (0, 1)
+    assert result.reference_rows == []
+    assert result.problems == ["The reference policy itself has not been evaluated yet."]
 
 
 def test_a_run_of_a_budget_has_no_number_of_steps_to_come(tmp_path):

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from tests.fake_models import make_measured
 from vbon_jax import files
 from vbon_jax.evaluation import bon_curve, measures
 from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate
-from vbon_jax.types import Responses
 from vbon_jax.workdir import results
 
 INTERFACE = """
@@ -33,17 +33,8 @@ def rows_of():
         "deficit": Estimate(0.021, 0.01, 0.001, 0.041),
     }
     budget = {"sampled_tokens": 123456, "reward_calls": 3200, "train_flops": 1.5e13, "seconds": 75}
-    policy = results.make_row(
-        "vbon",
-        summary,
-        n=4,
-        bound="l1",
-        seed=0,
-        temperature=1.0,
-        budget=budget,
-        run="vbon-4",
-        **cells,
-    )
+    cells |= {"n": 4, "bound": "l1", "seed": 0, "temperature": 1.0, "run": "vbon-4"}
+    policy = results.make_row("vbon", summary, **budget, **cells)
     reference = results.make_row("reference", {"win_rate": Estimate(0.5, 0.01, 0.48, 0.52)})
     reference["kl"] = 0.0
     return [reference, *best, policy]
@@ -60,7 +51,7 @@ def test_columns_begin_with_the_interface():
 def test_results_round_trip_and_empty_cells(tmp_path):
     rows = rows_of()
     path = tmp_path / "new" / "results.csv"
-    results.write_results(rows, path)
+    files.write_csv(path, rows, results.COLUMNS)
     lines = path.read_text().splitlines()
     assert lines[0].split(",")[: len(INTERFACE)] == INTERFACE
     assert len(lines) == 1 + len(rows)
@@ -76,16 +67,8 @@ def test_results_round_trip_and_empty_cells(tmp_path):
 def test_summary_of_an_evaluation_fills_a_row():
     random = np.random.default_rng(0)
     reference_bm = random.normal(size=(10, 8)).astype(np.float32)
-    responses = Responses(
-        tokens_bng=np.tile(np.int32([1, 2]), (10, 3, 1)),
-        lengths_bn=np.full((10, 3), 2),
-        finished_bn=np.ones((10, 3), bool),
-        log_probs_bng=np.full((10, 3, 2), -1.5),
-        rewards_bn=random.normal(size=(10, 3)).astype(np.float32),
-    )
-    measured = measures.MeasuredResponses(
-        responses, random.random((10, 3), np.float32), np.full((10, 3), -4.0)
-    )
+    rewards_bk = random.normal(size=(10, 3)).astype(np.float32)
+    measured = make_measured(rewards_bk, random.random((10, 3), np.float32))
     summary = measures.summarise(measured, reference_bm, Bootstrap(0, 50))
     row = results.make_row("kl_rl", summary, n=2)
     expected = set(INTERFACE) - {"bound", "seed", "temperature", *results.BUDGET}
@@ -98,7 +81,7 @@ def test_unknown_column_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no such column of the results: sseed"):
         results.make_row("vbon", {}, sseed=1)
     with pytest.raises(ValueError, match="extra"):
-        results.write_results([{"method": "vbon", "extra": 1}], tmp_path / "results.csv")
+        files.write_csv(tmp_path / "results.csv", [{"extra": 1}], results.COLUMNS)
     assert not list(tmp_path.iterdir())
 
 

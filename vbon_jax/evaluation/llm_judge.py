@@ -73,7 +73,7 @@ class Question(NamedTuple):
     about: dict[str, Any]  # run, baseline, prompt (its number), order
 
 
-Pair = tuple[Question, Question]  # the run's response first, and second
+Pair = tuple[Question, ...]  # the run's response first, and second; () for equal responses
 
 
 class Outcome(NamedTuple):
@@ -102,15 +102,15 @@ def check(config: ConfigDict) -> None:
             raise InputError(f"llm_judge.template: give {place} once ({', '.join(PLACES)})")
 
 
-def questions(contest: Contest, options: ConfigDict) -> list[Pair | None]:
-    """Each pair of a contest in both orders, the run's response first; None for equal responses."""
-    pairs: list[Pair | None] = []
+def questions(contest: Contest, options: ConfigDict) -> list[Pair]:
+    """Each pair of a contest in both orders."""
+    pairs = []
     texts = zip(contest.prompts, contest.texts, contest.baseline_texts, strict=True)
     for index, (prompt, response, other) in enumerate(texts):
         about = {"run": contest.row["run"], "baseline": options.baseline, "prompt": index}
         first = question(options, (prompt, response, other), about | {"order": "run first"})
         second = question(options, (prompt, other, response), about | {"order": "baseline first"})
-        pairs.append(None if response == other else (first, second))
+        pairs.append(() if response == other else (first, second))
     return pairs
 
 
@@ -289,7 +289,7 @@ def judge(
     log = AnswerLog(workdir / VERDICTS_FILE)
     asker = Asker(options, log)
     with log:
-        asker.ask_all(question for of_run in pairs for pair in of_run if pair for question in pair)
+        asker.ask_all(question for of_run in pairs for pair in of_run for question in pair)
         rows = [
             result_row(contest, of_run, log, options, bootstrap)
             for contest, of_run in zip(contests, pairs, strict=True)
@@ -299,7 +299,7 @@ def judge(
 
 def result_row(
     contest: Contest,
-    pairs: list[Pair | None],
+    pairs: list[Pair],
     log: AnswerLog,
     options: ConfigDict,
     bootstrap: Bootstrap,
@@ -307,7 +307,7 @@ def result_row(
     """A run's row of `llm_judge.csv`; what is measured comes from pairs with both verdicts."""
     verdicts_2b = _verdicts(pairs, log)
     known_b = np.isfinite(verdicts_2b).all(axis=0)
-    keys = {question.key for pair in pairs if pair for question in pair}
+    keys = {question.key for pair in pairs for question in pair}
     row = dict.fromkeys(COLUMNS) | {name: contest.row[name] for name in RUN_COLUMNS} | {
         "model": options.model,
         "baseline": options.baseline,
@@ -322,7 +322,7 @@ def result_row(
     return row | columns(**pairwise.summarise(*verdicts_2b[:, known_b], margin_b, bootstrap))
 
 
-def _verdicts(pairs: list[Pair | None], log: AnswerLog) -> np.ndarray:
+def _verdicts(pairs: list[Pair], log: AnswerLog) -> np.ndarray:
     """[2, B]: 1 for the run's response, -1 for the baseline's, 0 for a tie, NaN where unknown.
 
     The run's response is in the first place in row 0, in the second in row 1.

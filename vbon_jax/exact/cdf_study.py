@@ -177,7 +177,8 @@ def error_figure(rows: list[dict]) -> alt.Chart:
         for name, title in titles.items()
     ]
     lines = _against_m(points, "reference samples (M)").mark_line(point=True)
-    return _panels(lines.encode(y=alt.Y("value:Q", title=None, scale=alt.Scale(type="log"))))
+    lines = lines.encode(y=alt.Y("value:Q", title=None, scale=alt.Scale(type="log")))
+    return style.panels(lines, "panel", "measure")
 
 
 def study_figure(rows: list[dict]) -> alt.Chart:
@@ -190,7 +191,7 @@ def study_figure(rows: list[dict]) -> alt.Chart:
     ]
     base = _against_m(points, "rewards of a sub-sample (m)")
     lines = base.mark_line(point=True).encode(y=alt.Y("value:Q", title=None))
-    return _panels(lines + base.mark_rule().encode(y="lo:Q", y2="hi:Q"))
+    return style.panels(lines + base.mark_rule().encode(y="lo:Q", y2="hi:Q"), "panel", "measure")
 
 
 def _against_m(points: list[dict], title: str) -> alt.Chart:
@@ -199,8 +200,3 @@ def _against_m(points: list[dict], title: str) -> alt.Chart:
         x=alt.X("m:Q", title=title, scale=alt.Scale(type="log", nice=False)),
         color=alt.Color("law:N", title=None, scale=alt.Scale(range=list(style.PALETTE))),
     )
-
-
-def _panels(chart: alt.Chart) -> alt.Chart:
-    facets = {"row": alt.Row("panel:N", title=None), "column": alt.Column("measure:N", title=None)}
-    return chart.facet(**facets).resolve_scale(y="independent")

@@ -94,8 +94,5 @@ def figure(rows: list[dict]) -> alt.Chart:
         color=style.colour(looks),
         shape=style.shape(looks),
     )
-    return (
-        (chart.mark_line() + chart.mark_point(filled=True, size=60))
-        .facet(row=alt.Row("gradient:N", title=None), column=alt.Column("ties:N", title=None))
-        .resolve_scale(y="independent")
-    )
+    lines = chart.mark_line() + chart.mark_point(filled=True, size=60)
+    return style.panels(lines, "gradient", "ties")

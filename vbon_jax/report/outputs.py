@@ -30,7 +30,7 @@ def write(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def _write(work: layout.Work, workdir: pathlib.Path) -> list[dict[str, Any]]:
     numbers = aggregates.compute(work)
-    results.write_results(numbers.rows, workdir / "results.csv")
+    files.write_csv(workdir / "results.csv", numbers.rows, results.COLUMNS)
     files.write_csv(workdir / "means.csv", numbers.means, aggregates.MEANS_COLUMNS)
     files.write_csv(workdir / "pareto.csv", numbers.shares, aggregates.PARETO_COLUMNS)
     if numbers.judged.rows:

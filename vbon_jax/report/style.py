@@ -30,6 +30,8 @@ CROSS, STAR = (
     "M-1,-1L1,1M-1,1L1,-1",
     "M0,-1L.24,-.32L.95,-.31L.38,.12L.59,.81L0,.4L-.59,.81L-.38,.12L-.95,-.31L-.24,-.32Z",
 )
+# Vega, Vega-Lite and Vega-Embed as one script, for a page without a network.
+javascript = functools.cache(vl_convert.javascript_bundle)
 RENDERERS = {
     ".svg": vl_convert.vegalite_to_svg,
     ".pdf": vl_convert.vegalite_to_pdf,
@@ -97,10 +99,13 @@ def specification(chart: alt.TopLevelMixin, data: Mapping[str, list] | None = No
     return spec | {"datasets": spec.get("datasets", {}) | (data or {})}
 
 
-@functools.cache
-def javascript() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script for a page without a network."""
-    return vl_convert.javascript_bundle()
+def panels(chart: alt.TopLevelMixin, row: str, column: str) -> alt.FacetChart:
+    """A chart for each value of two fields, each with a vertical axis of its own."""
+    facets = {
+        "row": alt.Row(f"{row}:N", title=None),
+        "column": alt.Column(f"{column}:N", title=None),
+    }
+    return chart.facet(**facets).resolve_scale(y="independent")
 
 
 def save(

@@ -27,7 +27,6 @@ from vbon_jax.study.plan import Run
 from vbon_jax.training import loop, methods, sharding
 from vbon_jax.types import InputError, Params
 from vbon_jax.workdir import layout, results
-from vbon_jax.workdir.run import columns
 
 
 class Standards(NamedTuple):
@@ -83,7 +82,7 @@ def evaluate(run: Run, materials: Materials, standards: Standards) -> list[dict[
     inputs = (files.recorded(run.folder) or {"inputs": {}})["inputs"]
     made_from = {f"run {key}": value for key, value in inputs.items()}
     record, folder = plan.record(run), run.folder / "evaluation"
-    _measure(folder, materials, standards, load_params, made_from, columns(record))
+    _measure(folder, materials, standards, load_params, made_from, record.columns())
     _derive(folder, materials, standards)
     return layout.run_rows(run.folder, record, standards.cache)
 

@@ -19,7 +19,6 @@ from vbon_jax.study.plan import Run
 from vbon_jax.study.stages import ModelPaths
 from vbon_jax.training import budget, loop, methods, sharding
 from vbon_jax.types import InputError, Params
-from vbon_jax.workdir.run import write
 
 
 class Inputs(NamedTuple):
@@ -34,7 +33,7 @@ class Inputs(NamedTuple):
 
 def train(run: Run, inputs: Inputs) -> None:
     """Train a run, from wherever it stopped."""
-    write(run.folder, plan.record(run))
+    plan.record(run).write(run.folder)
     loop.run(
         run.config,
         run.folder,

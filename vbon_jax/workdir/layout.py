@@ -13,14 +13,13 @@ import numpy as np
 
 from vbon_jax import files
 from vbon_jax.config import defaults
-from vbon_jax.evaluation import bootstrap, stored_responses
-from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate
+from vbon_jax.evaluation import stored_responses
+from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate, columns
 from vbon_jax.files import Damaged
 from vbon_jax.sampling import reference_cache
 from vbon_jax.types import InputError
 from vbon_jax.workdir import results
-from vbon_jax.workdir.run import Record, columns
-from vbon_jax.workdir.run import read as read_record
+from vbon_jax.workdir.run import Record
 
 COMPARE_FILE = "compare.json"  # the command and the configuration of the last comparison
 
@@ -126,7 +125,7 @@ def _place(run: Run) -> tuple:
 def _run(folder: pathlib.Path, cache: reference_cache.References | None) -> Run:
     """A run, whatever its state."""
     try:
-        record = read_record(folder)
+        record = Record.read(folder)
         config = files.read_json(folder / "config.json", "train", "budget")
         stage = files.recorded(folder) or {"finished": False}
         metrics = files.read_jsonl(folder / "metrics.jsonl", "step")
@@ -167,7 +166,7 @@ def run_rows(
     ledger = files.read_json(folder / "ledger.json", *results.BUDGET)
     budget = {name: ledger[name] for name in results.BUDGET}
     rows = policy_rows(folder / "evaluation", cache)
-    return [row | columns(record) | budget for row in rows]
+    return [row | record.columns() | budget for row in rows]
 
 
 def policy_rows(
@@ -207,7 +206,7 @@ def stages(work: Work) -> list[dict[str, Any]]:
             measured = files.read_json(path, "stage", "method", "rows")
             row = {name: measured.pop(name) for name in ("stage", "method", "rows")}
             estimates = {name: Estimate(**value) for name, value in measured.items()}
-            rows.append(row | bootstrap.columns(**estimates))
+            rows.append(row | columns(**estimates))
     return rows
 
 

@@ -7,7 +7,7 @@ import csv
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vbon_jax import files
@@ -32,28 +32,22 @@ WORDS = frozenset(("label", "method", "bound", "run", "gradient", "judge", "mode
 BUDGET = ("sampled_tokens", "reward_calls", "train_flops", "seconds")
 
 
-def make_row(
-    method: str,
-    estimates: Mapping[str, Estimate],
-    *,
-    budget: Mapping[str, float] | None = None,
-    **cells: Any,
-) -> dict[str, Any]:
+def make_row(method: str, estimates: Mapping[str, Estimate], **cells: Any) -> dict[str, Any]:
     """One row of the results, every column a key.
 
-    `estimates` is what `measures.summarise` returns, `budget` has some of sampled_tokens,
-    reward_calls, train_flops and seconds, `cells` any other column by name. The run and the label
-    are the method unless they are given. Raises ValueError for a name that is not a column.
+    `estimates` is what `measures.summarise` returns, `cells` any other column by name. The run and
+    the label are the method unless they are given. Raises ValueError for a name that is not a
+    column.
     """
     row = dict.fromkeys(COLUMNS) | {"method": method, "label": method, "run": method}
     for name, estimate in estimates.items():
         ends = {name: estimate.value, f"{name}_se": estimate.se}
         ends |= {f"{name}_lo": estimate.lo, f"{name}_hi": estimate.hi}
         row |= {column: value for column, value in ends.items() if column in COLUMNS}
-    unknown = sorted((set(cells) | set(budget or {}) | set(estimates)) - set(COLUMNS))
+    unknown = sorted((set(cells) | set(estimates)) - set(COLUMNS))
     if unknown:
         raise ValueError(f"no such column of the results: {', '.join(unknown)}")
-    return row | dict(budget or {}) | cells
+    return row | cells
 
 
 def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -67,11 +61,6 @@ def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
 def _is_row(row: Any) -> bool:
     needed = {"method", "run", "temperature"}
     return isinstance(row, dict) and needed <= row.keys() <= set(COLUMNS)
-
-
-def write_results(rows: Sequence[Mapping[str, Any]], path: str | pathlib.Path) -> None:
-    """Write `results.csv`; `read_results` reads the same rows. Raises ValueError as `write_csv`."""
-    files.write_csv(path, rows, COLUMNS)
 
 
 def read_results(path: str | pathlib.Path) -> list[dict[str, Any]]:

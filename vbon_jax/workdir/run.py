@@ -26,26 +26,24 @@ class Record(NamedTuple):
     order: int  # of the method among all methods; runs are sorted by it
     measured: bool  # whether it is evaluated against Best-of-N
 
+    def write(self, folder: pathlib.Path) -> None:
+        """Write the record of the run in `folder`, unless it is there.
 
-def write(folder: pathlib.Path, record: Record) -> None:
-    """Write the record of the run in `folder`, unless it is there.
+        Raises InputError where another process works in the folder.
+        """
+        with contextlib.suppress(files.Damaged):
+            if self.read(folder) == self:
+                return
+        with files.lock(folder):
+            files.write_json(folder / FILE, self._asdict())
 
-    Raises InputError where another process works in the folder.
-    """
-    with contextlib.suppress(files.Damaged):
-        if read(folder) == record:
-            return
-    with files.lock(folder):
-        files.write_json(folder / FILE, record._asdict())
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> "Record":
+        """The record of the run in `folder`. Raises Damaged where there is none."""
+        fields = files.read_json(folder / FILE, *cls._fields)
+        return cls(**{name: fields[name] for name in cls._fields})
 
-
-def read(folder: pathlib.Path) -> Record:
-    """The record of the run in `folder`. Raises Damaged where there is none."""
-    fields = files.read_json(folder / FILE, *Record._fields)
-    return Record(**{name: fields[name] for name in Record._fields})
-
-
-def columns(record: Record) -> dict[str, Any]:
-    """The columns of the results that name the run."""
-    names = ("label", "method", "n", "bound", "seed", "gradient")
-    return {"run": record.name} | {name: getattr(record, name) for name in names}
+    def columns(self) -> dict[str, Any]:
+        """The columns of the results that name the run."""
+        names = ("label", "method", "n", "bound", "seed", "gradient")
+        return {"run": self.name} | {name: getattr(self, name) for name in names}
