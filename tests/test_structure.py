@@ -54,14 +54,14 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "data": 1930,
     "sampling": 1625,
     "training": 2200,
-    "evaluation": 1690,
-    "workdir": 480,
+    "evaluation": 1680,
+    "workdir": 460,
     "study": 1630,
     "report": 1560,
     "exact": 1180,
     "experiments": 550,
     "configs": 480,
-    "tests": 15_420,
+    "tests": 15_410,
 }
 
 
@@ -170,8 +170,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 18_960
-    assert code <= 12_700
+    assert whole <= 18_790
+    assert code <= 12_630
     assert documented >= 2_200
 
 
