@@ -5,6 +5,7 @@ damaged is never restored: an earlier one is. Reading needs no lock and disturbs
 """
 
 import contextlib
+import itertools
 import logging
 import math
 import pathlib
@@ -23,6 +24,7 @@ from vbon_jax.types import InputError
 FOLDER = "checkpoints"  # of a run's folder
 DIGESTS_FILE = "digests.json"  # of a checkpoint's folder
 ATTEMPTS = 5  # to read a checkpoint that its run may replace meanwhile
+REPLACED = "replaced"  # the folder of checkpoints that are about to be removed
 UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a checkpoint that is being written
 
 logger = logging.getLogger(__name__)
@@ -69,20 +71,24 @@ def restore(run: pathlib.Path, step: int, like: Any) -> tuple[Any, dict[str, Any
 
 
 def resume(run: pathlib.Path, like: Any) -> tuple[int, Any, dict[str, Any]]:
-    """Step, state and JSON of the last checkpoint that is whole; 0, `like` and {} without one.
+    """Step, state and JSON of the last checkpoint; 0, `like` and {} where there is none.
 
-    Damaged ones are set aside, with a line.
+    From the first damaged one on all are set aside, with a line: the best may have been among them.
     """
-    for step in reversed(steps(run)):
-        try:
-            return step, *restore(run, step, like)
-        except files.Damaged as error:
-            aside = run / f"damaged-checkpoint-{step}"
-            with files.writing(aside):
-                shutil.rmtree(aside, ignore_errors=True)
-                error.path.rename(aside)
-            logger.warning(f"{error}: moved to {aside}; the run goes on from before it")
-    return 0, like, {}
+    kept = steps(run)
+    whole = list(itertools.takewhile(lambda step: is_whole(run / FOLDER / str(step)), kept))
+    at = whole[-1] if whole else 0
+    for step in kept[len(whole) :]:
+        checkpoint, aside = run / FOLDER / str(step), run / f"damaged-checkpoint-{step}"
+        with files.writing(aside):
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+        if step == kept[len(whole)]:
+            logger.warning(
+                f"{checkpoint}: a file of it is missing, or not as it was written; it is now "
+                f"{aside.name}, and the run goes on from step {at}"
+            )
+    return (at, *restore(run, at, like)) if at else (0, like, {})
 
 
 def load(run: pathlib.Path, which: str, metric: str, like: Any) -> Any:
@@ -134,7 +140,7 @@ class Writer:
 
     def __init__(self, run: pathlib.Path, *, metric: str):
         self.folder, self.metric, self._step, self._failed = run / FOLDER, metric, None, False
-        for left in self.folder.glob(f"*{UNFINISHED}"):
+        for left in (*self.folder.glob(f"*{UNFINISHED}"), *self.folder.glob(REPLACED)):
             with files.writing(left):
                 shutil.rmtree(left)
         kept = [
@@ -145,6 +151,7 @@ class Writer:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
             best_fn=self._score,  # without it the metrics are not written with the checkpoint
             enable_async_checkpointing=True,
+            todelete_subdir=REPLACED,  # by one rename, so that a kill leaves no half of one
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._list_files),
         )
         with self._failing():
@@ -190,9 +197,11 @@ class Writer:
         if not self.manager.is_saving_in_progress():
             with self._failing():
                 self.manager.wait_until_finished()
+                shutil.rmtree(self.folder / REPLACED, ignore_errors=True)
 
     def close(self) -> None:
         """Wait for what is being written; not after a failure, when Orbax may never end it."""
         if not self._failed:
             with self._failing():
                 self.manager.close()
+                shutil.rmtree(self.folder / REPLACED, ignore_errors=True)
