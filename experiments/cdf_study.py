@@ -26,8 +26,9 @@ def study(workdir: pathlib.Path, *, seed: int) -> None:
         for folder in folders
         for row in cdf_study.study(reference_cache.load(folder).rewards_pm, seed=seed)
     ]
-    files.write_csv(workdir / "cdf_study.csv", rows, list(rows[0]))
-    style.save(cdf_study.study_figure(rows), workdir / "cdf_study.svg")
+    with files.lock(workdir, waits=True):
+        files.write_csv(workdir / "cdf_study.csv", rows, list(rows[0]))
+        style.save(cdf_study.study_figure(rows), workdir / "cdf_study.svg")
     for row in rows:
         print(
             f"{row['cache']:6s} {row['law']:16s} m {row['m']:4d}  rejected {row['rejected']:.3f} "

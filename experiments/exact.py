@@ -27,12 +27,13 @@ def compare_exactly(config: ConfigDict, workdir: pathlib.Path) -> None:
     rows = grid.ruler_rows(config, laws) + grid.train_all(config, workdir)
     optima, costs = summary.optima_rows(rows), grid.cdf_rows(config, workdir, laws)
     results = [{name: row[name] for name in summary.COLUMNS} for row in rows]
-    for name, table in (("results", results), ("optima", optima), ("cdf", costs)):
-        if table:
-            summary.write(table, workdir / f"{name}.csv")
-    style.save(summary.figure(rows), workdir / "exact.svg")
-    style.save(cdf_study.error_figure(costs), workdir / "cdf.svg")
-    files.write_json(workdir / "config.json", config.to_dict())
+    with files.lock(workdir, waits=True):
+        for name, table in (("results", results), ("optima", optima), ("cdf", costs)):
+            if table:
+                summary.write(table, workdir / f"{name}.csv")
+        style.save(summary.figure(rows), workdir / "exact.svg")
+        style.save(cdf_study.error_figure(costs), workdir / "cdf.svg")
+        files.write_json(workdir / "config.json", config.to_dict())
     print(summary.table(rows))
     print("\n".join(summary.conclusions(rows, optima)))
     for name in ("results.csv", "optima.csv", "cdf.csv", "exact.svg", "cdf.svg"):

@@ -103,8 +103,22 @@ def define_path(name: str, description: str, *, writes: str = "") -> flags.FlagH
 
 def fail(message: object) -> None:
     """Print one line to standard error and leave with status 2."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def _fail_by(error: BaseException) -> None:
+    """Leave with the line of an error; at once where threads may still try to save."""
+    message = str(error)
+    if isinstance(error, OSError):
+        message = f"{error.filename or 'input or output'}: {error.strerror or error}"
+    try:
+        fail(message)
+    finally:
+        while error and not isinstance(error, files.SaveFailed):
+            error = error.__context__
+        if error:
+            os._exit(2)
 
 
 def run(
@@ -131,14 +145,8 @@ def run(
     except interrupts.Interrupted as stopped:
         print(f"\n{stopped}; continue with: {interrupts.command()}", file=sys.stderr)
         sys.exit(interrupts.STATUS)
-    except files.SaveFailed as error:
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(2)  # threads that still try to save are not waited for
-    except (InputError, flags.Error) as error:
-        fail(error)
-    except OSError as error:
-        fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except (InputError, flags.Error, OSError) as error:
+        _fail_by(error)
 
 
 def _parsed(

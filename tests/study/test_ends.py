@@ -97,6 +97,28 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(tiny, tmp_path, 
         assert len(list(tmp_path.glob("runs/*/ledger.json"))) == 1
 
 
+IDLE = """
+import threading, time
+from vbon_jax import cli, files
+
+def main():
+    threading.Thread(target=time.sleep, args=(60,)).start()  # as Orbax's, which wait for each other
+    try:
+        raise files.SaveFailed("a checkpoint cannot be written")
+    except files.SaveFailed:
+        raise files.Unwritable("metrics.jsonl", OSError(28, "No space left on device"))
+
+cli.run(main)
+"""
+
+
+def test_threads_of_a_save_that_failed_are_not_waited_for(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", IDLE], cwd=ROOT, capture_output=True, timeout=30, check=False
+    )
+    check_line(done, "metrics.jsonl", "No space left on device")
+
+
 # ------------------------------------------------------------------------------- environment
 
 
