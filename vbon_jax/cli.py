@@ -5,6 +5,7 @@ Errors of a user leave with status 2; progress goes to standard error, results t
 
 import ast
 import contextlib
+import io
 import logging
 import os
 import pathlib
@@ -77,6 +78,8 @@ class _PathParser(flags.ArgumentParser):
         self.writes = writes
 
     def parse(self, argument: str | pathlib.Path) -> pathlib.Path:
+        if not str(argument):
+            raise ValueError("it is empty; give a path")
         return files.local_path(argument)
 
 
@@ -107,10 +110,17 @@ def fail(message: object) -> None:
     sys.exit(2)
 
 
+def _drop_output() -> None:
+    """Forget what standard output did not take, or the interpreter's end would try again."""
+    with contextlib.suppress(io.UnsupportedOperation):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail_by(error: BaseException) -> None:
     """Leave with the line of an error; at once where threads may still try to save."""
     message = str(error)
     if isinstance(error, OSError):
+        _drop_output()
         message = f"{error.filename or 'input or output'}: {error.strerror or error}"
     try:
         fail(message)
@@ -141,7 +151,7 @@ def run(
             _parsed(main, required, keys, devices=devices)
             sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
     except interrupts.Interrupted as stopped:
         print(f"\n{stopped}; continue with: {interrupts.command()}", file=sys.stderr)
         sys.exit(interrupts.STATUS)

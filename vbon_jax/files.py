@@ -82,6 +82,8 @@ def check_writable(path: str | pathlib.Path, *, what: str = "folder") -> None:
         raise InputError(f"{path} is a folder; give a file")
     folder = path if what == "folder" else path.parent
     with writing(path):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            folder.lstat()  # raises for a name that no folder can have
         present = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
         with tempfile.TemporaryFile(dir=present) as probe:
             probe.write(bytes(PROBE_BYTES))
@@ -420,7 +422,7 @@ def recorded(folder: str | pathlib.Path) -> dict[str, Any] | None:
     except Damaged as error:
         if not copy.exists():
             raise
-        problem = str(error)
+        problem = str(error).partition("; delete")[0]
     if not copy.exists():
         return None
     _warn_once(f"{problem}: its copy {copy.name} is used")
@@ -428,9 +430,13 @@ def recorded(folder: str | pathlib.Path) -> dict[str, Any] | None:
 
 
 def _read_record(path: pathlib.Path) -> dict[str, Any]:
-    record = read_json(path, "inputs", "finished", "files")
-    if not all(isinstance(record[field], dict) for field in ("inputs", "files")):
-        raise Damaged(path, "inputs and files should be objects")
+    try:
+        record = read_json(path, "inputs", "finished", "files")
+        if not all(isinstance(record[field], dict) for field in ("inputs", "files")):
+            raise Damaged(path, "inputs and files should be objects")
+    except Damaged as error:
+        why = f"{error.why}; delete {path.parent}, and the command that made it makes it again"
+        raise Damaged(path, why) from error
     return record
 
 

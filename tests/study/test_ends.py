@@ -65,6 +65,8 @@ def test_a_workdir_elsewhere_is_refused_by_every_program(name, tmp_path, monkeyp
         ("generate", ["--model=m", "--prompt=x", "--output=/dev/null/x"]),
         ("generate", ["--model=m", "--input=hdfs://b/x"]),
         ("import_samples", ["--workdir=x", "--prompts=/dev/null/x"]),
+        ("train", [f"--workdir={'x' * 300}"]),
+        ("train", ["--workdir="]),
         ("train", ["--workdir=x", "--config=https://host/recipe.py"]),
     ],
 )
@@ -171,6 +173,19 @@ def test_the_reader_of_help_may_leave():
     help_text.stderr.close()
     assert help_text.wait() == 0
     assert printed == b""
+
+
+def test_an_output_that_takes_nothing_is_one_line():
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.report", "--help"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    check_line(done, "No space left on device")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_a_folder_with_a_configs_package_of_its_own(tmp_path):

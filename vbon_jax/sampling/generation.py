@@ -255,8 +255,9 @@ def _write(generator: Generator, prompts: PromptSet, file: TextIO | None) -> Non
             sys.stdout.write(as_shown(prompt, rows, generator.options, several=several))
             sys.stdout.flush()
         else:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-            file.flush()
+            with files.writing(file.name):
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+                file.flush()
 
 
 def main(options: ConfigDict) -> None:
