@@ -63,7 +63,8 @@ def get_config():
         }
         config.stages.reward = {
             "network": {"model_type": "distilbert", "dim": 16, "n_layers": 1, "n_heads": 2,
-                        "hidden_dim": 32, "max_position_embeddings": 64},
+                        "hidden_dim": 32, "max_position_embeddings": 64,
+                        "id2label": {"0": "NEGATIVE", "1": "POSITIVE"}},
             "vocab_size": 300, "method": "reward_model", "train": supervised,
             "data": {"train": "toy_reviews:beginnings", "over_long": "truncate"},
         }

@@ -254,7 +254,8 @@ def experiment_commands() -> list[str]:
     """But for those of configs/tldr.py and configs/hh.py, which test_stages.py runs."""
     commands = {line for line in documented() if line.startswith("python -m experiments.")}
     commands -= {line for line in commands if re.search(r"configs/(tldr|hh)\.py", line)}
-    return sorted(line for line in commands if program_of(line) not in ELSEWHERE)
+    commands = {line for line in commands if program_of(line) not in ELSEWHERE}
+    return sorted(commands, key=lambda line: (program_of(line) == "evaluate", line))  # after train
 
 
 def program_of(command: str) -> str:
