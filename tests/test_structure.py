@@ -48,7 +48,7 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "interrupts": 100,
     "environment": 30,
     "config": 570,
-    "cli": 260,
+    "cli": 275,
     "functional": 1190,
     "models": 2900,
     "data": 1930,
@@ -61,7 +61,7 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "exact": 1180,
     "experiments": 550,
     "configs": 480,
-    "tests": 15_410,
+    "tests": 15_450,
 }
 
 
