@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vbon_jax import cli, files
 from vbon_jax.config import defaults
+from vbon_jax.data import reward_inputs
 from vbon_jax.models import lora
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import materials
@@ -36,11 +37,13 @@ def export(run: pathlib.Path, output: pathlib.Path, *, adapters: bool, checkpoin
         lora.save(output, start.config, params, settings=start.settings, base=source)
         return
     model, params = lora.merge(start.config, params)
+    taught = (files.recorded(run) or {"inputs": {}})["inputs"].get(reward_inputs.TAUGHT)
+    reading = reward_inputs.Reading(**taught) if taught else None
     model_folder.save(
         output,
         model,
         params,
-        settings=start.settings,
+        settings=reward_inputs.recorded(start.settings, reading),
         tokenizer=tokenizer,
         eos_token_ids=start.eos_token_ids,
     )

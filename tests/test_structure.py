@@ -51,17 +51,17 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "cli": 275,
     "functional": 1190,
     "models": 2900,
-    "data": 1930,
-    "sampling": 1625,
+    "data": 2160,
+    "sampling": 1630,
     "training": 2200,
     "evaluation": 1680,
     "workdir": 460,
-    "study": 1630,
+    "study": 1645,
     "report": 1560,
     "exact": 1180,
     "experiments": 550,
     "configs": 480,
-    "tests": 15_450,
+    "tests": 15_665,
 }
 
 
@@ -170,8 +170,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 18_790
-    assert code <= 12_630
+    assert whole <= 19_060
+    assert code <= 12_840
     assert documented >= 2_200
 
 

@@ -139,11 +139,16 @@ KEYS: list[Key] = [
             '"stage:NAME"', methods=(*PROMPTED, "reward_model"), identifies=""),
         Key("function", "", 'or a Python function, "package.module:name"', identifies=""),
         Key("label", "POSITIVE", "the label, by name or number, whose score is the reward",
-            needs=("reward.function", "")),
+            methods=(*PROMPTED, "reward_model"), needs=("reward.function", "")),
         Key("output", "logit", "of the label", choices=("logit", "log_prob", "prob"),
             needs=("reward.function", "")),
         Key("text", "full", "what a classifier reads: prompt and response, or the response alone",
-            choices=("full", "response"), needs=("reward.function", "")),
+            choices=("full", "response"), methods=(*PROMPTED, "reward_model"),
+            needs=("reward.function", "")),
+        Key("template", "auto", "chat: it reads a conversation's messages in the chat template of "
+            "its own tokenizer; none: text; auto: as it was taught, else chat where prompts are "
+            "conversations and it has a template", choices=("auto", "chat", "none"),
+            methods=(*PROMPTED, "reward_model"), needs=("reward.function", "")),
         Key("missing_eos_penalty", 0.0, "taken from the reward of a response without an EOS",
             least=0, most=LARGE),
         Key("over_long", "error", "a text longer than the classifier takes; truncate takes its "

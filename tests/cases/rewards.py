@@ -1,5 +1,6 @@
 """Classifiers, caches and responses that show what keeps rewards right."""
 
+import json
 import pathlib
 
 import numpy as np
@@ -16,7 +17,7 @@ DECODER = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 100}
 def classifier(folder: pathlib.Path, kind: str) -> pathlib.Path:
     """A random "encoder" with three labels, or a "decoder" with one, as a Hugging Face folder."""
     if kind == "encoder":
-        tokenizer = tokenizers.train_wordpiece(TEXTS, vocab_size=300)
+        tokenizer = wordpiece()
         settings, labels = ENCODER, ("bad", "so-so", "good")
     else:
         tokenizer = tokenizers.train_tokenizer(TEXTS, vocab_size=300)
@@ -25,6 +26,16 @@ def classifier(folder: pathlib.Path, kind: str) -> pathlib.Path:
     network = families.network(model_type, settings | {"vocab_size": len(tokenizer)}, labels=labels)
     network.save(folder, tokenizer=tokenizer)
     return folder
+
+
+def wordpiece():
+    """A lower-casing WordPiece tokenizer: `[CLS] text [SEP]`."""
+    return tokenizers.train_wordpiece(TEXTS, vocab_size=300)
+
+
+def write_rows(path: pathlib.Path, rows: list[dict]) -> None:
+    """Rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def policy_tokenizer():

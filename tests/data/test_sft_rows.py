@@ -27,16 +27,10 @@ class Words:
 
     bos_token_id = bos_token = None
     added_tokens_decoder = types.MappingProxyType({})
-    truncation_side = "right"
 
-    def __call__(self, texts, add_special_tokens=True, verbose=True, **cut):
+    def __call__(self, texts, add_special_tokens=True, verbose=True):
         rows = [[int(c) for c in text if c.isdigit()] for text in texts]
-        rows = [[8, *ids] for ids in rows] if add_special_tokens else rows
-        if cut:
-            most = cut["max_length"]
-            right = self.truncation_side == "right"
-            rows = [ids[:most] if right else [ids[0], *ids[1:][1 - most :]] for ids in rows]
-        return {"input_ids": rows}
+        return {"input_ids": [[8, *ids] if add_special_tokens else ids for ids in rows]}
 
     def batch_decode(self, rows, **options):
         return ["".join(map(str, ids)) for ids in rows]
@@ -117,7 +111,7 @@ def test_whole_texts_for_a_classifier():
     with pytest.raises(InputError, match=r"file: line 2: the text has 4 tokens where 3 fit"):
         build(long)
     assert build(long, data__over_long="drop").tokens_rt.tolist() == [[8, 1, 0]]
-    assert build(long, data__over_long="truncate").tokens_rt[1].tolist() == [8, 1, 2]
+    assert build(long, data__over_long="truncate").tokens_rt[1].tolist() == [8, 2, 3]
 
 
 def test_preferences_for_a_classifier():

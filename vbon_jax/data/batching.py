@@ -54,6 +54,12 @@ def pad_rows(token_ids: Sequence[Sequence[int]], lengths_b: np.ndarray, width: i
     return tokens_bt
 
 
+def unpadded(tokens_bt: np.ndarray, lengths_b: np.ndarray) -> list[tuple[int, ...]]:
+    """The rows of `pad_rows`."""
+    rows = zip(tokens_bt, lengths_b, strict=True)
+    return [tuple(tokens[:length].tolist()) for tokens, length in rows]
+
+
 def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> np.ndarray:
     """Which of `size` rows make up batch `step`: `[batch_size]` int64, a pure function.
 

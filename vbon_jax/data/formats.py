@@ -11,7 +11,7 @@ assistant, up to the token with which the template ends it (`response_ids` puts 
 import functools
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -47,6 +47,7 @@ class Preferences(NamedTuple):
     tied: int = 0  # chosen is rejected, or their rewards are equal
     empty: int = 0  # one of the responses is empty
     turns: int = 0  # one of the responses is more than an answer
+    conversations: Sequence[Messages | None] = ()  # the prompts'; None where a row has texts
 
 
 class MoreTurns(InputError):
@@ -60,14 +61,14 @@ def texts(
     table: Table, *, name: str = "text", tokenizer: Any = None, end: bool = True
 ) -> list[str]:
     """One text a row: as it is, or a whole conversation, without its last `end` where that says."""
-    render = functools.partial(_render, answer=False) if end else _to_the_end
-    return [_text(table, row, name, tokenizer, render) for row in range(len(table.rows))]
+    write = functools.partial(render, answer=False) if end else _to_the_end
+    return [_text(table, row, name, tokenizer, write) for row in range(len(table.rows))]
 
 
-def _text(table: Table, row: int, name: str, tokenizer: Any, render: Callable) -> str:
-    """A text as it is, or a conversation as `render` renders it."""
+def _text(table: Table, row: int, name: str, tokenizer: Any, write: Callable) -> str:
+    """A text as it is, or a conversation as `write` renders it."""
     if isinstance(table.field(row, name), list):
-        return render(tokenizer, _messages(table, row, name), table.where(row))
+        return write(tokenizer, _messages(table, row, name), table.where(row))
     return table.text(row, name)
 
 
@@ -75,6 +76,14 @@ def columns(table: Table, *, without: str) -> dict[str, list]:
     """All fields but one as lists, a value a row; None where a row has no such field."""
     names = dict.fromkeys(name for row in table.rows for name in row if name != without)
     return {name: [row.get(name) for row in table.rows] for name in names}
+
+
+def conversations(table: Table, *, name: str = "prompt") -> list[Messages | None]:
+    """The conversation of each row's field; None where it is a text."""
+    return [
+        _messages(table, row, name) if isinstance(values.get(name), list) else None
+        for row, values in enumerate(table.rows)
+    ]
 
 
 def prompts(
@@ -95,7 +104,7 @@ def prompts(
 
 def _prompt(table: Table, row: int, name: str, tokenizer: Any) -> str:
     """A text, or a conversation, up to where an answer begins."""
-    return _text(table, row, name, tokenizer, functools.partial(_render, answer=True))
+    return _text(table, row, name, tokenizer, functools.partial(render, answer=True))
 
 
 def labelled(
@@ -127,7 +136,7 @@ def completions(
         if isinstance(table.field(row, completion), list):
             before = _as_messages(table, row, prompt)
             after = _messages(table, row, completion)
-            prompt_text = _render(tokenizer, before, where, answer=True)
+            prompt_text = render(tokenizer, before, where, answer=True)
             pair = prompt_text, _answer(tokenizer, before, after, where)
         else:
             pair = _prompt(table, row, prompt, tokenizer), table.text(row, completion)
@@ -163,7 +172,7 @@ def preferences(
     kept, tied, empty, turns = [], 0, 0, 0
     for row, place in enumerate(table.places):
         try:
-            prompt, better, worse = _pair(table, row, tokenizer)
+            prompt, better, worse, before = _pair(table, row, tokenizer)
         except MoreTurns as error:
             turns += 1
             if on_turns == "error":
@@ -185,14 +194,15 @@ def preferences(
                     "out (pairs.on_empty=drop)"
                 )
         else:
-            kept.append((prompt, better, worse, place))
+            kept.append((prompt, better, worse, place, before))
     if not kept:
         raise InputError(
             f"{table.source}: none of {len(table.rows)} pairs is left ({tied} with equal "
             f"responses, {empty} with an empty one, {turns} with further turns); give others"
         )
-    lists = (list(column) for column in zip(*kept, strict=True))
-    return Preferences(*lists, source=table.source, tied=tied, empty=empty, turns=turns)
+    *lists, conversations = (list(column) for column in zip(*kept, strict=True))
+    counts = {"tied": tied, "empty": empty, "turns": turns}
+    return Preferences(*lists, source=table.source, conversations=conversations, **counts)
 
 
 def read_pairs(settings: ConfigDict, tokenizer: Any, table: Table | None = None) -> Preferences:
@@ -211,8 +221,8 @@ def read_pairs(settings: ConfigDict, tokenizer: Any, table: Table | None = None)
 # Pairs --------------------------------------------------------------------------------------------
 
 
-def _pair(table: Table, row: int, tokenizer: Any) -> tuple[str, str, str]:
-    """Prompt, better and worse response of a row as texts."""
+def _pair(table: Table, row: int, tokenizer: Any) -> tuple[str, str, str, Messages | None]:
+    """Prompt, better and worse response of a row as texts, and the prompt's conversation."""
     values, where = table.rows[row], table.where(row)
     best = "best" in values and "chosen" not in values
     names = ("best", "worst") if best else ("chosen", "rejected")
@@ -226,12 +236,15 @@ def _pair(table: Table, row: int, tokenizer: Any) -> tuple[str, str, str]:
             messages[len(before) :] if messages[: len(before)] == before else messages
             for messages in (better, worse)
         )
-        prompt = _render(tokenizer, before, where, answer=True)
-        return prompt, *(_answer(tokenizer, before, after, where) for after in answers)
+        prompt = render(tokenizer, before, where, answer=True)
+        texts = (_answer(tokenizer, before, after, where) for after in answers)
+        return prompt, *texts, before
     better, worse = (table.text(row, name) for name in names)
     if "prompt" not in values and ASSISTANT in better and ASSISTANT in worse:
-        return _dialogue(better, worse, where)
-    return _prompt(table, row, "prompt", tokenizer), better, worse
+        return *_dialogue(better, worse, where), None
+    given = isinstance(table.field(row, "prompt"), list)
+    before = _messages(table, row, "prompt") if given else None
+    return _prompt(table, row, "prompt", tokenizer), better, worse, before
 
 
 def _dialogue(better: str, worse: str, where: str) -> tuple[str, str, str]:
@@ -302,7 +315,7 @@ def _as_messages(table: Table, row: int, name: str) -> Messages:
     return _messages(table, row, name)
 
 
-def _render(tokenizer: Any, messages: Messages, where: str, *, answer: bool) -> str:
+def render(tokenizer: Any, messages: Messages, where: str, *, answer: bool) -> str:
     """A conversation as the text of the tokenizer's chat template, up to where an answer begins."""
     if getattr(tokenizer, "chat_template", None) is None:
         name = getattr(tokenizer, "name_or_path", None) or "no tokenizer"
@@ -342,7 +355,7 @@ def template_end(tokenizer: Any) -> TemplateEnd:
 def _end(tokenizer: Any, messages: Messages, where: str) -> TemplateEnd:
     """How the template ends the last of these messages."""
     known = [*messages[:-1], messages[-1] | {"content": _KNOWN}]
-    mark = _render(tokenizer, known, where, answer=False).rpartition(_KNOWN)[2]
+    mark = render(tokenizer, known, where, answer=False).rpartition(_KNOWN)[2]
     return _end_in(tokenizer, mark)
 
 
@@ -362,7 +375,7 @@ def _end_in(tokenizer: Any, mark: str) -> TemplateEnd:
 
 def _to_the_end(tokenizer: Any, messages: Messages, where: str) -> str:
     """The template's text of messages, up to the token with which it ends the last of them."""
-    whole = _render(tokenizer, messages, where, answer=False)
+    whole = render(tokenizer, messages, where, answer=False)
     end = _end(tokenizer, messages, where)
     if not whole.endswith(end.mark):
         raise InputError(_not_continued(tokenizer, where))
@@ -381,7 +394,7 @@ def _answer(tokenizer: Any, before: Messages, after: Messages, where: str) -> st
         )
     if not after[0]["content"].strip():
         return ""
-    prompt = _render(tokenizer, before, where, answer=True)
+    prompt = render(tokenizer, before, where, answer=True)
     whole = _to_the_end(tokenizer, before + after, where)
     if not whole.startswith(prompt):
         raise InputError(_not_continued(tokenizer, where))

@@ -5,7 +5,7 @@ Every choice is a pure function of a seed and of the row.
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,19 +33,25 @@ class PromptSet(NamedTuple):
     duplicates: int = 0  # the same tokens as an earlier prompt
     held_out_overlap: int = 0  # left out because they were among `exclude`
     columns: Mapping[str, list] = {}  # for each prompt the other fields of its (first) row
+    conversations: Sequence[formats.Messages | None] = ()  # of the rows; () where all are texts
 
 
-def fingerprint(prompts: PromptSet, columns: Collection[str] | None = ()) -> str:
+def fingerprint(
+    prompts: PromptSet, columns: Collection[str] | None = (), *, conversations: bool = False
+) -> str:
     """The sha256 (hex) of the token ids of the prompts, in order; texts and counts do not enter.
 
-    Those of `columns` (None = all) that the prompts have do, where a reward reads them.
+    Those of `columns` (None = all) that the prompts have do, and `conversations`, where a reward
+    reads them.
     """
     read = {
         name: values
         for name, values in prompts.columns.items()
         if columns is None or name in columns
     }
-    return files.digest(json.dumps([prompts.token_ids, read], sort_keys=True, default=str))
+    read_too = [list(prompts.conversations)] if conversations else []
+    whole = [prompts.token_ids, read, *read_too]
+    return files.digest(json.dumps(whole, sort_keys=True, default=str))
 
 
 def build_prompts(
@@ -85,12 +91,14 @@ def build_prompts(
         [ids[len(prefix) :] for ids in chosen], clean_up_tokenization_spaces=False
     )
     columns = formats.columns(table, without=settings.field)
+    conversations = formats.conversations(table, name=settings.field)
     return PromptSet(
         token_ids=chosen,
         texts=texts,
         duplicates=len(kept) - len(distinct),
         held_out_overlap=len(distinct) - len(left),
         columns={name: [values[row_of[i]] for i in chosen] for name, values in columns.items()},
+        conversations=[conversations[row_of[ids]] for ids in chosen] if any(conversations) else (),
         **token_ids.left_out(settings.over_long, too_long),
     )
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from vbon_jax.data import batching, formats, response_ids, token_ids
+from vbon_jax.data import batching, formats, response_ids, reward_inputs, token_ids
 from vbon_jax.data.response_ids import Ends
 from vbon_jax.data.sources import Table
 from vbon_jax.data.token_ids import Ids
@@ -32,6 +32,7 @@ class PreferenceRows(NamedTuple):
     chosen_lengths_r: np.ndarray
     rejected_rt: np.ndarray
     rejected_lengths_r: np.ndarray
+    label_r: np.ndarray  # [R] int32, the label whose logit is the reward
 
 
 Rows = Sequences | LabelRows | PreferenceRows
@@ -66,25 +67,33 @@ def labelled(
 
 
 def build(
-    config: ConfigDict, table: Table, tokenizer: Any, ends: Ends, labels: Sequence[str] = ()
+    config: ConfigDict,
+    table: Table,
+    tokenizer: Any,
+    ends: Ends,
+    labels: Sequence[str] = (),
+    *,
+    room: int = 0,
 ) -> Rows:
     """All rows of a table as the method of the configuration reads them, numpy arrays.
 
     `sft` reads a text (`data.field`), all of it learned but its first token, or a prompt with the
     completion that is learned (`data.completion_field`), each with one EOS (of `ends`) behind it.
     `reward_model` reads a text and its class (`data.label_field`), or, where that is "",
-    preferences: a prompt with its better and with its worse response, as one text each. Rows have
-    `train.text_tokens` tokens; what is longer is treated as `data.over_long` says, but that the
-    end of a text of `sft` is always cut. Raises InputError for a row that cannot be used.
+    preferences: a prompt with its better and with its worse response, as `reward_inputs` reads
+    them. Rows have `train.text_tokens` tokens, or `room`; what is longer is treated as
+    `data.over_long` says: a classifier keeps its end, and of a text of `sft` the end is always cut.
+    Raises InputError for a row that cannot be used.
     """
+    room = room or config.train.text_tokens
     if config.method == "sft":
         if not ends.ids:
             raise InputError("sft: the policy's folder names no EOS token to end texts with")
         rows, counts = _sft_rows(config, table, tokenizer, ends)
     elif config.data.label_field:
-        rows, counts = _label_rows(config, table, tokenizer, labels)
+        rows, counts = _label_rows(config, table, tokenizer, labels, room)
     else:
-        rows, counts = _preference_rows(config, table, tokenizer)
+        rows, counts = _preference_rows(config, table, tokenizer, labels, room)
     if not len(rows[0]):
         raise InputError(f"{table.source}: no row is left; raise train.text_tokens or give others")
     changes = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -183,38 +192,68 @@ def _sequences(prompt_lengths: list[int], rows: Sequence[Ids], block: int) -> Se
     return Sequences(tokens_st, np.asarray(prompt_lengths, np.int32), lengths_s)
 
 
-def _label_rows(config: ConfigDict, table: Table, tokenizer: Any, labels: Sequence[str]):
+def _label_rows(config: ConfigDict, table: Table, tokenizer: Any, labels: Sequence[str], room: int):
     whole, numbers = labelled(config, table, labels)
-    rows, too_long = _classifier_rows(config, tokenizer, whole, table.places, "beginning")
+    nothing = [""] * len(whole)
+    rows, too_long = reward_inputs.read(
+        tokenizer, reward_inputs.Reading(), nothing, whole, None,
+        [f"{place}: the text" for place in table.places],
+        room=room, over_long=config.data.over_long, remedy=REMEDY,
+    )  # fmt: skip
     kept = [pair for pair in zip(rows, numbers, strict=True) if pair[0] is not None]
     labels_r = np.asarray([label for _, label in kept], np.int32)
     counts = token_ids.left_out(config.data.over_long, too_long)
-    return LabelRows(*_padded(config, [ids for ids, _ in kept]), labels_r), counts
+    return LabelRows(*_padded([ids for ids, _ in kept], room), labels_r), counts
 
 
-def _preference_rows(config: ConfigDict, table: Table, tokenizer: Any):
-    given = _preferences(config, table, tokenizer)
-    sides, too_long = [], set()
+def reading(
+    config: ConfigDict, table: Table, tokenizer: Any, labels: Sequence[str]
+) -> reward_inputs.Reading | None:
+    """How `reward_model` reads the preferences of a table; None for any other rows.
+
+    `labels` are the classifier's, of which `reward.label` is taught; () of a head of one. Raises
+    InputError.
+    """
+    if config.method != "reward_model" or config.data.label_field:
+        return None
+    where, labels = f"reward_model on {table.source}", tuple(labels) or ("LABEL_0",)
+    one = len(labels) == 1
+    index = 0 if one else reward_inputs.label_index(where, config.reward.label, labels)
+    names = ("prompt", "chosen", "best")
+    conversations = any(isinstance(row.get(name), list) for row in table.rows for name in names)
+    if conversations and config.reward.template == "none":
+        raise InputError(
+            f"{where}: its rows are conversations, which are read by the chat template; leave "
+            "reward.template out"
+        )
+    return reward_inputs.choose(
+        config.reward, tokenizer, labels[index], conversations=conversations, where=where
+    )
+
+
+def _preference_rows(
+    config: ConfigDict, table: Table, tokenizer: Any, labels: Sequence[str], room: int
+):
+    given, sides, too_long = _preferences(config, table, tokenizer), [], set()
+    taught = reading(config, table, tokenizer, labels)
     for responses in (given.chosen, given.rejected):
-        joined = [a + b for a, b in zip(given.prompts, responses, strict=True)]
-        rows, over = _classifier_rows(config, tokenizer, joined, given.places, "end")
+        rows, over = reward_inputs.read(
+            tokenizer, taught, given.prompts, responses, given.conversations,
+            [f"{place}: the text" for place in given.places],
+            room=room, over_long=config.data.over_long, remedy=REMEDY,
+        )  # fmt: skip
         sides.append(rows)
         too_long |= over
     fitted = [pair for pair in zip(*sides, strict=True) if None not in pair]
     kept = [pair for pair in fitted if pair[0] != pair[1]]
-    arrays = [array for side in (0, 1) for array in _padded(config, [pair[side] for pair in kept])]
+    arrays = [array for side in (0, 1) for array in _padded([pair[side] for pair in kept], room)]
     tied = given.tied + len(fitted) - len(kept)  # also those that are equal once they are cut
     counts = token_ids.left_out(config.data.over_long, too_long) | {"tied": tied}
-    return PreferenceRows(*arrays), counts
+    label = labels.index(taught.label) if labels else 0
+    label_r = np.full(len(kept), label, np.int32)
+    return PreferenceRows(*arrays, label_r), counts
 
 
-def _classifier_rows(config: ConfigDict, tokenizer: Any, whole, places, keep: str):
-    return token_ids.classifier_ids(
-        tokenizer, whole, config.train.text_tokens, config.data.over_long,
-        [f"{place}: the text" for place in places], keep=keep, remedy=REMEDY,
-    )  # fmt: skip
-
-
-def _padded(config: ConfigDict, rows: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray]:
+def _padded(rows: Sequence[Ids], room: int) -> tuple[np.ndarray, np.ndarray]:
     lengths_r = np.asarray([len(ids) for ids in rows], np.int32)
-    return batching.pad_rows(rows, lengths_r, config.train.text_tokens), lengths_r
+    return batching.pad_rows(rows, lengths_r, room), lengths_r

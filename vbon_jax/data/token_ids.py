@@ -45,12 +45,13 @@ def fit(
     *,
     keep: str,
     prefix: Ids = (),
+    suffix: Ids = (),
     remedy: str,
 ) -> tuple[list[Ids | None], set[int]]:
     """Rows of token ids that fit their rooms, and which rows were too long.
 
     Such a row is an InputError (`over_long` "error"), None ("drop"), or keeps its "beginning", or
-    its "end" behind the `prefix` ("truncate").
+    its "end" between the `prefix` and the `suffix` ("truncate").
     """
     rooms = [rooms] * len(rows) if isinstance(rooms, int) else rooms
     too_long = [row for row, ids in enumerate(rows) if len(ids) > rooms[row]]
@@ -68,8 +69,9 @@ def fit(
         elif keep == "beginning":
             fitted[row] = ids[:room]
         else:
-            left = room - len(prefix)
-            fitted[row] = prefix + (ids[len(prefix) :][-left:] if left > 0 else ())
+            left = room - len(prefix) - len(suffix)
+            inner = ids[len(prefix) : len(ids) - len(suffix)]
+            fitted[row] = prefix + (inner[-left:] if left > 0 else ()) + suffix
     return fitted, set(too_long)
 
 
@@ -88,19 +90,42 @@ def classifier_ids(
     over_long: str,
     places: Sequence[str],
     *,
-    keep: str,
     remedy: str,
 ) -> tuple[list[Ids | None], set[int]]:
-    """`fit` of texts with the special tokens of a classifier's tokenizer, which stay in place."""
-    rows = [tuple(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
-    for ids, place in zip(rows, places, strict=True):
-        if not ids:
-            raise InputError(f"{place} is a text without tokens; give it words")
-    fitted, too_long = fit(rows, room, over_long, places, keep=keep, remedy=remedy)
-    if too_long and over_long == "truncate":
-        side = tokenizer.truncation_side
-        tokenizer.truncation_side = "right" if keep == "beginning" else "left"
-        cut = tokenizer(list(texts), verbose=False, truncation=True, max_length=room)["input_ids"]
-        tokenizer.truncation_side = side  # it is saved with a model
-        fitted = [tuple(ids) for ids in cut]
-    return fitted, too_long
+    """`fit` of texts with the special tokens that a classifier's tokenizer puts around them.
+
+    They stay in place, the BOS once, and a text that is cut keeps its end. A text without tokens is
+    the BOS, else the EOS; InputError, at its place, where the tokenizer has neither.
+    """
+    bare, rows = plain_ids(tokenizer, texts), []
+    prefix, suffix = _frame(tokenizer, texts, bare)
+    for ids, place in zip(bare, places, strict=True):
+        ids = ids[1:] if prefix and ids[:1] == prefix[-1:] == (tokenizer.bos_token_id,) else ids
+        rows.append(prefix + ids + suffix or _lone(tokenizer, place))
+    return fit(
+        rows, room, over_long, places, keep="end", prefix=prefix, suffix=suffix, remedy=remedy
+    )
+
+
+def _lone(tokenizer: Any, place: str) -> Ids:
+    """The token that a text without tokens is read as."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return (token,)
+    raise InputError(
+        f"{place} has no token, and the classifier's tokenizer no BOS or EOS to read in its place; "
+        "give it words, or have the prompt read too (reward.text=full)"
+    )
+
+
+def _frame(tokenizer: Any, texts: Sequence[str], bare: Sequence[Ids]) -> tuple[Ids, Ids]:
+    """The special tokens that a tokenizer puts before and behind each text, of ids `bare`."""
+    text, ids = next((pair for pair in zip(texts, bare, strict=True) if pair[1]), ("", ()))
+    whole = tuple(tokenizer([text], verbose=False)["input_ids"][0])
+    for start in range(len(bos_prefix(tokenizer)), len(whole) - len(ids) + 1):
+        if whole[start : start + len(ids)] == ids:
+            return whole[:start], whole[start + len(ids) :]
+    raise InputError(
+        f"{tokenizer.name_or_path}: the tokenizer writes a text in another way beside its special "
+        "tokens; use another classifier"
+    )

@@ -129,7 +129,9 @@ def encode(table: sources.Table, tokenizer: Any, *, chat: bool = False) -> Promp
         rows = [{"prompt": [{"role": "user", "content": text}]} for text in texts]
         rendered = formats.prompts(table._replace(rows=rows), tokenizer=tokenizer)
     ids = token_ids.prompt_ids(tokenizer, rendered, table.places)
-    return PromptSet(ids, texts, columns=formats.columns(table, without="prompt"))
+    conversations = [row["prompt"] for row in rows] if chat else ()
+    columns = formats.columns(table, without="prompt")
+    return PromptSet(ids, texts, columns=columns, conversations=conversations)
 
 
 def load(options: ConfigDict, tokenizer: Any) -> Generator:
@@ -143,7 +145,7 @@ def load(options: ConfigDict, tokenizer: Any) -> Generator:
         eos_token_ids=response_ids.response_ends(checkpoint, tokenizer, options.model).ids,
     )
     has_reward = options.reward.path or options.reward.function
-    reward = rewards.load(options.reward) if has_reward else None
+    reward = rewards.load(options.reward, conversations=options.chat) if has_reward else None
     return Generator(options, checkpoint, tokenizer, sampling, reward)
 
 

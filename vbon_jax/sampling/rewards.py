@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vbon_jax import config, files
-from vbon_jax.data import batching, token_ids
+from vbon_jax.data import batching, prompt_sets, reward_inputs, token_ids
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.models import classifier as classifiers
 from vbon_jax.models.huggingface import model_folder
@@ -34,21 +34,30 @@ class Reward(NamedTuple):
     """A checked reward: `score(prompts, responses, columns={})` gives one finite float32 each.
 
     prompts and responses are lists of texts of one length; `columns` maps the names of other fields
-    of the prompts' rows to their values. `fingerprint` changes whenever the scores may: the
+    of the prompts' rows to their values. With `reads_conversations` `score` takes those of the
+    prompts too, None where one is a text. `fingerprint` changes whenever the scores may: the
     reference cache is refused by it.
     """
 
     score: Callable[..., np.ndarray]
     fingerprint: str
     columns: tuple[str, ...] | None = ()  # the columns that it reads; None = all that there are
+    reads_conversations: bool = False  # the prompts', as messages of its chat template
     missing_eos_penalty: float = 0.0  # `make_scorer` takes it from a response without an end
 
+    def prompts_fingerprint(self, prompts: PromptSet) -> str:
+        """`prompt_sets.fingerprint` of all that it reads of the prompts."""
+        return prompt_sets.fingerprint(
+            prompts, self.columns, conversations=self.reads_conversations
+        )
 
-def load(settings: ConfigDict, path: str = "") -> Reward:
+
+def load(settings: ConfigDict, path: str = "", *, conversations: bool = False) -> Reward:
     """The reward that `config.reward`, or a judge with the same keys, names.
 
-    `path` takes the place of its path, where a stage has made that model. Raises InputError for a
-    value outside of its key's choices, and what `classifier` and `from_callable` raise.
+    `path` takes the place of its path, where a stage has made that model; `conversations` says
+    whether prompts are. Raises InputError for a value outside of its key's choices, and what
+    `classifier` and `from_callable` raise.
     """
     config.check({"reward": settings}, KEYS)
     config.check_needs({"reward": settings}, KEYS)
@@ -60,6 +69,8 @@ def load(settings: ConfigDict, path: str = "") -> Reward:
             label=settings.label,
             output=settings.output,
             text=settings.text,
+            template=settings.template,
+            conversations=conversations,
             over_long=settings.over_long,
         )
     if penalty := settings.missing_eos_penalty:
@@ -78,7 +89,7 @@ def try_out(reward: Reward, prompts: PromptSet, settings: ConfigDict) -> None:
     # A response is empty, so that a prompt alone fits; one that is read alone is a short text.
     alone = settings.text == "response"
     responses = [min(prompts.texts, key=len) if alone else ""] * len(longest)
-    reward.score(texts, responses, _columns(prompts, longest))
+    reward.score(texts, responses, *_fields(reward, prompts, longest))
 
 
 # Text ---------------------------------------------------------------------------------------------
@@ -127,7 +138,7 @@ def make_scorer(
         rewards = {key: known[key[0]][key] for key in read_s if key in known.get(key[0], ())}
         new = [key for key in dict.fromkeys(read_s) if key not in rewards]
         places, ended, *pairs = map(list, zip(*new, strict=True) if new else ((), (), (), ()))
-        scored_s = reward.score(*pairs, _columns(prompts, places))
+        scored_s = reward.score(*pairs, *_fields(reward, prompts, places))
         scored_s = scored_s - penalty * ~np.asarray(ended, bool)
         rewards |= dict(zip(new, scored_s, strict=True))
         return np.asarray([rewards[key] for key in read_s], np.float32)
@@ -135,9 +146,11 @@ def make_scorer(
     return score
 
 
-def _columns(prompts: PromptSet, index: Sequence[int]) -> dict[str, list]:
-    """The other fields of some prompts' rows."""
-    return {name: [values[place] for place in index] for name, values in prompts.columns.items()}
+def _fields(reward: Reward, prompts: PromptSet, index: Sequence[int]) -> list:
+    """The other fields of some prompts' rows, and the conversations where a reward reads them."""
+    columns = {name: [values[i] for i in index] for name, values in prompts.columns.items()}
+    messages = [prompts.conversations[i] if prompts.conversations else None for i in index]
+    return [columns, *([messages] if reward.reads_conversations else [])]
 
 
 def texts(
@@ -178,6 +191,8 @@ def classifier(
     label: str | int,
     output: str = "logit",
     text: str = "full",
+    template: str = "auto",
+    conversations: bool = False,
     over_long: str = "error",
 ) -> Reward:
     """The score of one label, by the sequence-classification model in a Hugging Face folder.
@@ -185,54 +200,41 @@ def classifier(
     `label` is a name in the model's `id2label`, or its number. `output` is the label's raw "logit",
     its "log_prob" or its probability ("prob"): a softmax over the labels, or a sigmoid where there
     is one label only or where the model says that its labels do not exclude each other. The model
-    reads prompt and response joined (`text` is "full") or the "response" alone. A text of more
+    reads prompt and response joined (`text` is "full"), the "response" alone, or by a chat
+    `template` the messages of `conversations` (`reward_inputs`). A text of more
     tokens than the model has positions, special ones counted, is an "error" or loses its beginning
     ("truncate"), so that the response stays. Raises InputError for an unknown label.
     """
     checkpoint = model_folder.load(path, kind="classifier")
     tokenizer = model_folder.load_tokenizer(path)
-    longest = checkpoint.config.max_positions
-    index = label_index(path, label, checkpoint.config.labels)
+    labels = checkpoint.config.labels
+    index = reward_inputs.label_index(str(path), label, labels)
     independent = checkpoint.settings.get("problem_type") == "multi_label_classification"
+    reading = reward_inputs.choose(
+        ConfigDict({"text": text, "template": template}),
+        tokenizer,
+        labels[index],
+        conversations=conversations,
+        where=f"reward {path}",
+        taught=checkpoint.settings.get(reward_inputs.TAUGHT),
+    )
 
-    def score(prompts: list[str], responses: list[str], columns: Mapping) -> np.ndarray:
-        texts = responses
-        if text == "full":
-            texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-        rows = _encode(tokenizer, texts, longest=longest, over_long=over_long, path=path)
+    def score(prompts: list[str], responses: list[str], columns: Mapping, messages=None):
+        shown = zip(prompts, responses, strict=True)
+        texts = [f"text {i} ({_shortened(''.join(both))})" for i, both in enumerate(shown)]
+        rows, _ = reward_inputs.read(
+            tokenizer, reading, prompts, responses, messages,
+            [f"reward {path}: {text}" for text in texts],
+            room=checkpoint.config.max_positions, over_long=over_long,
+            remedy="set the reward's over_long to truncate, or sample shorter texts",
+        )  # fmt: skip
         logits_bc = class_logits(checkpoint.config, checkpoint.params, rows)
         return _select(logits_bc, index, output=output, independent=independent)
 
-    marks = (model_folder.fingerprint(path), index, output, text, over_long)
-    return Reward(_checked(f"{path} ({label})", score), files.digest(*map(str, marks)))
-
-
-def label_index(path: str, label: str | int, labels: tuple[str, ...]) -> int:
-    """The number of a label that is given by name or by number; InputError where there is none."""
-    found = {index for index, name in enumerate(labels) if name == str(label)}
-    if str(label).isdecimal() and int(label) < len(labels):
-        found.add(int(label))
-    if len(found) == 1:
-        return found.pop()
-    has = ", ".join(f"{index} {name}" for index, name in enumerate(labels))
-    if found:
-        raise InputError(
-            f"{path}: {label!r} is more than one of the labels {has}; choose by number, or give "
-            "them distinct names in id2label of config.json"
-        )
-    raise InputError(f"{path}: the model has no label {label!r}; choose one of: {has}")
-
-
-def _encode(
-    tokenizer: Any, texts: list[str], *, longest: int, over_long: str, path: str
-) -> list[tuple[int, ...]]:
-    """The classifier's token ids of each text, none longer than `longest` and none empty."""
-    places = [f"reward {path}: text {i} ({_shortened(text)})" for i, text in enumerate(texts)]
-    rows, _ = token_ids.classifier_ids(
-        tokenizer, texts, longest, over_long, places, keep="end",
-        remedy="set the reward's over_long to truncate, or sample shorter texts",
-    )  # fmt: skip
-    return rows
+    marks = (model_folder.fingerprint(path), index, output, *reading, over_long, BATCH_TOKENS)
+    chat = reading.template == "chat"
+    checked = _checked(f"{path} ({label})", score)
+    return Reward(checked, files.digest(*map(str, marks)), reads_conversations=chat)
 
 
 def class_logits(
@@ -365,7 +367,10 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., np.ndarra
     """The function, refused with an InputError unless it gives a finite number a response."""
 
     def score(
-        prompts: Sequence[str], responses: Sequence[str], columns: Mapping[str, Sequence] = {}
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        columns: Mapping[str, Sequence] = {},
+        *conversations: Sequence,
     ) -> np.ndarray:
         prompts, responses = list(prompts), list(responses)
         lengths = {len(prompts), len(responses), *map(len, columns.values())}
@@ -373,7 +378,8 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., np.ndarra
             raise ValueError(f"{sorted(lengths)} prompts, responses and values of columns")
         if not responses:
             return np.zeros(0, np.float32)
-        return _as_rewards(name, responses, function(prompts, responses, columns))
+        values = function(prompts, responses, columns, *conversations)
+        return _as_rewards(name, responses, values)
 
     return score
 

@@ -79,7 +79,7 @@ def provenance_of(
     return reference_cache.Provenance(
         policy=materials.policy_fingerprint,
         reward=materials.reward.fingerprint,
-        prompts=prompt_sets.fingerprint(prompts, materials.reward.columns),
+        prompts=materials.reward.prompts_fingerprint(prompts),
         num_prompts=len(prompts.token_ids),
         samples_per_prompt=config.references.samples_per_prompt,
         max_new_tokens=config.sampling.max_new_tokens,

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vbon_jax import files
-from vbon_jax.data import formats, sft_rows, sources
+from vbon_jax.data import formats, reward_inputs, sft_rows, sources
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards
 from vbon_jax.study import plan, stages
@@ -102,8 +102,21 @@ def _check_reward(where: str, reward: ConfigDict, config: ConfigDict) -> None:
     if reward.function:
         rewards.load(reward)
     elif reward.path:
-        labels = _labels(config, reward.path)
-        rewards.label_index(f"{where} ({reward.path})", reward.label, labels)
+        labels, where = _labels(config, reward.path), f"{where} ({reward.path})"
+        label = labels[reward_inputs.label_index(where, reward.label, labels)]
+        if reward.path.startswith(plan.STAGE):
+            _check_reading(where, reward, label, config)
+
+
+def _check_reading(where: str, reward: ConfigDict, label: str, config: ConfigDict) -> None:
+    """Refuse to ask a stage's reward model in another way than it is going to be taught."""
+    stage = stages.read(config, reward.path.removeprefix(plan.STAGE))
+    tokenizer, table = _tokenizer(config, stage.base), sources.read_split(stage.run.data, "train")
+    taught = sft_rows.reading(stage.run, table, tokenizer, _labels(config, reward.path))
+    if taught is not None:
+        reward_inputs.choose(
+            reward, tokenizer, label, conversations=True, where=where, taught=taught._asdict()
+        )
 
 
 def _labels(config: ConfigDict, path: str) -> tuple[str, ...]:

@@ -53,7 +53,9 @@ def load_judges(materials: Materials, cache: reference_cache.References) -> list
         )
     panel = []
     for name, options in named.items():
-        reward = rewards.load(options, materials.models.judges[name])
+        conversations = bool(materials.eval_prompts.conversations)
+        path = materials.models.judges[name]
+        reward = rewards.load(options, path, conversations=conversations)
         scorer = functools.partial(materials.scorer, materials.eval_prompts, reward=reward)
         size = config.evaluation.batch_prompts
         judge = judges.make_judge(

@@ -59,7 +59,8 @@ def load(
     checkpoint = checkpoint._replace(config=model)
     ends = response_ids.response_ends(checkpoint, tokenizer, models.policy)
     train_prompts, eval_prompts = _prompts(config, tables, tokenizer, model)
-    reward = rewards.load(config.reward, models.reward)
+    conversations = bool(train_prompts.conversations or eval_prompts.conversations)
+    reward = rewards.load(config.reward, models.reward, conversations=conversations)
     for prompts in (train_prompts, eval_prompts):
         rewards.try_out(reward, prompts, config.reward)
     return Materials(

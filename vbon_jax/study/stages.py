@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from vbon_jax import files
 from vbon_jax.config import defaults, flat, get, identity, owner, set_key, unread
-from vbon_jax.data import response_ids, sft_rows, sources, tokenizers
+from vbon_jax.data import response_ids, reward_inputs, sft_rows, sources, tokenizers
 from vbon_jax.functional import streams
 from vbon_jax.models import classifier, decoder, lora
 from vbon_jax.models.encoder import EncoderConfig
@@ -250,20 +250,22 @@ def _make(folder: pathlib.Path, stage: Stage, table: sources.Table) -> list[str]
     loop.run(run, folder / "run", task, start.params, inputs={})
     params = loop.restore(folder / "run", which="last", task=task, network=start.params)
     model, params = lora.merge(start.model, params)
+    reading = sft_rows.reading(run, table, start.tokenizer, model.labels)
     model_folder.save(
-        folder / "model", model, params, settings=start.settings,
+        folder / "model", model, params, settings=reward_inputs.recorded(start.settings, reading),
         tokenizer=start.tokenizer, eos_token_ids=start.ends.ids,
     )  # fmt: skip
     if held_out is None:
         return ["model"]
-    _report(folder, run, model, params, held_out, stage.name)
+    saved = model_folder.load(folder / "model")  # as whatever reads it later does
+    _report(folder, run, saved.config, saved.params, held_out, stage.name)
     return ["model", EVALUATION_FILE]
 
 
-def _rows(run: ConfigDict, table: sources.Table, start: Start) -> sft_rows.Rows:
+def _rows(run: ConfigDict, table: sources.Table, start: Start, *, room: int = 0) -> sft_rows.Rows:
     """Rows of a table as the model reads them."""
     labels = start.model.labels
-    return sft_rows.build(run, table, start.tokenizer, start.ends, labels)
+    return sft_rows.build(run, table, start.tokenizer, start.ends, labels, room=room)
 
 
 def _held_out(run: ConfigDict, start: Start) -> sft_rows.Rows | None:
@@ -271,7 +273,8 @@ def _held_out(run: ConfigDict, start: Start) -> sft_rows.Rows | None:
     if not run.data.eval:
         return None
     table = sources.read_split(run.data, "eval")
-    held_out = _rows(run, table, start)
+    whole = start.model.max_positions if run.method == "reward_model" else 0  # as a reward reads
+    held_out = _rows(run, table, start, room=whole)
     if len(held_out[0]) < 2:
         raise InputError(
             f"{table.source}: one held-out row is left, which gives no interval; give more rows"

@@ -9,8 +9,8 @@ from vbon_jax.data import batching, sft_rows
 from vbon_jax.evaluation.best_of_n import wins
 from vbon_jax.evaluation.bootstrap import Bootstrap, Estimate
 from vbon_jax.evaluation.measures import perplexity
-from vbon_jax.models import classifier, log_probs
-from vbon_jax.training.methods import sft
+from vbon_jax.models import log_probs
+from vbon_jax.sampling.rewards import class_logits
 from vbon_jax.types import Params, Sequences
 
 
@@ -20,7 +20,8 @@ def measure(
     """The measures of a network on rows, each with its interval over them.
 
     Language models: `nll` (nats a token that is learned) and `perplexity`. Classifiers: `accuracy`,
-    a tie counting one half; on preferences also the `margin` of the rewards.
+    a tie counting one half; on preferences also the `margin` of the logits that are the rewards,
+    which are bit for bit those that `rewards.classifier` gives the same pairs.
     """
     bootstrap = Bootstrap(seed)
     if isinstance(rows, Sequences):
@@ -30,12 +31,14 @@ def measure(
             "perplexity": bootstrap.estimate_of_means(sums_rc, perplexity),
         }
     if isinstance(rows, sft_rows.PreferenceRows):
-        rewards_rc = _in_batches(_rewards, model, params, rows, batch_size)
+        sides = rows[:2], rows[2:4]
+        logits = [class_logits(model, params, batching.unpadded(*side)) for side in sides]
+        rewards_rc = np.stack([side[np.arange(len(side)), rows.label_r] for side in logits], axis=1)
         return {
             "accuracy": bootstrap.estimate(wins(*rewards_rc.T)),
             "margin": bootstrap.estimate(rewards_rc[:, 0] - rewards_rc[:, 1]),
         }
-    logits_rc = _in_batches(_logits, model, params, rows, batch_size)
+    logits_rc = class_logits(model, params, batching.unpadded(*rows[:2]))
     return {"accuracy": bootstrap.estimate(logits_rc.argmax(axis=1) == rows.labels_r)}
 
 
@@ -45,14 +48,6 @@ def _log_likelihoods(model, params: Params, rows: Sequences) -> jax.Array:
         model, params, rows, new_tokens=rows.tokens_st.shape[1] - 1, temperature=1.0
     )
     return jax.numpy.stack([log_probs_rt.sum(axis=1), mask_rt.sum(axis=1)], axis=1)
-
-
-def _rewards(model, params: Params, rows: sft_rows.PreferenceRows) -> jax.Array:
-    return jax.numpy.stack(sft.margins(model, {"classifier": params}, rows), axis=1)
-
-
-def _logits(model, params: Params, rows: sft_rows.LabelRows) -> jax.Array:
-    return classifier.logits(model, params, rows.tokens_rt, rows.lengths_r)
 
 
 def _nll(means_c: np.ndarray) -> np.ndarray:

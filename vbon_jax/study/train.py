@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vbon_jax import files
-from vbon_jax.data import batching, prompt_sets, response_ids, sft_rows, sources
+from vbon_jax.data import batching, response_ids, reward_inputs, sft_rows, sources
 from vbon_jax.models import lora
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import caches, evaluate, materials, plan
@@ -67,7 +67,7 @@ def policy_inputs(run: Run, shared: Materials) -> Inputs:
     fingerprints = {
         "policy fingerprint": shared.policy_fingerprint,
         "reward fingerprint": shared.reward.fingerprint,
-        "prompts fingerprint": prompt_sets.fingerprint(shared.train_prompts, shared.reward.columns),
+        "prompts fingerprint": shared.reward.prompts_fingerprint(shared.train_prompts),
     }
     pairs = cache = share = cached = None
     if config.pairs.path and method.pairs:
@@ -123,4 +123,7 @@ def text_inputs(run: Run, models: ModelPaths, tables: Mapping[str, sources.Table
         "fingerprint": model_folder.fingerprint(path),
         "rows fingerprint": digest.hexdigest(),
     }
+    reading = sft_rows.reading(config, tables["train"], tokenizer, labels)
+    if reading is not None:
+        fingerprints[reward_inputs.TAUGHT] = reading._asdict()
     return Inputs(task, checkpoint.params, fingerprints)

@@ -30,14 +30,15 @@ def sft_objective(model, constants: FrozenConfigDict, params: Params, batch: Seq
 
 
 def margins(model, params: Params, batch: PreferenceRows) -> tuple[Array, Array]:
-    """Rewards of the preferred and of the other texts, [R] float32 each: their first logit."""
+    """Rewards of the preferred and of the other texts, [R] float32 each: their label's logit."""
     sides = (
         (batch.chosen_rt, batch.chosen_lengths_r),
         (batch.rejected_rt, batch.rejected_lengths_r),
     )
     tokens_st, lengths_s = (jnp.concatenate(parts) for parts in zip(*sides, strict=True))
-    reward_s = classifier.classify(model, params["classifier"], tokens_st, lengths_s)[:, 0]
-    return tuple(jnp.split(reward_s, 2))
+    logits_sc = classifier.classify(model, params["classifier"], tokens_st, lengths_s)
+    label_s = jnp.concatenate([batch.label_r, batch.label_r])
+    return tuple(jnp.split(jnp.take_along_axis(logits_sc, label_s[:, None], axis=1)[:, 0], 2))
 
 
 def reward_model_objective(
