@@ -19,9 +19,9 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from vbon_jax.models import sharding
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import sampler
-from vbon_jax.training import sharding
 from vbon_jax.types import Prompts
 
 MODEL = flags.DEFINE_string("model", None, "folder of a decoder's checkpoint", required=True)

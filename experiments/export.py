@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from vbon_jax import cli, files
 from vbon_jax.config import defaults
 from vbon_jax.data import reward_inputs
-from vbon_jax.models import lora
+from vbon_jax.models import lora, sharding
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import materials
-from vbon_jax.training import loop, methods, sharding
+from vbon_jax.training import loop, methods
 from vbon_jax.types import InputError
 
 

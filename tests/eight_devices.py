@@ -12,12 +12,14 @@ import numpy as np
 from vbon_jax import files
 from vbon_jax.config import defaults
 from vbon_jax.data import prompt_sets
-from vbon_jax.models import decoder
+from vbon_jax.evaluation import sampled_policy
+from vbon_jax.models import decoder, sharding
 from vbon_jax.sampling import sampler
-from vbon_jax.training import loop, methods, optimizer, sharding, step
-from vbon_jax.types import Responses
+from vbon_jax.training import loop, methods, optimizer, step
+from vbon_jax.types import Responses, Sequences
 
 LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "mixed": (4, 2), "pmap": (8, 1)}
+LAYOUTS["three"] = (3, 1)  # which divide neither the prompts of a step nor its rows
 # vBoN, whose objective is kl_rl's too, on each; a second copy of the network and pairs of responses
 # where parameters are split and where they are not.
 METHODS = {
@@ -90,6 +92,7 @@ def one_step(method: str, layout: str) -> dict:
     names = optimizer.parameter_names(state.params)
     leaves = jax.tree.leaves(state.params)
     return {
+        "flops": step.update_flops(learner, state.params, batch, updates=2),
         "row": metrics,
         "updates": updates,
         "params": {
@@ -104,15 +107,46 @@ def one_step(method: str, layout: str) -> dict:
     }
 
 
+def evaluation(layout: str) -> dict:
+    """Responses of a policy to five prompts, and what a device does to measure a batch of them."""
+    data, fsdp = LAYOUTS[layout]
+    mesh = sharding.make_mesh(data=data, fsdp=fsdp)
+    params, reference = (
+        sharding.place(decoder.init(MODEL, jax.random.key(seed)), mesh) for seed in (2, 1)
+    )
+    sampling = sampler.Sampling(max_new_tokens=8, eos_token_ids=(0, 5, 11))
+    measured = sampled_policy.collect(
+        MODEL,
+        params,
+        reference,
+        [(1, 2), (3,), (4, 5, 6), (7, 8), (9,)],
+        lambda places, responses: np.asarray([len(ids) for ids in responses], np.float32),
+        sampled_policy.Options(4, sampling, 1.0, batch_prompts=2),
+        key=jax.random.key(4),
+    )
+    rows = np.full(32, 16, np.int32)
+    program = sampled_policy._score.lower(
+        MODEL, (params, reference), Sequences(np.ones((32, 16), np.int32), rows - 8, rows),
+        np.ones(2, np.float32), new_tokens=8, greedy=False,
+    )  # fmt: skip
+    return {
+        "tokens": measured.responses.tokens_bng.tolist(),
+        "kl": measured.kl_bn.tolist(),
+        "rewards": measured.responses.rewards_bn.tolist(),
+        "flops": program.compile().cost_analysis()["flops"],
+    }
+
+
 def run_of_two_steps(folder: pathlib.Path, *, pmap: bool) -> list[dict]:
-    """The metrics of a whole run of `loop.run` on all devices."""
+    """The metrics of a whole run of `loop.run` on all devices, and its training FLOPs."""
     config = configuration("vbon")
     config.mesh.pmap, config.train.steps, config.train.checkpoint_every = pmap, 2, 1
     task = make_task(config, sharding.config_mesh(config))
     network = decoder.init(MODEL, jax.random.key(2))
     state = loop.run(config, folder, task, network, {})
     assert int(state.step) == 2
-    return files.read_jsonl(folder / "metrics.jsonl")
+    spent = {"train_flops": files.read_json(folder / "ledger.json")["train_flops"]}
+    return [row | spent for row in files.read_jsonl(folder / "metrics.jsonl")]
 
 
 if __name__ == "__main__":
@@ -120,6 +154,9 @@ if __name__ == "__main__":
     results = {
         method: {layout: one_step(method, layout) for layout in layouts}
         for method, layouts in METHODS.items()
+    }
+    results["evaluation"] = {
+        layout: evaluation(layout) for layout in ("one", "data", "fsdp", "three")
     }
     with tempfile.TemporaryDirectory() as folder:
         results["runs"] = {

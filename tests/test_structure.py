@@ -43,25 +43,25 @@ BELOW = {
     "exact": MIDDLE | {"training", "evaluation", "workdir", "study", "report"},
 }
 LINES = {  # of Python in each room: a budget is raised on purpose, never by the way
-    "types": 80,
+    "types": 85,
     "files": 460,
     "interrupts": 100,
     "environment": 30,
     "config": 570,
     "cli": 275,
-    "functional": 1190,
-    "models": 2900,
+    "functional": 1205,
+    "models": 3205,
     "data": 2160,
-    "sampling": 1630,
+    "sampling": 1670,
     "training": 2200,
     "evaluation": 1680,
     "workdir": 460,
-    "study": 1645,
+    "study": 1660,
     "report": 1560,
-    "exact": 1180,
+    "exact": 1190,
     "experiments": 550,
     "configs": 480,
-    "tests": 15_665,
+    "tests": 16_080,
 }
 
 
@@ -170,8 +170,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 19_060
-    assert code <= 12_840
+    assert whole <= 19_400
+    assert code <= 13_060
     assert documented >= 2_200
 
 

@@ -10,6 +10,8 @@ float32 and in nats; token ids and lengths are int32. Padding is told by lengths
 token's value.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +25,15 @@ class InputError(ValueError):
 
     The programs in `experiments/` print it alone and leave with status 2.
     """
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Errors of a user's keys inside begin with `where` those were set; "" adds nothing."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}" if where else f"{error}") from error
 
 
 class Mean(NamedTuple):

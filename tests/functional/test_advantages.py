@@ -101,6 +101,40 @@ def test_group_normalised_by_hand():
         advantages.group_normalised(jnp.zeros((3, 1)))
 
 
+TIED, SPREAD = [1.5, 1.5, 1.5, 1.5], [0.25, -1.0, 2.0, 0.5]
+NOISE = [0.02, -0.02, 0.01, -0.01]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "penalties", "divided"),
+    [
+        (SPREAD, NOISE, True),  # the rewards say more than the KL: the numbers stay
+        (SPREAD, [0.0] * 4, True),
+        (TIED, NOISE, False),  # what is left is noise of the KL: as in rloo, less than 0.02
+        ([1.5, 1.5, 1.5, 1.5 + 4e-7], NOISE, False),  # ties but for rounding
+        ([1.5, 1.5, 1.501, 1.5], NOISE, False),
+        (TIED, [3.0, -3.0, 2.0, -2.0], True),  # a KL of nats pulls a tied group with full weight
+    ],
+)
+def test_the_kl_of_a_tied_group_is_not_blown_up(rewards, penalties, divided):
+    scores = jnp.array([rewards]) - jnp.array([penalties])
+    ours = both_ways(advantages.group_normalised, scores, jnp.array([penalties]))
+    centred = scores - scores.mean()
+    deviation = float(np.std(scores, ddof=1)) if divided else 1.0
+    np.testing.assert_allclose(ours, centred / (deviation + 1e-4), rtol=1e-4, atol=1e-6)
+    if divided and np.std(rewards) > np.std(penalties):
+        np.testing.assert_array_equal(ours, both_ways(advantages.group_normalised, scores))
+    assert (np.abs(ours).max() < 0.03) == (not divided)
+
+
+def test_groups_of_a_batch_are_decided_apart():
+    rewards, penalties = jnp.array([SPREAD, TIED]), jnp.array([NOISE, NOISE])
+    ours = advantages.group_normalised(rewards - penalties, penalties)
+    alone = advantages.group_normalised((rewards - penalties)[:1], penalties[:1])
+    np.testing.assert_array_equal(ours[:1], alone)
+    assert np.abs(ours[1]).max() < 0.03 < 0.5 < np.abs(ours[0]).max()
+
+
 def test_group_advantages_do_not_see_a_shift():
     scores = jnp.asarray(np.random.default_rng(2).integers(0, 9, (4, 8)), jnp.float32)
     for function in (advantages.rloo, advantages.group_normalised):

@@ -3,13 +3,15 @@
 import pathlib
 import re
 import sys
+import types
 
 import pytest
 
 from tests.cases import numbers, unread_keys
 from tests.tiny_config import check_refusal
 from vbon_jax.config import KEYS, defaults, owner, set_key
-from vbon_jax.study import plan
+from vbon_jax.models import sharding
+from vbon_jax.study import plan, stages
 from vbon_jax.types import InputError
 
 WORK = pathlib.Path("work")  # which is not made
@@ -135,6 +137,30 @@ def test_a_cell_does_not_change_what_all_runs_share(key):
 def test_duplicate_cells_are_refused():
     with pytest.raises(InputError, match=r"vbon-n4-s0 is a duplicate"):
         plan.plan(configuration({"n": 4}, {"n": 4.0}), WORK)
+
+
+@pytest.mark.parametrize("pmap", [False, True])
+def test_rows_are_split_over_any_devices_but_under_pmap(monkeypatch, pmap):
+    monkeypatch.setattr(sharding, "config_mesh", lambda config: types.SimpleNamespace(size=3))
+    given = configuration({}, mesh__pmap=pmap, train__batch_size=4, train__minibatches=2)
+    if not pmap:
+        plan.plan(given, WORK)
+        return
+    message = r"train\.batch_size=4 x train\.samples_per_prompt=4 .* 3 devices \(mesh\.pmap\)"
+    with pytest.raises(InputError, match=message):
+        plan.plan(given, WORK)
+
+
+def test_rows_that_do_not_divide_are_named_by_the_keys_that_were_set():
+    given = configuration({"method": "vbon"}, {"method": "raft"})
+    given.by_method = {"raft": {"train": {"batch_size": 6}}}
+    with pytest.raises(InputError, match=r"^config\.by_method\.raft: train\.batch_size=6 "):
+        plan.plan(given, WORK)
+    given = configuration({})
+    given.stages = {"tutor": {"method": "sft", "base": "x", "data": {"train": "y"},
+                              "train": {"batch_size": 15, "minibatches": 2}}}  # fmt: skip
+    with pytest.raises(InputError, match=r"^config\.stages\.tutor: train\.batch_size=15 "):
+        stages.check(given)
 
 
 def test_rows_that_do_not_divide_are_found_for_every_method():

@@ -9,9 +9,9 @@ from vbon_jax import files
 from vbon_jax.config import constants, defaults
 from vbon_jax.data import prompt_sets
 from vbon_jax.functional import bon, cdf
-from vbon_jax.models import decoder
+from vbon_jax.models import decoder, sharding
 from vbon_jax.sampling import sampler
-from vbon_jax.training import budget, loop, methods, optimizer, rollouts, sharding, step
+from vbon_jax.training import budget, loop, methods, optimizer, rollouts, step
 from vbon_jax.training.methods import bonbon, distillation, preferences, regression
 from vbon_jax.types import Responses, Sequences
 

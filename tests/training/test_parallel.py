@@ -12,7 +12,7 @@ import pytest
 from tests.eight_devices import METHODS
 from tests.tiny_config import ROOT
 from vbon_jax.config import check, defaults
-from vbon_jax.training import sharding
+from vbon_jax.models import sharding
 from vbon_jax.types import InputError, Mean
 
 
@@ -54,6 +54,25 @@ def test_layouts_agree_with_one_device(steps, method, layout):
             assert theirs[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
     for name, values in one["params"].items():
         np.testing.assert_allclose(other["params"][name], values, rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_budget_of_flops_is_the_same_on_every_layout(steps):
+    counts = {steps[method][layout]["flops"] for method in ("vbon", "kl_rl")
+              for layout in METHODS[method]}  # fmt: skip
+    assert len(counts) == 1
+    spent = {row["train_flops"] for run in steps["runs"].values() for row in run}
+    assert spent == {2 * 2 * counts.pop()}  # steps, minibatches
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "devices"), [("data", 8), ("fsdp", 8), ("three", 3)])
+def test_evaluation_is_split_over_the_devices_with_the_same_numbers(steps, layout, devices):
+    one, other = steps["evaluation"]["one"], steps["evaluation"][layout]
+    assert one["tokens"] == other["tokens"]
+    assert one["rewards"] == other["rewards"]
+    np.testing.assert_allclose(other["kl"], one["kl"], atol=1e-5)
+    assert other["flops"] < 1.3 / devices * one["flops"]
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ import numpy as np
 
 from vbon_jax.config import defaults
 from vbon_jax.data import prompt_sets
-from vbon_jax.models import decoder
+from vbon_jax.models import decoder, sharding
 from vbon_jax.sampling import sampler
-from vbon_jax.training import loop, methods, rollouts, sharding, step
+from vbon_jax.training import loop, methods, rollouts, step
 from vbon_jax.training.optimizer import Rates
 
 RATES = Rates(np.float32(1e-3), np.float32(1e-3))

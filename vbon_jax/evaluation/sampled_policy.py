@@ -11,7 +11,7 @@ import numpy as np
 from vbon_jax.data import batching
 from vbon_jax.evaluation.measures import MeasuredResponses
 from vbon_jax.functional import logprobs
-from vbon_jax.models import decoder, log_probs
+from vbon_jax.models import decoder, log_probs, sharding
 from vbon_jax.sampling import sampler
 from vbon_jax.types import Array, InputError, Params, Sequences
 
@@ -90,15 +90,17 @@ def collect(
 
     `score(places [S], responses)` returns the rewards, float32, of responses (token ids) to the
     prompts at these places of `prompt_ids`. A prompt's samples depend on `key`, its place in
-    `prompt_ids` and its tokens, not on `batch_prompts`: prompts are batched by length, so that few
-    shapes are compiled, and the last batch is filled up by repeating. `progress(done, all)` is
-    called with counts of prompts. Raises InputError without prompts, for an over-long one, and
+    `prompt_ids` and its tokens, not on `batch_prompts` nor on the devices that the parameters lie
+    on, over which a batch is split: prompts are batched by length, so that few shapes are compiled,
+    and the last batch is filled up by repeating. `progress(done, all)` is called with counts of
+    prompts. Raises InputError without prompts, for an over-long one, and
     where top-k or top-p is on: the KL of a truncated policy is not what is measured here.
     """
     _check(config, prompt_ids, options.sampling)
     order = np.argsort([len(ids) for ids in prompt_ids], kind="stable")
     batches, done = [], 0
-    for places, count in batching.filled_batches(len(order), options.batch_prompts):
+    size = sharding.rounded_up(options.batch_prompts, params)
+    for places, count in batching.filled_batches(len(order), size):
         rows = order[places]
         filled = _measure(config, params, reference_params, prompt_ids, rows, options, key=key)
         # the rows that only fill up the batch are cut off before they cost a reward call

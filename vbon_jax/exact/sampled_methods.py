@@ -15,9 +15,10 @@ from vbon_jax.exact import enumeration
 from vbon_jax.exact.enumeration import Law, Space
 from vbon_jax.exact.gradients import Setting
 from vbon_jax.functional import streams
-from vbon_jax.sampling import sampler
+from vbon_jax.models import sharding
+from vbon_jax.sampling import sampler, scoring
 from vbon_jax.study import plan
-from vbon_jax.training import loop, methods, sharding
+from vbon_jax.training import loop, methods
 from vbon_jax.types import Params
 
 # Names that are a method and one of its options; every other name is a row of METHODS.
@@ -45,15 +46,21 @@ def make_task(config: FrozenConfigDict, setting: Setting, law: Law) -> methods.T
         eos_token_ids=(enumeration.EOS,),
     )
     key = streams.key("reference cache of the lab", config.references.seed)
-    cache = jax.device_get(
-        sampler.generate(
-            setting.model,
-            setting.params,
-            batching.pad_prompts(prompts.token_ids, width=width),
-            sampler.prompt_keys(key, np.arange(len(prompts.token_ids))),
-            num_samples=config.references.samples_per_prompt,
-            sampling=sampling,
-        )
+    padded = batching.pad_prompts(prompts.token_ids, width=width)
+    sampled = sampler.generate(
+        setting.model,
+        setting.params,
+        padded,
+        sampler.prompt_keys(key, np.arange(len(prompts.token_ids))),
+        num_samples=config.references.samples_per_prompt,
+        sampling=sampling,
+    )
+    cache = scoring.with_log_probs(
+        setting.model,
+        setting.params,
+        padded,
+        jax.device_get(sampled),
+        temperature=sampling.temperature,
     )
     score = _look_up(setting.space, law)
     index_s = np.repeat(np.arange(len(prompts.token_ids)), cache.lengths_bn.shape[1])

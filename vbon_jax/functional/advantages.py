@@ -97,23 +97,33 @@ def rloo(scores_bn) -> Array:
     return _centred(scores_bn) * (n / (n - 1))
 
 
-def group_normalised(scores_bn, *, epsilon: float = 1e-4) -> Array:
-    """(score − mean) / (standard deviation + ε) within a prompt's N scores.
+def group_normalised(scores_bn, penalties_bn=None, *, epsilon: float = 1e-4) -> Array:
+    """(score − mean) / (σ + ε) within a prompt's N scores, σ at least 1 where the penalty decides.
 
-    The deviation is the sample one (N−1 below the sum), as in the released GRPO code.
-    Source: Shao et al., 2024, "DeepSeekMath", section 4.1.2.
+    σ is the sample deviation (N−1 below the sum), as in the released GRPO code; Shao et al., 2024,
+    "DeepSeekMath", section 4.1.2. There the KL is not in the score. Where it is, as `penalties_bn`,
+    dividing by σ would turn its noise into advantages of ±1 once the rewards of a prompt tie. So a
+    group whose penalties deviate more than its scores without them is not blown up: its advantages
+    are the undivided ones (Liu et al., 2025, arXiv 2503.20783), or the divided ones where those are
+    smaller. All other groups are what they are without penalties.
 
     Args:
-        scores_bn: [B, N] floating, N >= 2.
+        scores_bn: [B, N] floating, N >= 2, the penalties taken off.
+        penalties_bn: [B, N] floating, in the scores' unit; None = there are none.
         epsilon: added to the deviation, in the scores' unit.
 
     Returns:
-        [B, N] advantages without unit; 0, and without a gradient, where all scores tie.
+        [B, N] advantages; 0, and without a gradient, where all scores tie.
     """
     scores_bn = _group("group_normalised", scores_bn)
     centred_bn = _centred(scores_bn)
-    variance_b1 = jnp.sum(centred_bn**2, axis=1, keepdims=True) / (scores_bn.shape[1] - 1)
+    variance_b1 = _variance(centred_bn)
     tied_b1 = variance_b1 <= 0
+    if penalties_bn is not None:
+        penalties_bn = checks.floats("penalties_bn", penalties_bn, scores_bn.shape)
+        of_rewards_b1 = _variance(_centred(scores_bn + penalties_bn))
+        decided_b1 = _variance(_centred(penalties_bn)) > of_rewards_b1
+        variance_b1 = jnp.where(decided_b1, jnp.maximum(variance_b1, 1.0), variance_b1)
     deviation_b1 = jnp.sqrt(jnp.where(tied_b1, 1.0, variance_b1))
     return jnp.where(tied_b1, 0.0, centred_bn / (deviation_b1 + epsilon))
 
@@ -151,6 +161,11 @@ def _group(function: str, scores_bn) -> Array:
             f"the others of its prompt, got shape {scores_bn.shape}"
         )
     return scores_bn
+
+
+def _variance(centred_bn: Array) -> Array:
+    """The sample variance of each prompt's N centred scores, [B, 1]."""
+    return jnp.sum(centred_bn**2, axis=1, keepdims=True) / (centred_bn.shape[1] - 1)
 
 
 def _centred(scores_bn: Array) -> Array:

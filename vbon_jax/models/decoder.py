@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vbon_jax.models import layers
+from vbon_jax.models import layers, sharding
 from vbon_jax.types import Array, Params
 
 
@@ -271,7 +271,8 @@ class Decoder(nnx.Module):
         x = self.tokens(tokens)
         if self.config.embedding_scale != 1.0:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
-        return x + self.positions(positions) if self.config.rope is None else x
+        x = x + self.positions(positions) if self.config.rope is None else x
+        return sharding.split_rows(x)
 
     def __call__(self, tokens_bt: Array, *, last_b: Array | None = None):
         """Hidden states after the final norm [B, T, D], and every layer's keys and values.
@@ -293,6 +294,7 @@ class Decoder(nnx.Module):
         x, keys, values = self.embed(tokens_bt, positions_1t), [], []
         for index, block in enumerate(self.blocks()):
             x, key, value = block(x, views[index], last_b if index == final else None)
+            x = sharding.split_rows(x)
             keys.append(key)
             values.append(value)
         return self.norm_f(x), keys, values

@@ -9,7 +9,7 @@ import functools
 import jax.numpy as jnp
 from flax import nnx
 
-from vbon_jax.models import disentangled, layers
+from vbon_jax.models import disentangled, layers, sharding
 from vbon_jax.models.disentangled import RelativePositions
 from vbon_jax.types import Array, Params
 
@@ -136,7 +136,7 @@ class Encoder(nnx.Module):
             x_btd += self.positions(self.config.first_position + jnp.arange(tokens_bt.shape[1]))
         if self.config.token_types:
             x_btd += self.types(jnp.zeros((1,), jnp.int32))
-        return self.norm_0(x_btd)
+        return sharding.split_rows(self.norm_0(x_btd))
 
     def __call__(self, tokens_bt: Array, lengths_b: Array) -> Array:
         real_bt = jnp.arange(tokens_bt.shape[1]) < lengths_b[:, None]
@@ -146,7 +146,8 @@ class Encoder(nnx.Module):
             # Only the first token is pooled, so the last block computes no other: 2/5 less work
             # for two blocks.
             queries = 1 if index == self.config.num_layers - 1 else None
-            x_btd = getattr(self, f"layer_{index}")(x_btd, real_bt, table_rd, num_queries=queries)
+            block = getattr(self, f"layer_{index}")
+            x_btd = sharding.split_rows(block(x_btd, real_bt, table_rd, num_queries=queries))
         activation = layers.ACTIVATIONS[self.config.head_activation]
         pooled_bd = activation(self.pre_classifier(x_btd[:, 0]))
         return self.classifier(pooled_bd.astype(jnp.float32))

@@ -1,6 +1,6 @@
 """The layers that the decoder and the encoder are built from, as Flax NNX modules.
 
-Parameter names are those of the table of logical axes in `training/sharding.py`: `tokens`,
+Parameter names are those of the table of logical axes in `models/sharding.py`: `tokens`,
 `positions`, `query`, `key`, `value`, `output`, `gate`, `up`, `down`, `norm_*`.
 """
 

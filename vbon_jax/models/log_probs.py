@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from vbon_jax.functional import logprobs
-from vbon_jax.models import decoder
+from vbon_jax.models import decoder, sharding
 from vbon_jax.models.decoder import DecoderConfig
 from vbon_jax.types import Array, Params, Sequences
 
-LOGIT_BYTES = 2**28  # of the float32 logits that exist at once
+LOGIT_BYTES = 2**28  # of the float32 logits that exist at once on a device
 
 
 class Network(NamedTuple):
@@ -63,14 +63,16 @@ def map_logits(
 
     def of_chunk(hidden_chunks: tuple[Array, ...], tokens_sc: Array):
         logits = [
-            decoder.logits(model, network.params, hidden_scd) / network.temperature
+            decoder.logits(model, network.params, sharding.split_rows(hidden_scd))
+            / network.temperature
             for network, hidden_scd in zip(networks, hidden_chunks, strict=True)
         ]
         return function(*logits, tokens_sc)
 
     hidden = tuple(network.hidden_std for network in networks)
     count, time = tokens_st.shape
-    steps = max(1, LOGIT_BYTES // (4 * count * model.vocab_size * len(networks)))
+    rows = sharding.rows_a_device(hidden[0])
+    steps = max(1, LOGIT_BYTES // (4 * rows * model.vocab_size * len(networks)))
     if steps >= time:
         return of_chunk(hidden, tokens_st)
 

@@ -22,6 +22,7 @@ from vbon_jax.config import Key
 from vbon_jax.data import batching, formats, response_ids, sources, token_ids
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.functional import streams
+from vbon_jax.models import sharding
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
 from vbon_jax.types import InputError, Responses
@@ -137,6 +138,7 @@ def encode(table: sources.Table, tokenizer: Any, *, chat: bool = False) -> Promp
 def load(options: ConfigDict, tokenizer: Any) -> Generator:
     """The model and the reward that the options name, each checked."""
     checkpoint = model_folder.load(options.model, kind="decoder")
+    checkpoint = checkpoint._replace(params=sharding.on_all_devices(checkpoint.params))
     sampling = sampler.Sampling(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,

@@ -23,7 +23,7 @@ from vbon_jax import files
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.types import InputError, Responses
 
-VERSION = 2  # of the files' layout and of what their columns mean
+VERSION = 3  # of the files' layout and of what their columns mean
 SCHEMA = pa.schema(
     {
         "prompt_id": pa.int32(),
@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
         "responses": pa.list_(pa.string()),
         "response_tokens": pa.list_(pa.list_(pa.int32())),  # the EOS is the last one, if any
         "finished": pa.list_(pa.bool_()),  # ended by an EOS
-        "log_probs": pa.list_(pa.list_(pa.float32())),  # nats, of each response token
+        "log_probs": pa.list_(pa.list_(pa.float32())),  # `scoring.with_log_probs`, of each token
         "rewards": pa.list_(pa.float32()),
     }
 )

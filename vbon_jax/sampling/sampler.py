@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vbon_jax.models import decoder
+from vbon_jax.models import decoder, sharding
 from vbon_jax.types import Array, InputError, Params, Prompts, Responses
 
 BLOCK = 256  # tokens; with a vocabulary of 50k both levels then have about 200 entries
@@ -59,7 +59,8 @@ def generate(
 ) -> Responses:
     """Draw `num_samples` responses to each prompt.
 
-    keys_b [B] are typed keys, one a prompt (`prompt_keys`). The returned log-probs are those of
+    keys_b [B] are typed keys, one a prompt (`prompt_keys`). Prompts are split over all devices that
+    the parameters lie on, filled up where they do not divide. The returned log-probs are those of
     softmax(logits / temperature) over the whole vocabulary, before top-k and top-p cut it (greedy:
     at temperature 1). The program is compiled once per shape, `num_samples` and `sampling`; a
     change of temperature or top-p that switches neither on or off compiles nothing.
@@ -79,7 +80,13 @@ def generate(
         temperature=1.0 if sampling.temperature > 0 else 0.0,
         top_p=1.0 if sampling.top_p == 1 else 0.5,
     )
-    return _generate(
+    mesh, count = sharding.mesh_of(params), len(keys_b)
+    if mesh is not None:
+        filled = np.minimum(np.arange(sharding.rounded_up(count, params)), count - 1)
+        if len(filled) > count:
+            prompts, keys_b = jax.tree.map(lambda rows: rows[filled], (prompts, keys_b))
+        prompts, keys_b = sharding.shard_rows((prompts, keys_b), mesh)
+    responses, _ = _generate(
         config,
         params,
         prompts,
@@ -88,7 +95,8 @@ def generate(
         sampling.top_p,
         num_samples=num_samples,
         sampling=program,
-    )[0]
+    )
+    return jax.tree.map(lambda rows: rows[:count], responses)
 
 
 def _check_positions(config, prompts: Prompts, new_tokens: int) -> None:

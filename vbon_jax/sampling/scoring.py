@@ -8,9 +8,11 @@ import tqdm
 
 from vbon_jax.data import batching, response_ids, sources
 from vbon_jax.data.token_ids import Ids
+from vbon_jax.models import sharding
+from vbon_jax.models.decoder import DecoderConfig
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.models.log_probs import response_log_probs
-from vbon_jax.types import InputError, Sequences
+from vbon_jax.types import InputError, Params, Prompts, Responses, Sequences
 
 
 def encode(
@@ -44,6 +46,7 @@ def score(checkpoint: model_folder.Checkpoint, pairs, *, batch: int) -> list[lis
     """log pi(token) of each response's tokens, in the order of `pairs` of token ids; nats."""
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     scored: list[list[float]] = [[] for _ in pairs]
+    params = sharding.on_all_devices(checkpoint.params)
     progress = tqdm.tqdm(total=len(pairs), unit="row", desc="score")
     for places, count in batching.filled_batches(len(order), batch):
         chosen = [order[place] for place in places]
@@ -52,7 +55,7 @@ def score(checkpoint: model_folder.Checkpoint, pairs, *, batch: int) -> list[lis
         prompt_lengths = np.asarray([len(pairs[i][0]) for i in chosen], np.int32)
         log_probs_sg, _, _ = response_log_probs(
             checkpoint.config,
-            checkpoint.params,
+            params,
             Sequences(whole.tokens_bp, prompt_lengths, whole.lengths_b),
             new_tokens=batching.bucket_length(max(len(pairs[i][1]) for i in chosen)),
             temperature=1.0,
@@ -62,3 +65,27 @@ def score(checkpoint: model_folder.Checkpoint, pairs, *, batch: int) -> list[lis
         progress.update(count)
     progress.close()
     return scored
+
+
+def with_log_probs(
+    model: DecoderConfig,
+    params: Params,
+    prompts: Prompts,
+    responses: Responses,
+    *,
+    temperature: float,
+) -> Responses:
+    """The responses with their log pi by the forward pass that training makes, in nats; numpy.
+
+    The sampler's own come from a cache of keys and values, a token at a time. In bfloat16 the two
+    differ by tenths of a nat for a response, and a policy would be that far from itself.
+    """
+    shape = responses.tokens_bng.shape
+    log_probs_sg, _, _ = response_log_probs(
+        model,
+        params,
+        batching.sequences(prompts, responses),
+        new_tokens=shape[-1],
+        temperature=temperature,
+    )
+    return responses._replace(log_probs_bng=np.asarray(log_probs_sg).reshape(shape))

@@ -1,6 +1,7 @@
 """The reference caches of a working directory: built where they are missing, and what they cost."""
 
 import logging
+import operator
 import pathlib
 from collections.abc import Callable
 
@@ -11,11 +12,12 @@ from ml_collections import ConfigDict
 
 from vbon_jax.data import batching, prompt_sets
 from vbon_jax.functional import streams
-from vbon_jax.sampling import reference_cache, sampler
+from vbon_jax.models import sharding
+from vbon_jax.sampling import reference_cache, sampler, scoring
 from vbon_jax.study.materials import Materials
 from vbon_jax.study.plan import Run
 from vbon_jax.training import budget
-from vbon_jax.types import InputError
+from vbon_jax.types import InputError, Prompts, Responses
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "eval")
@@ -127,15 +129,19 @@ def write(
     sample: Callable,
     score: Callable,
 ) -> None:
-    """Write the missing shards of a split's cache, by `reference_cache.build`."""
+    """Write the missing shards of a split's cache, by `reference_cache.build`.
+
+    The responses of `sample` get their log pi_ref here, by the forward pass.
+    """
     prompts = prompts_of(materials, split)
     total = len(prompts.token_ids)
+    log_probs = _log_probs(materials, prompts)
     with tqdm.tqdm(total=total, desc=f"references/{split}", unit="prompt") as bar:
         reference_cache.build(
             folder_of(materials, split),
             provenance,
             prompts,
-            sample=sample,
+            sample=lambda prompt_ids: log_probs(prompt_ids, sample(prompt_ids)),
             score=score,
             decode=lambda ids: materials.tokenizer.batch_decode(ids, skip_special_tokens=True),
             prompts_per_shard=materials.config.references.prompts_per_shard,
@@ -143,25 +149,58 @@ def write(
         )
 
 
-def _prompt_sampler(materials: Materials, prompts: prompt_sets.PromptSet, key) -> Callable:
-    """indices -> Responses [b, M, G], in batches of one shape; a prompt's samples are its own."""
+def _in_batches(
+    materials: Materials, prompts: prompt_sets.PromptSet, function: Callable
+) -> Callable[..., Responses]:
+    """`function(ids, prompts, *arrays)` of prompt ids [b] in batches of one shape, joined.
+
+    A batch is `references.batch_prompts`, or as many more as all devices have equal parts of.
+    """
     config = materials.config
     width = prompt_width(config, materials, prompts.token_ids)
-    size = config.references.batch_prompts
+    size = sharding.rounded_up(config.references.batch_prompts, materials.checkpoint.params)
 
-    def sample(indices: list[int]):
+    def joined(prompt_ids: np.ndarray, *trees) -> Responses:
         parts = []
-        for rows, _ in batching.filled_batches(len(indices), size):
-            chosen = np.asarray(indices)[rows]
-            samples = sampler.generate(
-                materials.checkpoint.config,
-                materials.checkpoint.params,
-                batching.pad_prompts([prompts.token_ids[i] for i in chosen], width=width),
-                sampler.prompt_keys(key, chosen),
-                num_samples=config.references.samples_per_prompt,
-                sampling=materials.sampling,
-            )
-            parts.append(jax.device_get(samples))
-        return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(indices)], *parts)
+        for rows, count in batching.filled_batches(len(prompt_ids), size):
+            chosen = np.asarray(prompt_ids)[rows]
+            padded = batching.pad_prompts([prompts.token_ids[i] for i in chosen], width=width)
+            batch = jax.tree.map(operator.itemgetter(rows), trees)
+            part = jax.device_get(function(chosen, padded, *batch))
+            parts.append(jax.tree.map(operator.itemgetter(slice(count)), part))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
-    return sample
+    return joined
+
+
+def _prompt_sampler(materials: Materials, prompts: prompt_sets.PromptSet, key) -> Callable:
+    """prompt ids -> Responses [b, M, G]; a prompt's samples are its own."""
+
+    def sample(prompt_ids: np.ndarray, padded: Prompts) -> Responses:
+        return sampler.generate(
+            materials.checkpoint.config,
+            materials.checkpoint.params,
+            padded,
+            sampler.prompt_keys(key, prompt_ids),
+            num_samples=materials.config.references.samples_per_prompt,
+            sampling=materials.sampling,
+        )
+
+    return _in_batches(materials, prompts, sample)
+
+
+def _log_probs(materials: Materials, prompts: prompt_sets.PromptSet) -> Callable:
+    """(prompt ids, their responses) -> the responses with their log pi_ref."""
+
+    def with_log_probs(prompt_ids: np.ndarray, padded: Prompts, responses: Responses) -> Responses:
+        if not responses.lengths_bn.any():
+            return responses  # rewards alone
+        return scoring.with_log_probs(
+            materials.checkpoint.config,
+            materials.checkpoint.params,
+            padded,
+            responses,
+            temperature=materials.sampling.temperature,
+        )
+
+    return _in_batches(materials, prompts, with_log_probs)

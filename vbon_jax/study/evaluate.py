@@ -20,11 +20,12 @@ from vbon_jax.config import identity
 from vbon_jax.evaluation import judges, measures, sampled_policy, stored_responses
 from vbon_jax.evaluation.bootstrap import Bootstrap
 from vbon_jax.functional import streams
+from vbon_jax.models import sharding
 from vbon_jax.sampling import reference_cache, rewards
 from vbon_jax.study import caches, plan
 from vbon_jax.study.materials import Materials
 from vbon_jax.study.plan import Run
-from vbon_jax.training import loop, methods, sharding
+from vbon_jax.training import loop, methods
 from vbon_jax.types import InputError, Params
 from vbon_jax.workdir import layout, results
 

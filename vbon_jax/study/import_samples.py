@@ -2,18 +2,16 @@
 
 import logging
 import pathlib
-from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from vbon_jax import files
-from vbon_jax.data import batching, prompt_sets
-from vbon_jax.models import log_probs
+from vbon_jax.data import prompt_sets
 from vbon_jax.sampling import external_samples, reference_cache
 from vbon_jax.study import caches
 from vbon_jax.study.materials import Materials
-from vbon_jax.types import InputError, Prompts, Responses, Sequences
+from vbon_jax.types import InputError, Responses
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +49,11 @@ def import_cache(
     provenance = caches.provenance_of(config, materials, prompts, imported=fingerprint)
     # The scorer takes a file's rewards from `given`, so that equal texts have equal ones.
     unscored = given._replace(rewards_bn=None) if given.lengths_bn.all() else given
-    sample = _with_log_probs(materials, prompts, unscored)
     score = materials.scorer(prompts, None if rescore else given)
+
+    def sample(prompt_ids: np.ndarray) -> Responses:
+        return jax.tree.map(lambda array: array[prompt_ids], unscored)
+
     caches.write(materials, split, provenance, sample, score)
     return reference_cache.load(caches.folder_of(materials, split), provenance)
 
@@ -85,32 +86,3 @@ def _check(
         without_penalty = materials.reward._replace(missing_eos_penalty=0.0)
         score = materials.scorer(prompts, reward=without_penalty)
         external_samples.check_rewards(imported, score)
-
-
-def _with_log_probs(
-    materials: Materials, prompts: prompt_sets.PromptSet, responses: Responses
-) -> Callable[[np.ndarray], Responses]:
-    """prompt ids [b] -> their responses, with log-probabilities under the reference policy."""
-    config = materials.config
-    width = caches.prompt_width(config, materials, prompts.token_ids)
-    new_tokens = config.sampling.max_new_tokens
-
-    def sample(prompt_ids: np.ndarray) -> Responses:
-        batch = jax.tree.map(lambda array: array[prompt_ids], responses)
-        if not batch.lengths_bn.any():
-            return batch  # rewards alone
-        padded = batching.pad_prompts([prompts.token_ids[i] for i in prompt_ids], width=width)
-        joined = batching.sequences(Prompts(*padded), batch, width + new_tokens)
-        parts = []
-        for rows, count in batching.filled_batches(len(joined.lengths_s), config.train.batch_size):
-            log_probs_sg, _, _ = log_probs.response_log_probs(
-                materials.checkpoint.config,
-                materials.checkpoint.params,
-                Sequences(*(array[rows] for array in joined)),
-                new_tokens=new_tokens,
-                temperature=config.sampling.temperature,
-            )
-            parts.append(np.asarray(log_probs_sg)[:count])
-        return batch._replace(log_probs_bng=np.concatenate(parts).reshape(batch.tokens_bng.shape))
-
-    return sample

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from vbon_jax.data import formats, prompt_sets, response_ids, sources
-from vbon_jax.models import lora
+from vbon_jax.models import lora, sharding
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
 from vbon_jax.study.stages import ModelPaths
@@ -28,7 +28,7 @@ class Materials(NamedTuple):
     workdir: pathlib.Path
     models: ModelPaths
     policy_fingerprint: str
-    checkpoint: model_folder.Checkpoint  # the reference policy
+    checkpoint: model_folder.Checkpoint  # the reference policy, on the devices of `config.mesh`
     tokenizer: Any
     reward: rewards.Reward
     train_prompts: prompt_sets.PromptSet
@@ -56,7 +56,8 @@ def load(
     """Load the reference policy and the reward, and tokenize the prompts, rows by split."""
     checkpoint, tokenizer = load_network(config, models.policy, kind="decoder")
     model = dataclasses.replace(checkpoint.config, dtype=config.policy.dtype)
-    checkpoint = checkpoint._replace(config=model)
+    params = sharding.place(checkpoint.params, sharding.config_mesh(config))
+    checkpoint = checkpoint._replace(config=model, params=params)
     ends = response_ids.response_ends(checkpoint, tokenizer, models.policy)
     train_prompts, eval_prompts = _prompts(config, tables, tokenizer, model)
     conversations = bool(train_prompts.conversations or eval_prompts.conversations)

@@ -23,8 +23,9 @@ from vbon_jax.config import (
     unread,
 )
 from vbon_jax.config import check as check_keys
-from vbon_jax.training import loop, methods, sharding
-from vbon_jax.types import InputError
+from vbon_jax.models import sharding
+from vbon_jax.training import loop, methods
+from vbon_jax.types import InputError, naming
 from vbon_jax.workdir.run import Record
 
 NAME_LIMIT = 100  # characters of a run's name
@@ -118,7 +119,8 @@ def make_run(config: ConfigDict, cell: dict[str, Any], workdir: pathlib.Path) ->
             known = owner(key)
             if known and key not in COORDINATES and (reason := unread(run_config, known)):
                 raise InputError(f"{source}: {key}={value!r}: {reason}; leave it out")
-    check_run(run_config)
+    with naming(where if overrides else "config.cells" if cell.keys() - named else ""):
+        check_run(run_config)
     name = run_name(cell)
     return Run(
         name=name,

@@ -27,12 +27,12 @@ from vbon_jax import files
 from vbon_jax.config import defaults, flat, get, identity, owner, set_key, unread
 from vbon_jax.data import response_ids, reward_inputs, sft_rows, sources, tokenizers
 from vbon_jax.functional import streams
-from vbon_jax.models import classifier, decoder, lora
+from vbon_jax.models import classifier, decoder, lora, sharding
 from vbon_jax.models.encoder import EncoderConfig
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import plan, supervision
-from vbon_jax.training import checkpoints, loop, methods, sharding
-from vbon_jax.types import InputError, Params
+from vbon_jax.training import checkpoints, loop, methods
+from vbon_jax.types import InputError, Params, naming
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,8 @@ def _check(stage: Stage) -> None:
         raise InputError(f"{where}: policy.lora adapts a trained model; give base, or no lora")
     if not run.data.train:
         raise InputError(f"{where}.data.train is empty; name the rows that the stage learns from")
-    plan.check_run(run)
+    with naming(where):
+        plan.check_run(run)
 
 
 def require(config: ConfigDict, *keys: str) -> None:

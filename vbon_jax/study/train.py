@@ -11,13 +11,13 @@ import numpy as np
 
 from vbon_jax import files
 from vbon_jax.data import batching, response_ids, reward_inputs, sft_rows, sources
-from vbon_jax.models import lora
+from vbon_jax.models import lora, sharding
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import caches, evaluate, materials, plan
 from vbon_jax.study.materials import Materials
 from vbon_jax.study.plan import Run
 from vbon_jax.study.stages import ModelPaths
-from vbon_jax.training import budget, loop, methods, sharding
+from vbon_jax.training import budget, loop, methods
 from vbon_jax.types import InputError, Params
 
 
@@ -88,7 +88,7 @@ def policy_inputs(run: Run, shared: Materials) -> Inputs:
         mesh=mesh,
         prompts=shared.train_prompts,
         prompt_width=caches.prompt_width(config, shared, prompt_ids),
-        reference_params=sharding.place(shared.checkpoint.params, mesh),
+        reference_params=shared.checkpoint.params,
         cache=cache,
         pairs=pairs,
         score=shared.scorer(shared.train_prompts, cached),

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from vbon_jax import files, interrupts
 from vbon_jax.config import constants, identity
 from vbon_jax.functional import streams
-from vbon_jax.models import decoder
-from vbon_jax.training import budget, checkpoints, logs, methods, optimizer, sharding, step
+from vbon_jax.models import decoder, sharding
+from vbon_jax.training import budget, checkpoints, logs, methods, optimizer, step
 from vbon_jax.types import InputError, Params
 
 
@@ -49,7 +49,7 @@ def initial_params(config: ConfigDict, task: methods.Task, network: Params) -> P
 def minibatches(batch, config: ConfigDict, at: int, mesh):
     """Shuffled parts of a step's rows, `epochs` times over, in an order of (seed, step)."""
     batch = jax.tree.map(np.asarray, batch)
-    place = sharding.split_rows if config.mesh.pmap else sharding.shard_rows
+    place = sharding.rows_by_device if config.mesh.pmap else sharding.shard_rows
     for epoch in range(config.train.epochs):
         generator = streams.generator("minibatches", config.seed, at, epoch)
         order = generator.permutation(len(jax.tree.leaves(batch)[0]))
@@ -58,18 +58,17 @@ def minibatches(batch, config: ConfigDict, at: int, mesh):
 
 
 def check_rows(config: ConfigDict, mesh) -> None:
-    """Refuse a batch that does not divide into minibatches and devices."""
-    train = config.train
-    method = methods.method(config.method)
-    if method.samples and train.batch_size % mesh.size:
+    """Refuse a step's rows that do not divide into minibatches, nor under pmap over the devices."""
+    train, method, devices = config.train, methods.method(config.method), ""
+    rows, parts = train.batch_size * method.prompt_rows(config), train.minibatches
+    if config.mesh.pmap:
+        parts, devices = parts * mesh.size, f" x {mesh.size} devices (mesh.pmap)"
+    if rows % parts:
+        several = method.prompt_rows(config) > 1
+        samples = f" x train.samples_per_prompt={train.samples_per_prompt}" if several else ""
         raise InputError(
-            f"train.batch_size={train.batch_size} must be a multiple of the {mesh.size} devices"
-        )
-    rows = train.batch_size * method.prompt_rows(config)
-    if rows % (train.minibatches * mesh.size):
-        raise InputError(
-            f"train.batch_size x samples is {rows} rows a step, which must be a multiple of "
-            f"train.minibatches={train.minibatches} x {mesh.size} devices"
+            f"train.batch_size={train.batch_size}{samples} is {rows} rows a step, which must be a "
+            f"multiple of train.minibatches={train.minibatches}{devices}"
         )
 
 
@@ -171,7 +170,7 @@ def _train(config: ConfigDict, folder: pathlib.Path, task: methods.Task, network
 
             # ---------------------------------------------------------- budget
             if at == first:
-                flops = step.flops(state, part, rates, learner=learner)
+                flops = step.update_flops(learner, state.params, batch, updates=train.minibatches)
             ledger.add(row, train_flops=flops * len(rows))
             done = ledger.progress(at + 1)
 

@@ -6,7 +6,6 @@ import numpy as np
 from vbon_jax.data import batching
 from vbon_jax.models import log_probs
 from vbon_jax.sampling import sampler
-from vbon_jax.training import sharding
 from vbon_jax.training.task import Task
 from vbon_jax.types import Array, Params, Responses, Sequences
 
@@ -32,8 +31,8 @@ def rollout(
         sampler.generate(
             task.model,
             params,
-            sharding.shard_rows(prompts, task.mesh),
-            sharding.shard_rows(sampler.prompt_keys(key, np.arange(len(index_b))), task.mesh),
+            prompts,
+            sampler.prompt_keys(key, np.arange(len(index_b))),
             num_samples=num_samples,
             sampling=task.sampling,
         )
@@ -66,7 +65,7 @@ def sequence_log_probs(task: Task, params: Params, sequences: Sequences) -> np.n
     log_probs_s = log_probs.sequence_log_probs(
         task.model,
         params,
-        sharding.shard_rows(sequences, task.mesh),
+        sequences,
         new_tokens=task.sampling.max_new_tokens,
         temperature=task.sampling.temperature,
     )

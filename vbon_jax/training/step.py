@@ -4,6 +4,7 @@
 so, by pmap over the local devices.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable
@@ -11,12 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from vbon_jax.models import lora
-from vbon_jax.training import optimizer, sharding
+from vbon_jax.models import flops, lora, sharding
+from vbon_jax.training import optimizer
 from vbon_jax.training.optimizer import Rates
 from vbon_jax.types import Array, Mean, Params
 
@@ -118,7 +120,7 @@ def compiled(learner: Learner) -> Callable:
     """`train_step` of a learner as a compiled `(state, batch, rates) -> (state, metrics)`.
 
     The jitted one takes the state's memory for its result. Under `pmap` the state is the same on
-    every device, and the first axis of the batch's arrays is the device (`sharding.split_rows`).
+    every device, and the first axis of a batch's arrays is the device: `sharding.rows_by_device`.
     """
     if learner.pmap:
         body = functools.partial(train_step, learner=learner, axis_name="batch")
@@ -131,7 +133,30 @@ def update(state: TrainState, batch, rates: Rates, *, learner: Learner):
     return compiled(learner)(state, batch, rates)
 
 
-def flops(state: TrainState, batch, rates: Rates, *, learner: Learner) -> float:
-    """FLOPs of an update on all devices, as XLA counts them: the body of a loop once."""
-    program = compiled(learner).lower(state, batch, rates).compile()
-    return program.cost_analysis()["flops"] * (1 if learner.mesh is None else learner.mesh.size)
+def update_flops(learner: Learner, params: Params, batch, *, updates: int) -> float:
+    """FLOPs of one of the `updates` that share the rows of a batch: `models.flops.update`.
+
+    Each array of token ids in the batch, [rows, T], is read once, in one pass with all of its
+    width. Logits are made for the new tokens of a response, or for all tokens that have one before.
+    """
+    names = optimizer.parameter_names(params)
+    leaves, mask = map(
+        jax.tree.leaves, (params, optimizer.trainable_mask(params, learner.trainable))
+    )
+    shapes, trained = {}, set()
+    for name, leaf, moves in zip(names, leaves, mask, strict=True):
+        root, _, rest = name.partition("/")
+        if root != "value":
+            shapes[rest] = np.shape(leaf)
+            trained |= {rest} if moves else set()
+    rows = collections.Counter()
+    for leaf in jax.tree.leaves(batch):
+        if leaf.ndim == 2 and np.issubdtype(leaf.dtype, np.integer):
+            rows[leaf.shape[1]] += len(leaf) // updates
+    new_tokens = learner.constants.get("sampling", {}).get("max_new_tokens")
+    return sum(
+        flops.update(
+            learner.model, shapes, trained, flops.Rows(count, width, new_tokens or width - 1)
+        )
+        for width, count in rows.items()
+    )

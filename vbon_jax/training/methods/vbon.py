@@ -24,7 +24,7 @@ from ml_collections import FrozenConfigDict
 from vbon_jax.config import constants
 from vbon_jax.functional import advantages, bon, cdf, logprobs, objectives
 from vbon_jax.models import decoder
-from vbon_jax.training import rollouts, sharding, value_head
+from vbon_jax.training import rollouts, value_head
 from vbon_jax.training.step import TrainState
 from vbon_jax.training.task import RESPONSES, Task, token_log_probs
 from vbon_jax.types import Array, InputError, Params, Sequences
@@ -97,8 +97,8 @@ def batch(task: Task, state: TrainState, step: int, key: Array, *, transform=tra
         with_advantages(
             state.params,
             task.reference_params,
-            sharding.shard_rows(rollouts.sequences(task, responses), task.mesh),
-            sharding.shard_rows(score.reshape(-1).astype(np.float32), task.mesh),
+            rollouts.sequences(task, responses),
+            score.reshape(-1).astype(np.float32),
             np.float32(reward_weight),
             np.float32(kl_weight),
             model=task.model,
@@ -145,10 +145,15 @@ def with_advantages(
     rewards_sg = advantages.shaped_rewards(score_s, log_probs_sg, reference_sg, mask_sg, **weights)
     log_ratio_s = logprobs.sequence_log_probs(log_probs_sg - reference_sg, mask_sg)
     if constants.gradient != "ppo":
-        compare = {"rloo": advantages.rloo, "grpo": advantages.group_normalised}
-        return_bn = rewards_sg.sum(axis=1).reshape(-1, constants.train.samples_per_prompt)
-        advantage_s = compare[constants.gradient](return_bn).reshape(-1, 1)
-        return PPOBatch(sequences, log_probs_sg, jnp.where(mask_sg, advantage_s, 0.0)), log_ratio_s
+        groups = -1, constants.train.samples_per_prompt
+        return_bn = rewards_sg.sum(axis=1).reshape(groups)
+        if constants.gradient == "rloo":
+            advantage_bn = advantages.rloo(return_bn)
+        else:
+            penalty_bn = (kl_weight * log_ratio_s).reshape(groups)
+            advantage_bn = advantages.group_normalised(return_bn, penalty_bn)
+        advantages_sg = jnp.where(mask_sg, advantage_bn.reshape(-1, 1), 0.0)
+        return PPOBatch(sequences, log_probs_sg, advantages_sg), log_ratio_s
     ppo = constants.ppo
     values_sg = jnp.where(mask_sg, decoder.values(params["value"], hidden_sgd), 0.0)
     advantages_sg, returns_sg = advantages.gae(
