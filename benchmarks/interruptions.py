@@ -73,7 +73,7 @@ def get_config():
         config.references.samples_per_prompt, config.references.prompts_per_shard = 4, 4
         config.n = 2.0
         config.train.steps, config.train.checkpoint_every = 6, 2
-        config.train.batch_size, config.train.samples_per_prompt = 4, 2
+        config.train.batch_size = 4
         config.train.epochs = config.train.minibatches = 1
         config.evaluation.samples_per_prompt, config.evaluation.resamples = 2, 100
     return config.lock()
