@@ -10,6 +10,7 @@ import pytest
 
 from tests import fake_models
 from tests.tiny_config import ROOT, overrides, program, refuse, succeed
+from vbon_jax.report import style
 
 pytestmark = pytest.mark.slow
 WRITERS = ("train", "collect", "compare", "evaluate", "report", "llm_judge", "cdf_study", "exact")
@@ -91,7 +92,8 @@ def test_a_place_that_turns_read_only_is_seen_before_compute(tiny, tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 100])
 def test_a_full_disk_is_one_line_and_the_same_command_continues(tiny, tmp_path, limit):
-    arguments = ["--workdir", tmp_path, *overrides(tiny, train__checkpoint_every=1)]
+    sizes = {"train__checkpoint_every": 1, "method": "bon_sft", "n": 2}
+    arguments = ["--workdir", tmp_path, *overrides(tiny, **sizes)]
     check_line(own_process("train", *arguments, limit=limit), "cannot be written")
     if limit:  # the caches fit, the first checkpoint does not
         assert (tmp_path / "references").exists()
@@ -129,7 +131,6 @@ def test_threads_of_a_save_that_failed_are_not_waited_for(tmp_path):
     [
         ("JAX_PLATFORMS", "nonsense", "nonsense"),
         ("JAX_PLATFORMS", "cuda", "JAX_PLATFORMS=cuda"),
-        ("JAX_PLATFORM_NAME", "nonsense", "nonsense"),
         ("JAX_DEFAULT_MATMUL_PRECISION", "nonsense", "jax_default_matmul_precision"),
         ("JAX_ENABLE_X64", "maybe", "JAX_ENABLE_X64"),
         ("JAX_NUM_CPU_DEVICES", "many", "jax_num_cpu_devices"),
@@ -141,23 +142,27 @@ def test_what_jax_cannot_start_with_is_one_line(tmp_path, name, value, words):
     assert not (tmp_path / "x").exists()
 
 
+PAGE = """
+import pathlib, sys
+from vbon_jax.report import outputs, style
+style.save = lambda *given, **options: None  # figures take long, and no text is read for them
+outputs.write(pathlib.Path(sys.argv[1]))
+"""
+
+
 def test_text_is_utf8_in_a_c_locale(tiny, tmp_path):
-    """Rows, a prompt on the command line, and a page whose labels are not ASCII."""
+    """Rows, and a page of responses that are not ASCII in a folder that is not either."""
     rows, scored = tmp_path / "rows.jsonl", tmp_path / "scored.jsonl"
     rows.write_text('{"prompt": "the plöt", "response": " is göod"}\n', encoding="utf-8")
-    work = fake_models.write_work(
-        tmp_path / "wörk", [{"method": "vbon", "n": 2.0, "seed": 0}], prompts=4, text=" göod"
-    )
-    model = f"--model={tiny / 'policy'}"
+    cells = [{"method": "vbon", "n": 2.0, "seed": 0}]
+    work = fake_models.write_work(tmp_path / "wörk", cells, prompts=4, text=" göod")
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    for name, *arguments in (
-        ("score", model, f"--input={rows}", f"--output={scored}"),
-        ("generate", model, "--prompt=the plöt", "--max_new_tokens=2"),
-        ("report", f"--workdir={work}"),
-    ):
-        done = own_process(name, *arguments, **locale)
-        assert done.returncode == 0, done.stderr.decode()
+    given = [f"--model={tiny / 'policy'}", f"--input={rows}", f"--output={scored}"]
+    done = own_process("score", *given, **locale)
+    assert done.returncode == 0, done.stderr.decode()
     assert json.loads(scored.read_text("utf-8"))["prompt"] == "the plöt"
+    environment = os.environ | locale
+    subprocess.run([sys.executable, "-c", PAGE, work], cwd=ROOT, env=environment, check=True)
     assert "göod" in (work / "report.html").read_text("utf-8")
 
 
@@ -241,7 +246,8 @@ def numbers(workdir) -> list[dict]:
     return [{name: cell for name, cell in row.items() if name != "seconds"} for row in rows]
 
 
-def test_files_of_an_evaluation_that_are_damaged_are_made_again(tiny, tmp_path):
+def test_files_of_an_evaluation_that_are_damaged_are_made_again(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "save", lambda *given, **options: None)
     succeed("compare", "--workdir", tmp_path, *overrides(tiny, methods="vbon"))
     results = numbers(tmp_path)
     evaluation = tmp_path / "runs" / "vbon-n2-s0" / "evaluation"
