@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from absl import app, flags
 
 from vbon_jax import files, interrupts
+from vbon_jax.data import toy_reviews
 from vbon_jax.training import checkpoints
 
 KNOWN_FLAGS = set(flags.FLAGS)  # before those of a program
@@ -51,7 +52,7 @@ from vbon_jax.config import defaults
 def get_config():
     config = defaults()
     with config.unlocked():
-        config.data.train, config.data.eval = "toy_reviews:train", "toy_reviews:eval"
+        config.data.train = config.data.eval = REVIEWS
         config.data.train_limit, config.data.eval_limit = 12, 6
         supervised = {"steps": 4, "batch_size": 4, "text_tokens": 24, "epochs": 1, "minibatches": 1}
         supervised |= {"checkpoint_every": 2, "learning_rate": 1e-3}
@@ -59,14 +60,14 @@ def get_config():
             "network": {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2,
                         "n_positions": 48, "initializer_range": 0.5},
             "vocab_size": 300, "method": "sft", "train": supervised,
-            "data": {"train": "toy_reviews:train", "over_long": "truncate"},
+            "data": {"train": REVIEWS, "over_long": "truncate"},
         }
         config.stages.reward = {
             "network": {"model_type": "distilbert", "dim": 16, "n_layers": 1, "n_heads": 2,
                         "hidden_dim": 32, "max_position_embeddings": 64,
                         "id2label": {"0": "NEGATIVE", "1": "POSITIVE"}},
             "vocab_size": 300, "method": "reward_model", "train": supervised,
-            "data": {"train": "toy_reviews:beginnings", "over_long": "truncate"},
+            "data": {"train": REVIEWS, "over_long": "truncate"},
         }
         config.policy.path, config.reward.path = "stage:policy", "stage:reward"
         config.sampling.max_new_tokens = 5
@@ -259,7 +260,12 @@ def place() -> Iterator[Place]:
     """A folder for trials, with their recipe."""
     with tempfile.TemporaryDirectory() as folder:
         made = Place(pathlib.Path(folder))
-        made.recipe.write_text(RECIPE, encoding="utf-8")
+        reviews = toy_reviews.generate(80, seed=0)
+        for name, part in (("train", reviews[:60]), ("test", reviews[60:])):
+            files.write_jsonl(
+                made.root / "reviews" / f"{name}.jsonl", [review._asdict() for review in part]
+            )
+        made.recipe.write_text(f"REVIEWS = {str(made.root / 'reviews')!r}\n{RECIPE}", "utf-8")
         yield made
 
 
