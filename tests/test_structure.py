@@ -61,7 +61,7 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "exact": 1190,
     "experiments": 550,
     "configs": 480,
-    "tests": 16_080,
+    "tests": 16_090,
 }
 
 
