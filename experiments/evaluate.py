@@ -7,13 +7,12 @@ over prompts; then the numbers of each of `config.judges`. It is the run that `m
 finished is refused. A finished evaluation is not repeated.
 """
 
-import json
 import pathlib
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from vbon_jax import cli
+from vbon_jax import cli, files
 from vbon_jax.study import caches, check, evaluate, materials, plan, stages, train
 
 
@@ -31,7 +30,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, *, every: bool) -> None:
     standards = evaluate.load_standards(shared)  # scores the held-out cache by each judge
     for run in runs:
         for row in evaluate.evaluate(run, shared, standards):
-            print(json.dumps({key: value for key, value in row.items() if value is not None}))
+            print(files.dumps({key: value for key, value in row.items() if value is not None}))
 
 
 if __name__ == "__main__":

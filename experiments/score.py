@@ -25,7 +25,7 @@ def main() -> None:
     tokenizer = model_folder.load_tokenizer(MODEL.value)
     ends = response_ids.response_ends(checkpoint, tokenizer, MODEL.value)
     pairs = scoring.encode(table, tokenizer, ends, longest=checkpoint.config.max_positions)
-    scored = scoring.score(checkpoint, pairs, batch=BATCH.value)
+    scored = scoring.score(checkpoint, pairs, batch=BATCH.value, source=MODEL.value)
     results = zip(table.rows, scored, strict=True)
     files.write_jsonl(
         OUTPUT.value,

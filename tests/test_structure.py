@@ -44,24 +44,24 @@ BELOW = {
 }
 LINES = {  # of Python in each room: a budget is raised on purpose, never by the way
     "types": 85,
-    "files": 460,
+    "files": 470,
     "interrupts": 100,
     "environment": 30,
     "config": 570,
     "cli": 275,
     "functional": 1205,
-    "models": 3205,
-    "data": 2160,
-    "sampling": 1670,
+    "models": 3235,
+    "data": 2175,
+    "sampling": 1675,
     "training": 2200,
-    "evaluation": 1680,
+    "evaluation": 1685,
     "workdir": 460,
-    "study": 1660,
+    "study": 1675,
     "report": 1560,
     "exact": 1190,
-    "experiments": 550,
+    "experiments": 560,
     "configs": 480,
-    "tests": 16_090,
+    "tests": 16_560,
 }
 
 
@@ -170,8 +170,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 19_400
-    assert code <= 13_060
+    assert whole <= 19_510
+    assert code <= 13_125
     assert documented >= 2_200
 
 

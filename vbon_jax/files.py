@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import pathlib
 import re
@@ -114,14 +115,34 @@ def write_text(path: str | pathlib.Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "replace"))
 
 
+def dumps(value: Any, **options: Any) -> str:
+    """JSON of a value, as all that is written here: null where a number is not finite.
+
+    NaN is no JSON, and half of what reads JSON lines refuses a file for it.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, default=list, **options)
+    except ValueError:
+        return json.dumps(_finite(value), default=list, **options)
+
+
+def _finite(value: Any) -> Any:
+    """A value without NaN and infinities, which become None."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_finite, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: str | pathlib.Path, value: Any) -> None:
     """`write_bytes` of indented JSON; tuples become lists."""
-    write_text(path, json.dumps(value, indent=2, default=list) + "\n")
+    write_text(path, dumps(value, indent=2) + "\n")
 
 
 def write_jsonl(path: str | pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """`write_bytes` of JSON lines, one a row."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_csv(

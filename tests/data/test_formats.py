@@ -50,6 +50,14 @@ def answer(text) -> list[dict]:
 # Texts and prompts --------------------------------------------------------------------------------
 
 
+def test_a_template_that_writes_the_date_gives_the_same_prompts_on_any_day(tokenizer, monkeypatch):
+    """As Llama 3.2's does: with a clock a cache of yesterday's prompts was another's."""
+    template = "{{ strftime_now('%d %b %Y') }}: {% for m in messages %}{{ m.content }}{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    prompts = formats.prompts(table({"p": say("hi")}), name="p", tokenizer=tokenizer)
+    assert prompts == ["26 Jul 2024: hi"]
+
+
 def test_prompts_and_texts_are_texts_or_conversations(tokenizer):
     mixed = table({"p": "plain"}, {"p": say("hi", "yes?", " what ")})
     bos = tokenizer.bos_token or ""

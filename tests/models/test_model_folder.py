@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.cases import model_folders as cases
 from tests.families import network
 from tests.tiny_config import check_refusal
 from vbon_jax.models.huggingface import model_folder, safe_files
@@ -280,6 +281,67 @@ def test_weights_that_do_not_fit(folder, name, tensor, words):
     added = {} if tensor is None else {name: tensor}
     edit_weights(folder, lambda t: {k: v for k, v in t.items() if k != name} | added)
     check_load(folder, str(folder), *words.split(" | "))
+
+
+@pytest.mark.parametrize("name", cases.WEIGHTS)
+def test_weights_that_are_no_numbers_or_have_other_names(folder, name):
+    change, words = cases.WEIGHTS[name]
+    edit_weights(folder, change)
+    check_load(folder, str(folder), *words.split(" | "))
+
+
+@pytest.mark.parametrize("name", cases.COMPLETE)
+def test_complete_models_are_loaded(folder, name):
+    """As transformers does."""
+    import transformers
+
+    edit_weights(folder, cases.COMPLETE[name])
+    params = model_folder.load(folder).params
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    embedding = model.transformer.wte.weight.detach().numpy()
+    np.testing.assert_array_equal(params["tokens"]["embedding"], embedding)
+    np.testing.assert_array_equal(params["tokens"]["embedding"], GPT2.params["tokens"]["embedding"])
+
+
+@pytest.mark.parametrize("name", cases.FIELDS)
+def test_fields_that_no_network_honours(folder, name):
+    fields, words = cases.FIELDS[name]
+    edit(folder, **fields)
+    (folder / "generation_config.json").unlink()
+    words = [str(folder / "config.json"), *words.split(" | ")]
+    check_refusal(lambda: model_folder.read_config(folder), *words)  # before weights are read
+
+
+def test_ids_of_the_generation_config(folder):
+    edit(folder, "generation_config.json", eos_token_id=[3, 99])
+    check_load(folder, "generation_config.json: eos_token_id = [3, 99]", "23 tokens")
+    edit(folder, "generation_config.json", eos_token_id=3, pad_token_id=-1)
+    assert model_folder.load(folder).eos_token_ids == (3,)
+
+
+@pytest.mark.parametrize("name", cases.FILES)
+def test_what_lies_beside_a_model(folder, name):
+    (folder / name).write_text("{}")
+    check_load(folder, str(folder), *cases.FILES[name].split(" | "))
+    if name.startswith("adapter"):
+        (folder / "config.json").unlink()
+        check_load(folder, str(folder / name), "an adapter")
+
+
+def test_heads_that_are_turned_in_part(tmp_path):
+    """transformers ignores the field, and other programs apply it."""
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes |= {"vocab_size": 23, "num_hidden_layers": 1, "intermediate_size": 8}
+    for family in ("llama", "mistral", "qwen2", "qwen3"):
+        words = ("config.json", "partial_rotary_factor", "turns whole heads")
+        settings = sizes | {"model_type": family, "max_position_embeddings": 32}
+        for given in ({"partial_rotary_factor": 0.5},
+                      {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5,
+                                           "rope_type": "default"}}):  # fmt: skip
+            (tmp_path / "config.json").write_text(json.dumps(settings | given))
+            check_refusal(lambda: model_folder.read_config(tmp_path), *words)
+        (tmp_path / "config.json").write_text(json.dumps(settings | {"partial_rotary_factor": 1.0}))
+        assert model_folder.read_config(tmp_path).rope.fraction == 1
 
 
 def test_folders_that_hold_no_model(folder, tmp_path):

@@ -333,3 +333,19 @@ def test_the_flags_are_the_keys_of_the_configuration(tiny):
         assert (done.returncode, done.stdout) == (2, "")
         assert len(done.stderr.strip().splitlines()) == 1
         assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.json", '[{"prompt": "a"}, {"prompt": "b"}]'),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b"}\n'),
+        ("p.csv", "prompt,id\na,1\nb,2\n"),
+        ("p.txt", "a\nb\n"),
+    ],
+)
+def test_a_file_of_rows_is_read_as_rows(tmp_path, name, content):
+    """The lines of a JSON file, '[' and ' {', were the prompts."""
+    (tmp_path / name).write_text(content)
+    table = generation.read_prompts(ConfigDict({"prompt": (), "input": str(tmp_path / name)}))
+    assert [row["prompt"] for row in table.rows] == ["a", "b"]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.tiny_config import check_refusal
 from vbon_jax.config import defaults
-from vbon_jax.data import prompt_sets, tokenizers, toy_reviews
+from vbon_jax.data import prompt_sets, reward_inputs, tokenizers, toy_reviews
 from vbon_jax.models import classifier, encoder
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards
@@ -159,6 +160,29 @@ def test_labels_are_given_by_name_or_number(folder, texts):
     for label in ("GOOD", 3, "-1", -1, ""):
         with pytest.raises(InputError, match=r"no label .*one of: 0 bad, 1 so-so, 2 good"):
             rewards.classifier(folder, label=label)
+
+
+@pytest.mark.parametrize(
+    ("label", "labels", "expected"),
+    [
+        ("good", ("bad", "good"), 1),
+        (0, ("bad", "good"), 0),
+        ("1", ("0", "1"), 1),  # name and number are the same one
+        (1, ("good", "good"), 1),
+        ("good", ("good", "good"), "more than one of the labels 0 good, 1 good; choose by number"),
+        (1, ("1", "0"), "more than one of the labels 0 1, 1 0"),  # a name or a number
+        ("fine", ("bad", "good"), "no label 'fine'; choose one of: 0 bad, 1 good"),
+        (2, ("bad", "good"), "no label 2"),
+    ],
+)
+def test_a_label_is_one_of_the_labels(label, labels, expected):
+    def choose():
+        return reward_inputs.label_index("folder", label, labels)
+
+    if isinstance(expected, int):
+        assert choose() == expected
+    else:
+        check_refusal(choose, "folder", expected)
 
 
 @pytest.mark.slow

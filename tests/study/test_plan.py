@@ -46,7 +46,9 @@ def test_a_run_s_configuration_is_its_own_and_frozen(tmp_path):
     config = configuration({"method": "kl_rl", "gradient": "rloo"})
     config.policy.path = "stage:sft"
     (run,) = plan.plan(config, tmp_path)
-    assert run.config.policy.path == str(tmp_path / "stages" / "sft" / "model")
+    assert run.config.policy.path == "../../stages/sft/model"  # wherever the directory is moved
+    folder = plan.recorded_folder(run.config.policy.path, run.folder)
+    assert folder == str(tmp_path / "stages" / "sft" / "model")
     assert config.policy.path == "stage:sft"
     assert run.label == "kl_rl (rloo)"
     assert not run.config.cells

@@ -8,6 +8,7 @@ template renders it: a prompt ends where the answer begins, and an answer is one
 assistant, up to the token with which the template ends it (`response_ids` puts the EOS there).
 """
 
+import datetime
 import functools
 import itertools
 import re
@@ -23,6 +24,10 @@ from vbon_jax.types import InputError
 Messages = list[dict[str, str]]
 _KEYS = ("role", "content")  # of a message
 _KNOWN = "content-of-the-last-message"
+# What a template that writes today's date (Llama 3.2's) writes, so that prompts are the same on any
+# day: the date of those templates for renderers without a clock.
+DAY = datetime.datetime(2024, 7, 26)
+TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 MOST_CLASSES = 1000  # of a head that is made for the labels of rows
 ASSISTANT = "\n\nAssistant:"  # ends a prompt in the dialogues of Anthropic's HH data
 TURN = re.compile("\n\n(Human|Assistant):")  # begins a turn in them
@@ -324,13 +329,25 @@ def render(tokenizer: Any, messages: Messages, where: str, *, answer: bool) -> s
             "a policy whose tokenizer has one, or give plain texts"
         )
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=answer,
+            chat_template=_without_clock(tokenizer.chat_template),
+        )
     except Exception as error:  # a template may raise anything
         reason = " ".join(str(error).split())
         raise InputError(
             f"{where}: the chat template of {tokenizer.name_or_path} refuses the messages "
             f"({reason}); correct the row"
         ) from error
+
+
+def _without_clock(template: Any) -> Any:
+    """A template that writes the DAY where it would write today's date."""
+    if not isinstance(template, str):
+        return None  # several by name: the default one
+    return TODAY.sub(lambda match: repr(DAY.strftime(match[2])), template)
 
 
 class TemplateEnd(NamedTuple):

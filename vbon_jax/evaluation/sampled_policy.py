@@ -15,6 +15,8 @@ from vbon_jax.models import decoder, log_probs, sharding
 from vbon_jax.sampling import sampler
 from vbon_jax.types import Array, InputError, Params, Sequences
 
+POLICY = "the policy that is evaluated"  # in errors
+
 
 @functools.partial(jax.jit, static_argnames=("config", "new_tokens", "greedy"))
 def _score(config, networks, sequences, temperatures, *, new_tokens, greedy):
@@ -144,7 +146,7 @@ def _measure(
     responses = sampler.generate(
         config, params, prompts, keys, num_samples=options.num_samples, sampling=sampling
     )
-    responses = jax.device_get(responses)._replace(prompt_index_b=rows)
+    responses = log_probs.on_host(responses, POLICY)._replace(prompt_index_b=rows)
     width = prompts.tokens_bp.shape[1] + sampling.max_new_tokens
     measured = score_sequences(
         config,
@@ -156,4 +158,5 @@ def _measure(
         reference_temperature=options.reference_temperature,
     )
     shape = responses.lengths_bn.shape
-    return MeasuredResponses(responses, *(np.asarray(each_s).reshape(shape) for each_s in measured))
+    measured = log_probs.on_host(measured, f"{POLICY}, or its reference,")
+    return MeasuredResponses(responses, *(each_s.reshape(shape) for each_s in measured))

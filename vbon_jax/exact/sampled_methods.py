@@ -6,7 +6,6 @@ Only the task is made by hand: the prompts, a cache of M samples, and a reward t
 import pathlib
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -15,7 +14,7 @@ from vbon_jax.exact import enumeration
 from vbon_jax.exact.enumeration import Law, Space
 from vbon_jax.exact.gradients import Setting
 from vbon_jax.functional import streams
-from vbon_jax.models import sharding
+from vbon_jax.models import log_probs, sharding
 from vbon_jax.sampling import sampler, scoring
 from vbon_jax.study import plan
 from vbon_jax.training import loop, methods
@@ -59,7 +58,7 @@ def make_task(config: FrozenConfigDict, setting: Setting, law: Law) -> methods.T
         setting.model,
         setting.params,
         padded,
-        jax.device_get(sampled),
+        log_probs.on_host(sampled, "the reference policy"),
         temperature=sampling.temperature,
     )
     score = _look_up(setting.space, law)

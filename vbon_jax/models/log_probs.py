@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vbon_jax.functional import logprobs
 from vbon_jax.models import decoder, sharding
 from vbon_jax.models.decoder import DecoderConfig
-from vbon_jax.types import Array, Params, Sequences
+from vbon_jax.types import Array, InputError, Params, Sequences
 
 LOGIT_BYTES = 2**28  # of the float32 logits that exist at once on a device
 
@@ -25,6 +26,24 @@ class Network(NamedTuple):
     params: Params
     hidden_std: Array
     temperature: float | Array = 1.0
+
+
+def on_host(results: Any, network: str) -> Any:
+    """What a network computed, a tree of arrays, as numpy arrays.
+
+    Raises InputError, beginning with `network` (its folder, or what it is), where a number is not
+    finite. All log-probabilities that are sampled or scored come to the host by this function.
+    """
+    results = jax.device_get(results)
+    for values in jax.tree.leaves(results):
+        bad = ~np.isfinite(values)  # whole numbers all are
+        if bad.any():
+            raise InputError(
+                f"{network}: {bad.sum()} of {bad.size} numbers that it gives are not finite (the "
+                f"first in row {np.argwhere(bad)[0][0]}): it overflows, or its training diverged; "
+                "take float32, an earlier checkpoint, or a smaller train.learning_rate"
+            )
+    return results
 
 
 def response_tokens(sequences: Sequences, *, new_tokens: int) -> tuple[Array, Array]:

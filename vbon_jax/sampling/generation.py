@@ -5,7 +5,6 @@ shown on a terminal has its control characters written out.
 """
 
 import contextlib
-import json
 import operator
 import re
 import sys
@@ -22,7 +21,7 @@ from vbon_jax.config import Key
 from vbon_jax.data import batching, formats, response_ids, sources, token_ids
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.functional import streams
-from vbon_jax.models import sharding
+from vbon_jax.models import log_probs, sharding
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
 from vbon_jax.types import InputError, Responses
@@ -187,7 +186,7 @@ def generate(generator: Generator, prompts: PromptSet) -> Iterator[list[dict[str
             num_samples=generator.num_samples,
             sampling=generator.sampling,
         )
-        responses = jax.device_get(responses._replace(prompt_index_b=places))
+        responses = log_probs.on_host(responses._replace(prompt_index_b=places), options.model)
         yield from _best(
             generator, prompts, jax.tree.map(operator.itemgetter(slice(count)), responses)
         )
@@ -260,7 +259,7 @@ def _write(generator: Generator, prompts: PromptSet, file: TextIO | None) -> Non
             sys.stdout.flush()
         else:
             with files.writing(file.name):
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+                file.writelines(files.dumps(row) + "\n" for row in rows)
                 file.flush()
 
 

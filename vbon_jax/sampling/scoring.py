@@ -11,7 +11,7 @@ from vbon_jax.data.token_ids import Ids
 from vbon_jax.models import sharding
 from vbon_jax.models.decoder import DecoderConfig
 from vbon_jax.models.huggingface import model_folder
-from vbon_jax.models.log_probs import response_log_probs
+from vbon_jax.models.log_probs import on_host, response_log_probs
 from vbon_jax.types import InputError, Params, Prompts, Responses, Sequences
 
 
@@ -42,28 +42,33 @@ def encode(
     return pairs
 
 
-def score(checkpoint: model_folder.Checkpoint, pairs, *, batch: int) -> list[list[float]]:
-    """log pi(token) of each response's tokens, in the order of `pairs` of token ids; nats."""
+def score(
+    checkpoint: model_folder.Checkpoint, pairs, *, batch: int, source: str = "the model"
+) -> list[list[float]]:
+    """log pi(token) of each response's tokens, in the order of `pairs` of token ids; nats.
+
+    Raises InputError, beginning with `source`, where one is not finite.
+    """
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     scored: list[list[float]] = [[] for _ in pairs]
     params = sharding.on_all_devices(checkpoint.params)
-    progress = tqdm.tqdm(total=len(pairs), unit="row", desc="score")
-    for places, count in batching.filled_batches(len(order), batch):
-        chosen = [order[place] for place in places]
-        joined = [[*pairs[i][0], *pairs[i][1]] for i in chosen]
-        whole = batching.pad_prompts(joined, longest=checkpoint.config.max_positions)
-        prompt_lengths = np.asarray([len(pairs[i][0]) for i in chosen], np.int32)
-        log_probs_sg, _, _ = response_log_probs(
-            checkpoint.config,
-            params,
-            Sequences(whole.tokens_bp, prompt_lengths, whole.lengths_b),
-            new_tokens=batching.bucket_length(max(len(pairs[i][1]) for i in chosen)),
-            temperature=1.0,
-        )
-        for row, i in zip(np.asarray(log_probs_sg)[:count], chosen, strict=False):
-            scored[i] = row[: len(pairs[i][1])].tolist()
-        progress.update(count)
-    progress.close()
+    with tqdm.tqdm(total=len(pairs), unit="row", desc="score") as progress:
+        for places, count in batching.filled_batches(len(order), batch):
+            chosen = [order[place] for place in places]
+            joined = [[*pairs[i][0], *pairs[i][1]] for i in chosen]
+            whole = batching.pad_prompts(joined, longest=checkpoint.config.max_positions)
+            prompt_lengths = np.asarray([len(pairs[i][0]) for i in chosen], np.int32)
+            log_probs_sg, _, _ = response_log_probs(
+                checkpoint.config,
+                params,
+                Sequences(whole.tokens_bp, prompt_lengths, whole.lengths_b),
+                new_tokens=batching.bucket_length(max(len(pairs[i][1]) for i in chosen)),
+                temperature=1.0,
+            )
+            scored_sg = on_host(log_probs_sg, source)[:count]
+            for row, i in zip(scored_sg, chosen, strict=False):
+                scored[i] = row[: len(pairs[i][1])].tolist()
+            progress.update(count)
     return scored
 
 
@@ -88,4 +93,5 @@ def with_log_probs(
         new_tokens=shape[-1],
         temperature=temperature,
     )
-    return responses._replace(log_probs_bng=np.asarray(log_probs_sg).reshape(shape))
+    log_probs_sg = on_host(log_probs_sg, "the reference policy")
+    return responses._replace(log_probs_bng=log_probs_sg.reshape(shape))

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vbon_jax.data import batching, prompt_sets
 from vbon_jax.functional import streams
-from vbon_jax.models import sharding
+from vbon_jax.models import log_probs, sharding
 from vbon_jax.sampling import reference_cache, sampler, scoring
 from vbon_jax.study.materials import Materials
 from vbon_jax.study.plan import Run
@@ -166,7 +166,7 @@ def _in_batches(
             chosen = np.asarray(prompt_ids)[rows]
             padded = batching.pad_prompts([prompts.token_ids[i] for i in chosen], width=width)
             batch = jax.tree.map(operator.itemgetter(rows), trees)
-            part = jax.device_get(function(chosen, padded, *batch))
+            part = log_probs.on_host(function(chosen, padded, *batch), materials.models.policy)
             parts.append(jax.tree.map(operator.itemgetter(slice(count)), part))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 

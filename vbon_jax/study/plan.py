@@ -28,6 +28,7 @@ from vbon_jax.training import loop, methods
 from vbon_jax.types import InputError, naming
 from vbon_jax.workdir.run import Record
 
+UP = pathlib.Path("..", "..")  # from a run's folder to its working directory
 NAME_LIMIT = 100  # characters of a run's name
 REWARD_KEYS = [key for key in KEYS if key.name.startswith("reward.")]
 COORDINATES = ("method", "n", "seed")  # of a run; all runs have them
@@ -142,10 +143,22 @@ def _own_copy(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
 
 
 def model_folder(path: str, workdir: pathlib.Path) -> str:
-    """A model's folder as an absolute path, that of a stage included; a hub name as it is."""
+    """A model's folder as a run records it: absolute, that of a stage too; a hub name as it is.
+
+    Inside the working directory it is the way from the run's folder, so that all can be moved.
+    """
+    place = pathlib.Path(path).expanduser()
     if path.startswith(STAGE):
-        return str((workdir / "stages" / path.removeprefix(STAGE) / "model").resolve())
-    return str(pathlib.Path(path).resolve()) if path and pathlib.Path(path).exists() else path
+        place = workdir / "stages" / path.removeprefix(STAGE) / "model"
+    elif not path or not place.exists():
+        return path
+    place, root = place.resolve(), workdir.resolve()
+    return str(UP / place.relative_to(root) if place.is_relative_to(root) else place)
+
+
+def recorded_folder(path: str, run: pathlib.Path) -> str:
+    """The model's folder that `model_folder` recorded for the run in the folder `run`."""
+    return str((run.resolve() / path).resolve()) if path.startswith(f"{UP}/") else path
 
 
 def _overrides(config: ConfigDict, method: str) -> dict[str, Any]:

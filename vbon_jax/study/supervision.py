@@ -61,5 +61,6 @@ def _in_batches(function: Callable, model, params, rows, batch_size: int) -> np.
     parts = []
     for index_r, count in batching.filled_batches(len(rows[0]), batch_size):
         part = type(rows)(*(array[index_r] for array in rows))
-        parts.append(np.asarray(jitted(model, params, part))[:count])
+        values_rc = log_probs.on_host(jitted(model, params, part), "the trained network")
+        parts.append(values_rc[:count])
     return np.concatenate(parts)

@@ -5,7 +5,6 @@ clock or on where a run was interrupted: it is the same file, bit for bit, howev
 was killed. Seconds and compilation counts are in `timing.jsonl`.
 """
 
-import json
 import os
 import pathlib
 import time
@@ -59,7 +58,7 @@ class RunLog:
             for stem, values in (("metrics", metrics), ("timing", timing)):
                 row = {"step": step, **values}
                 self.rows[stem].append(row)
-                self.files[stem].write(json.dumps(row, ensure_ascii=False) + "\n")
+                self.files[stem].write(files.dumps(row, ensure_ascii=False) + "\n")
                 self.board.write(step, values)
         if progress > 0:
             self.bar.total = max(step + 1, round((step + 1) / progress))

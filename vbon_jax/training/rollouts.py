@@ -1,6 +1,5 @@
 """Responses sampled inside a run: to the prompts of a step, with rewards."""
 
-import jax
 import numpy as np
 
 from vbon_jax.data import batching
@@ -27,7 +26,7 @@ def rollout(
     """
     prompt_ids = [task.prompts.token_ids[i] for i in index_b]
     prompts = batching.pad_prompts(prompt_ids, width=task.prompt_width)
-    responses = jax.device_get(
+    responses = log_probs.on_host(
         sampler.generate(
             task.model,
             params,
@@ -35,7 +34,8 @@ def rollout(
             sampler.prompt_keys(key, np.arange(len(index_b))),
             num_samples=num_samples,
             sampling=task.sampling,
-        )
+        ),
+        "the policy in training",
     )
     rewards = task.score(np.repeat(index_b, num_samples), responses.token_ids())
     return responses._replace(
@@ -69,4 +69,4 @@ def sequence_log_probs(task: Task, params: Params, sequences: Sequences) -> np.n
         new_tokens=task.sampling.max_new_tokens,
         temperature=task.sampling.temperature,
     )
-    return jax.device_get(log_probs_s)
+    return log_probs.on_host(log_probs_s, "a network of this run")

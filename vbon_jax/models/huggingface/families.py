@@ -121,6 +121,12 @@ class Fields(NamedTuple):
             "initializer_std": self.positive("initializer_range"),
         }
 
+    def causal_sizes(self) -> dict[str, Any]:
+        """`sizes` of a decoder; InputError where it is to read later tokens."""
+        if self.settings.get("is_causal") is False:
+            raise self.error("is_causal", "attention to later tokens is not supported; take it out")
+        return self.sizes()
+
     def rope(self, table: Any, *, partial: bool = False) -> Rope:
         """A table of rotary positions in transformers' form; `partial` where it may turn a part."""
         name = "rope_scaling" if self.settings.get("rope_scaling") else "rope_parameters"

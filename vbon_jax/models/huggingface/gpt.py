@@ -10,7 +10,7 @@ from vbon_jax.models.huggingface.families import Family, Fields, Tensor, dense, 
 
 def _read_gpt2(fields: Fields) -> DecoderConfig:
     fields.refuse("add_cross_attention", "cross-attention")
-    config, sizes = fields.config, fields.sizes()
+    config, sizes = fields.config, fields.causal_sizes()
     # reorder_and_upcast_attn needs no reading: it computes the same numbers in float32, as we do.
     return DecoderConfig(
         **sizes,
@@ -47,7 +47,7 @@ def _gpt2_tensors(config: DecoderConfig) -> Iterator[Tensor]:
 def _read_gpt_neox(fields: Fields) -> DecoderConfig:
     config = fields.config
     return DecoderConfig(
-        **fields.sizes(),
+        **fields.causal_sizes(),
         mlp_width=fields.size("intermediate_size"),
         activation=fields.activation("hidden_act"),
         attention_bias=config.attention_bias,

@@ -11,7 +11,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 def _read(fields: Fields, **differences: Any) -> DecoderConfig:
     """The config of a descendant of Llama, from its differences from Llama 2."""
-    config, sizes = fields.config, fields.sizes()
+    config, sizes = fields.config, fields.causal_sizes()
     queries, keys = sizes["num_heads"], fields.size("num_key_value_heads")
     if queries % keys:
         raise fields.error("num_key_value_heads", f"{queries} query heads are not a multiple of it")

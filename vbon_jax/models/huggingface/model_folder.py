@@ -82,7 +82,7 @@ def config_of(settings: Mapping[str, Any], *, labels: tuple[str, ...] = (), sour
     file = pathlib.Path(source)
     family, _ = _family(file, settings, "classifier" if labels else "decoder")
     config = family.read_config(read_fields(file, settings))
-    return dataclasses.replace(config, labels=labels) if labels else config
+    return dataclasses.replace(config, labels=_distinct(file, labels)) if labels else config
 
 
 def save(
@@ -194,12 +194,19 @@ def _labels(file: pathlib.Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
         in_order = [str(index) for index in range(len(names))]
         if set(names) == set(in_order):
             labels = tuple(str(names[index]) for index in in_order)
-            if numbers and any(
+            if isinstance(numbers, dict) and any(
                 labels[i] != n for n, i in numbers.items() if i in range(len(labels))
             ):
                 raise field_error(file, "label2id", numbers, "it contradicts id2label; correct one")
-            return labels
+            return _distinct(file, labels)
     raise field_error(file, "id2label", names, "give an object with a name for each of 0, 1, ...")
+
+
+def _distinct(file: pathlib.Path, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels; InputError where two have one name, by which a reward could not choose."""
+    if len(set(labels)) < len(labels):
+        raise field_error(file, "id2label", labels, "give each label a name of its own")
+    return labels
 
 
 def _token_fields(
