@@ -17,9 +17,9 @@ from vbon_jax.types import InputError
 
 logger = logging.getLogger(__name__)
 
-# What a response is encoded behind, the first that gives its text: nothing, a character that no
-# vocabulary merges with its neighbours, and two for vocabularies that lack it.
-ANCHORS = ("", "\ue000", "\n", "a")
+# What a response is encoded behind where it begins with a space if it is encoded alone: a character
+# that no vocabulary merges with its neighbours, and two for vocabularies that lack it.
+ANCHORS = ("\ue000", "\n", "a")
 
 
 class Ends(NamedTuple):
@@ -92,27 +92,25 @@ def encode_responses(
     wanted = [
         _space_behind(spaces, ids, text) + text for ids, text in zip(before, responses, strict=True)
     ]
-    rows: list[Ids | None] = [None] * len(wanted)
-    read_back = [""] * len(wanted)
-    starts = _decode(tokenizer, before)
-    left = list(range(len(wanted)))
-    for anchor in ANCHORS:
-        if not left:
-            break
+    attempts = [("", before), ("", prompts), *((anchor, before) for anchor in ANCHORS)]
+    found: dict[int, Ids] = {}
+    read_back = dict.fromkeys(range(len(wanted)), "")
+    for anchor, context in attempts:
+        left = [row for row in read_back if row not in found]
         (front, *encoded) = plain_ids(tokenizer, [anchor, *(anchor + wanted[row] for row in left)])
-        found = {
-            row: ids[len(front) :]
-            for row, ids in zip(left, encoded, strict=True)
-            if ids[: len(front)] == front
-        }
-        joined = _decode(tokenizer, [before[row] + ids for row, ids in found.items()])
-        for (row, ids), text in zip(found.items(), joined, strict=True):
-            read_back[row] = text.removeprefix(starts[row])
-            if text.startswith(starts[row]) and _same(spaces, read_back[row], wanted[row]):
-                rows[row] = ids
-        left = [row for row in left if rows[row] is None]
-    if left:
+        starts = _decode(tokenizer, [context[row] for row in left])
+        joined = _decode(
+            tokenizer,
+            [(*context[row], *ids[len(front) :]) for row, ids in zip(left, encoded, strict=True)],
+        )
+        for row, ids, start, text in zip(left, encoded, starts, joined, strict=True):
+            if ids[: len(front)] == front and text.startswith(start):
+                read_back[row] = text.removeprefix(start)
+                if _same(spaces, read_back[row], wanted[row]):
+                    found[row] = ids[len(front) :]
+    if left := [row for row in read_back if row not in found]:
         raise InputError(_changed(left, wanted, read_back, places))
+    rows = [found[row] for row in read_back]
     completed = [with_eos(ids, ends, place) for ids, place in zip(rows, places, strict=True)]
     return completed if ended else rows
 
@@ -158,7 +156,7 @@ def _spaces(tokenizer: Any) -> dict[int, tuple[str, str]]:
 def _space_behind(spaces: dict[int, tuple[str, str]], prompt: Ids, text: str) -> str:
     """The space that the tokenizer writes between a prompt's last token and a text."""
     _, space = spaces.get(prompt[-1], ("", "")) if prompt else ("", "")
-    if not space or not text or text[0].isspace():
+    if not space or not text or text[0] == " ":
         return ""
     return "" if text.startswith(tuple(name for name, _ in spaces.values())) else space
 
@@ -177,9 +175,7 @@ def _same(spaces: dict[int, tuple[str, str]], text: str, wanted: str) -> bool:
     return first == second
 
 
-def _changed(
-    rows: list[int], wanted: Sequence[str], read_back: Sequence[str], places: Sequence[str]
-) -> str:
+def _changed(rows: list[int], wanted: Sequence[str], read_back: Any, places: Sequence[str]) -> str:
     """The message for texts whose token ids decode to others."""
     text, other = wanted[rows[0]], read_back[rows[0]]
     at = len(os.path.commonprefix([text, other]))  # noqa: RUF071 (characters are what is meant)
