@@ -95,6 +95,7 @@ def test_a_tokenizer_without_a_template_is_named(tokenizer):
         (["hi"], r"line 2: field 'prompt': message 1 is not \{'role'"),
         ([{"role": "user", "content": None}], r"message 1 is not"),
         ([*say("hi"), {"role": "assistant"}], r"message 2 is not"),
+        (say("hi", "yes"), r"line 2: the prompt ends with a message of the assistant"),
     ],
 )
 def test_what_is_no_prompt(tokenizer, value, message):

@@ -112,6 +112,11 @@ def test_how_a_response_ended(read):
     del row["finished"]
     responses = read([row], ONE, samples_per_prompt=5).responses
     assert responses.finished_bn.tolist() == [[True, True, False, True, True]]
+    reasons = {"finish_reason": ["stop", "length", "stop", "stop", "stop"]}
+    responses = read([row | reasons], ONE, samples_per_prompt=5).responses
+    assert responses.finished_bn.tolist() == [[True, False, False, True, True]]
+    with pytest.raises(InputError, match=r"'finish_reason', place 1 is 'abort', not stop or len"):
+        read([row | {"finish_reason": ["abort"] * 5}], ONE, samples_per_prompt=5)
     row = {"prompt": "7", "responses": [" 1"]}
     responses = read([row], ONE, samples_per_prompt=1, ends=Ends(())).responses
     assert not responses.finished_bn.any() and responses.lengths_bn.tolist() == [[1]]
@@ -188,6 +193,7 @@ def test_a_response_that_is_too_long_is_refused_or_cut(read):
             r"line 2: response 1 has an end-of-text token before its end",
         ),
         ({"responses": ["", " 1"]}, r"line 2: a response without an end is empty; take it out"),
+        ({"responses": [" 1 9", " 1"]}, r"line 2: a response has an EOS and is not finished"),
         ({"finished": [True]}, r"line 2: field 'finished' has 1 values"),
         ({"finished": ["stop", True]}, r"'finished', place 1 is str, not bool"),
     ],

@@ -66,7 +66,7 @@ def texts(
     table: Table, *, name: str = "text", tokenizer: Any = None, end: bool = True
 ) -> list[str]:
     """One text a row: as it is, or a whole conversation, without its last `end` where that says."""
-    write = functools.partial(render, answer=False) if end else _to_the_end
+    write = render if end else _to_the_end
     return [_text(table, row, name, tokenizer, write) for row in range(len(table.rows))]
 
 
@@ -109,7 +109,7 @@ def prompts(
 
 def _prompt(table: Table, row: int, name: str, tokenizer: Any) -> str:
     """A text, or a conversation, up to where an answer begins."""
-    return _text(table, row, name, tokenizer, functools.partial(render, answer=True))
+    return _text(table, row, name, tokenizer, _render_prompt)
 
 
 def labelled(
@@ -141,8 +141,7 @@ def completions(
         if isinstance(table.field(row, completion), list):
             before = _as_messages(table, row, prompt)
             after = _messages(table, row, completion)
-            prompt_text = render(tokenizer, before, where, answer=True)
-            pair = prompt_text, _answer(tokenizer, before, after, where)
+            pair = _with_answers(tokenizer, before, [after], where)
         else:
             pair = _prompt(table, row, prompt, tokenizer), table.text(row, completion)
         if not pair[1].strip():
@@ -237,13 +236,11 @@ def _pair(table: Table, row: int, tokenizer: Any) -> tuple[str, str, str, Messag
             before = _shared_messages(better, worse, where)
         else:
             before = _as_messages(table, row, "prompt")
-        answers = (
+        answers = [
             messages[len(before) :] if messages[: len(before)] == before else messages
             for messages in (better, worse)
-        )
-        prompt = render(tokenizer, before, where, answer=True)
-        texts = (_answer(tokenizer, before, after, where) for after in answers)
-        return prompt, *texts, before
+        ]
+        return *_with_answers(tokenizer, before, answers, where), before
     better, worse = (table.text(row, name) for name in names)
     if "prompt" not in values and ASSISTANT in better and ASSISTANT in worse:
         return *_dialogue(better, worse, where), None
@@ -320,8 +317,11 @@ def _as_messages(table: Table, row: int, name: str) -> Messages:
     return _messages(table, row, name)
 
 
-def render(tokenizer: Any, messages: Messages, where: str, *, answer: bool) -> str:
-    """A conversation as the text of the tokenizer's chat template, up to where an answer begins."""
+def render(tokenizer: Any, messages: Messages, where: str, *, answer: bool = False) -> str:
+    """A conversation as the text of the tokenizer's chat template; on to where an `answer` begins.
+
+    InputError where there is no template, or it refuses the messages.
+    """
     if getattr(tokenizer, "chat_template", None) is None:
         name = getattr(tokenizer, "name_or_path", None) or "no tokenizer"
         raise InputError(
@@ -372,7 +372,7 @@ def template_end(tokenizer: Any) -> TemplateEnd:
 def _end(tokenizer: Any, messages: Messages, where: str) -> TemplateEnd:
     """How the template ends the last of these messages."""
     known = [*messages[:-1], messages[-1] | {"content": _KNOWN}]
-    mark = render(tokenizer, known, where, answer=False).rpartition(_KNOWN)[2]
+    mark = render(tokenizer, known, where).rpartition(_KNOWN)[2]
     return _end_in(tokenizer, mark)
 
 
@@ -392,30 +392,44 @@ def _end_in(tokenizer: Any, mark: str) -> TemplateEnd:
 
 def _to_the_end(tokenizer: Any, messages: Messages, where: str) -> str:
     """The template's text of messages, up to the token with which it ends the last of them."""
-    whole = render(tokenizer, messages, where, answer=False)
+    whole = render(tokenizer, messages, where)
     end = _end(tokenizer, messages, where)
     if not whole.endswith(end.mark):
         raise InputError(_not_continued(tokenizer, where))
     return whole[: len(whole) - len(end.mark)] + end.text
 
 
-def _answer(tokenizer: Any, before: Messages, after: Messages, where: str) -> str:
-    """The template's text of the answer that follows a prompt; MoreTurns if it is not one."""
-    if not after:
-        return ""
-    if [message["role"] for message in after] != ["assistant"]:
-        roles = ", ".join(message["role"] for message in after)
-        raise MoreTurns(
-            f"{where}: an answer is one message of the assistant, and this has those of {roles}; "
-            "put earlier turns into the prompt and take later ones out"
+def _render_prompt(tokenizer: Any, messages: Messages, where: str) -> str:
+    """A conversation up to where the assistant's answer to it begins."""
+    text = render(tokenizer, messages, where, answer=True)
+    if messages[-1]["role"] == "assistant":
+        raise InputError(
+            f"{where}: the prompt ends with a message of the assistant, which would be answered; "
+            "take it out, or name the field of the prompt alone"
         )
-    if not after[0]["content"].strip():
-        return ""
-    prompt = render(tokenizer, before, where, answer=True)
-    whole = _to_the_end(tokenizer, before + after, where)
-    if not whole.startswith(prompt):
-        raise InputError(_not_continued(tokenizer, where))
-    return whole[len(prompt) :]
+    return text
+
+
+def _with_answers(
+    tokenizer: Any, before: Messages, answers: list[Messages], where: str
+) -> tuple[str, ...]:
+    """A prompt and answers to it, "" where there is none; MoreTurns for more than an answer."""
+    texts = [_render_prompt(tokenizer, before, where)]
+    for after in answers:
+        if after and [message["role"] for message in after] != ["assistant"]:
+            roles = ", ".join(message["role"] for message in after)
+            raise MoreTurns(
+                f"{where}: an answer is one message of the assistant, and this has those of "
+                f"{roles}; put earlier turns into the prompt and take later ones out"
+            )
+        if not after or not after[0]["content"].strip():
+            texts.append("")
+            continue
+        whole = _to_the_end(tokenizer, before + after, where)
+        if not whole.startswith(texts[0]):
+            raise InputError(_not_continued(tokenizer, where))
+        texts.append(whole[len(texts[0]) :])
+    return tuple(texts)
 
 
 def _not_continued(tokenizer: Any, where: str) -> str:

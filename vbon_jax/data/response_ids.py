@@ -97,6 +97,8 @@ def encode_responses(
     read_back = dict.fromkeys(range(len(wanted)), "")
     for anchor, context in attempts:
         left = [row for row in read_back if row not in found]
+        if not left:
+            break
         (front, *encoded) = plain_ids(tokenizer, [anchor, *(anchor + wanted[row] for row in left)])
         starts = _decode(tokenizer, [context[row] for row in left])
         joined = _decode(

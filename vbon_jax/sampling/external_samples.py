@@ -7,6 +7,7 @@ A row for each prompt, with the column names of the cache itself, in any file or
     responses or response_tokens    M texts, or M lists of the token ids that were sampled
     rewards                         M numbers; may be left out where they are to be scored
     finished                        whether each response ended by itself; may be left out
+    finish_reason                   the same as a server says it, "stop" or "length"
 
 Rewards alone, without responses, serve the methods that read rewards alone.
 """
@@ -70,7 +71,7 @@ def read(
     tokens = column("response_tokens", lambda ids, where: _checked_ids(ids, where, tokenizer))
     texts = column("responses", _typed(str)) if tokens is None else None
     rewards = column("rewards", sources.finite)
-    finished = column("finished", _typed(bool))
+    finished = column("finished", _typed(bool)) or column("finish_reason", _stopped)
     if tokens is None and texts is None and rewards is None:
         raise InputError(
             f"{table.source}: its rows have no responses, response_tokens or rewards; add one"
@@ -176,6 +177,12 @@ def _typed(kind: type) -> Callable[[Any, str], Any]:
         return value
 
     return check
+
+
+def _stopped(value: Any, where: str) -> bool:
+    if value not in ("stop", "length"):
+        raise InputError(f"{where} is {value!r}, not stop or length; take such responses out")
+    return value == "stop"
 
 
 def _checked_ids(value: Any, where: str, tokenizer: Any) -> list[int]:
