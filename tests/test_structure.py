@@ -51,8 +51,8 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "cli": 275,
     "functional": 1205,
     "models": 3235,
-    "data": 2175,
-    "sampling": 1675,
+    "data": 2190,
+    "sampling": 1680,
     "training": 2200,
     "evaluation": 1685,
     "workdir": 460,
@@ -61,7 +61,7 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "exact": 1190,
     "experiments": 560,
     "configs": 480,
-    "tests": 16_560,
+    "tests": 16_570,
 }
 
 
@@ -170,8 +170,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 19_510
-    assert code <= 13_125
+    assert whole <= 19_530
+    assert code <= 13_150
     assert documented >= 2_200
 
 
