@@ -96,6 +96,8 @@ def generate(
         num_samples=num_samples,
         sampling=program,
     )
+    if len(responses.lengths_bn) == count:
+        return responses
     return jax.tree.map(lambda rows: rows[:count], responses)
 
 
