@@ -4,13 +4,21 @@ import itertools
 import math
 
 import jax
-import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
 from scipy.special import xlogy
 
 from vbon_jax.functional import bon
+
+# One program is compiled faster than its operations one by one.
+log_ratio = jax.jit(bon.log_ratio)
+slopes = jax.jit(jax.vmap(jax.grad(bon.log_ratio, argnums=(0, 1, 2)), (0, 0, None)))
+vbon_reward = jax.jit(bon.vbon_reward, static_argnames="bound")
+empirical_best_of_n = jax.jit(bon.empirical_best_of_n)
+empirical_soft_best_of_n = jax.jit(
+    bon.empirical_soft_best_of_n, static_argnames=("n", "temperature", "draws")
+)
 
 N_VALUES = (1.0, 1.5, 2.0, 8.0, 100.0, 1030.0, 1e4, 1e6)
 CDF_VALUES = (0.0, 1e-30, 1e-3, 0.5, 1 - 1e-7, 1.0)
@@ -61,20 +69,20 @@ def relative_error(ours, truth):
 
 def test_log_ratio_by_hand():
     # F = 1/2, F+ = 3/4, N = 2: (9/16 − 4/16) / (1/4) = 5/4
-    low, high = (jnp.log(jnp.array([x])) for x in (0.5, 0.75))
-    for wrap in (lambda f: f, jax.jit):
-        np.testing.assert_allclose(wrap(bon.log_ratio)(low, high, 2), [math.log(5 / 4)], rtol=1e-6)
-    assert bon.log_ratio(low, high, 2).dtype == jnp.float32
+    low, high = np.log([0.5]), np.log([0.75])
+    for function in (bon.log_ratio, log_ratio):
+        ours = function(low, high, 2)
+        np.testing.assert_allclose(ours, [math.log(5 / 4)], rtol=1e-6)
+        assert ours.dtype == np.float32
 
 
 def test_limits_by_hand():
     # F = 0: (N−1) log F+;  F = F+: log N + (N−1) log F+;  N = 1: 0
-    low = jnp.array([-jnp.inf, -0.3, -0.7])
-    high = jnp.array([-0.5, -0.3, -0.2])
-    np.testing.assert_allclose(
-        bon.log_ratio(low, high, 3)[:2], [-1.0, math.log(3) - 0.6], rtol=1e-6
-    )
-    np.testing.assert_array_equal(bon.log_ratio(low, high, 1), [0.0, 0.0, 0.0])
+    low = np.array([-np.inf, -0.3, -0.7])
+    high = np.array([-0.5, -0.3, -0.2])
+    ours = np.asarray(log_ratio(low, high, 3.0))
+    np.testing.assert_allclose(ours[:2], [-1.0, math.log(3) - 0.6], rtol=1e-6)
+    np.testing.assert_array_equal(log_ratio(low, high, 1.0), [0.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("n", N_VALUES)
@@ -85,7 +93,7 @@ def test_log_ratio_against_mpmath(n):
         log_cdf = log32(cdf)
         top = np.logaddexp(LOG_P.astype("f8"), float(log_cdf)).astype("f4")
         top = np.clip(top, log_cdf, 0.0).astype("f4")
-        ours = np.asarray(jax.jit(bon.log_ratio)(log_cdf, top, np.float32(n)))
+        ours = np.asarray(log_ratio(log_cdf, top, np.float32(n)))
         for inclusive, value in zip(top, ours, strict=True):
             truth = true_log_ratio(log_cdf, inclusive, n)
             assert relative_error(value, truth) < 2e-7, (cdf, inclusive)
@@ -93,10 +101,10 @@ def test_log_ratio_against_mpmath(n):
 
 def test_gradients_are_finite_on_the_whole_grid():
     log_p, log_cdf, n = (
-        jnp.asarray(x, jnp.float32).ravel()
+        np.float32(x).ravel()
         for x in np.meshgrid(LOG_P, [log32(f) for f in CDF_VALUES], N_VALUES, indexing="ij")
     )
-    top = jnp.maximum(jnp.minimum(jnp.logaddexp(log_p, log_cdf), 0.0), log_cdf)
+    top = np.maximum(np.minimum(np.logaddexp(log_p, log_cdf), 0.0), log_cdf)
 
     def exact(low, high, n):
         return bon.vbon_reward(low, n=n, bound="exact", log_cdf_inclusive=high)
@@ -110,7 +118,7 @@ def test_gradients_are_finite_on_the_whole_grid():
             first, second, n
         )
         assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
-        assert all(gradient.dtype == jnp.float32 for gradient in gradients)
+        assert all(gradient.dtype == np.float32 for gradient in gradients)
 
 
 def test_gradients_against_mpmath():
@@ -122,7 +130,7 @@ def test_gradients_against_mpmath():
         if top == log_cdf:
             continue  # F = F+ in float32; its slopes are worked out by hand below
         arguments = log_cdf, top, n
-        ours = gradient(*(jnp.float32(x) for x in arguments))
+        ours = gradient(*map(np.float32, arguments))
         for index in range(3):
             slope = true_slope(true_log_ratio, arguments, index)
             # a slope in N that is a difference of equal numbers is 0 and not 1e-24
@@ -131,20 +139,18 @@ def test_gradients_against_mpmath():
 
 
 def test_gradients_at_the_limits_by_hand():
-    gradient = jax.grad(bon.log_ratio, argnums=(0, 1, 2))
+    equal, nothing = np.transpose(slopes(np.array([-0.3, -np.inf]), np.full(2, -0.3), 4.0))
     # F = F+: symmetric in both, m/2 each; in N: log F + 1/N
-    ours = gradient(jnp.float32(-0.3), jnp.float32(-0.3), 4.0)
-    np.testing.assert_allclose(ours, [1.5, 1.5, -0.3 + 0.25], rtol=1e-5)
+    np.testing.assert_allclose(equal, [1.5, 1.5, -0.3 + 0.25], rtol=1e-5)
     # F = 0: nothing through F, m through F+, log F+ through N
-    ours = gradient(-jnp.float32(jnp.inf), jnp.float32(-0.3), 4.0)
-    np.testing.assert_allclose(ours, [0.0, 3.0, -0.3], rtol=1e-6)
+    np.testing.assert_allclose(nothing, [0.0, 3.0, -0.3], rtol=1e-6)
 
 
 @pytest.mark.slow
 def test_second_derivatives_exist():
-    hessian = jax.hessian(lambda x: bon.log_ratio(x[0], x[1], x[2]))
-    for point in ([-0.7, -0.3, 4.0], [-0.3, -0.3, 4.0], [-60.0, -0.3, 1.0], [-jnp.inf, -0.1, 2.0]):
-        assert np.all(np.isfinite(hessian(jnp.array(point)))), point
+    hessian = jax.jit(jax.hessian(lambda x: bon.log_ratio(x[0], x[1], x[2])))
+    for point in ([-0.7, -0.3, 4.0], [-0.3, -0.3, 4.0], [-60.0, -0.3, 1.0], [-np.inf, -0.1, 2.0]):
+        assert np.all(np.isfinite(hessian(np.array(point)))), point
 
 
 def test_the_law_is_a_law_ties_included():
@@ -152,9 +158,9 @@ def test_the_law_is_a_law_ties_included():
     groups = np.array([1 / 8, 3 / 8, 4 / 8])
     high = np.cumsum(groups)
     low = high - groups
-    log_low, log_high = (jnp.asarray([log32(x) for x in xs]) for xs in (low, high))
-    for n in (1, 1.5, 4, 100):
-        mass = np.exp(bon.log_ratio(log_low, log_high, n)) * groups
+    log_low, log_high = (np.array([log32(x) for x in xs]) for xs in (low, high))
+    for n in (1.0, 1.5, 4.0, 100.0):
+        mass = np.exp(log_ratio(log_low, log_high, n)) * groups
         np.testing.assert_allclose(mass, high**n - low**n, rtol=1e-5, atol=1e-12)
         assert mass.sum() == pytest.approx(1.0, rel=1e-6)
 
@@ -162,18 +168,18 @@ def test_the_law_is_a_law_ties_included():
 def test_the_law_is_the_binomial_sum_of_the_paper():
     p, cdf, n = 0.2, 0.3, 5
     total = sum(math.comb(n, i) * cdf ** (n - i) * p**i for i in range(1, n + 1))
-    ours = bon.log_ratio(jnp.log(jnp.array(cdf)), jnp.log(jnp.array(cdf + p)), n)
+    ours = log_ratio(math.log(cdf), math.log(cdf + p), n)
     assert float(ours) == pytest.approx(math.log(total / p), rel=1e-6)
 
 
 def test_float64_stays_float64_and_a_traced_n_does_not_compile_again():
     with jax.enable_x64(True):
-        ours = bon.log_ratio(jnp.log(jnp.array(0.3)), jnp.log(jnp.array(0.35)), 7.5)
+        ours = log_ratio(np.log(0.3), np.log(0.35), 7.5)
         assert ours.dtype == np.float64
         truth = math.log((0.35**7.5 - 0.3**7.5) / 0.05)
         assert float(ours) == pytest.approx(truth, rel=1e-12)
-        gradient = jax.grad(bon.log_ratio, argnums=(0, 1, 2))
-        assert all(g.dtype == np.float64 for g in gradient(jnp.array(-3.0), jnp.array(-1.0), 7.5))
+        gradient = slopes(np.array([-3.0]), np.array([-1.0]), 7.5)
+        assert all(g.dtype == np.float64 for g in gradient)
     traces = []
 
     @jax.jit
@@ -182,60 +188,70 @@ def test_float64_stays_float64_and_a_traced_n_does_not_compile_again():
         return bon.log_ratio(low, high, n)
 
     for n in (1.0, 2.0, 8.5, 1e6):
-        counted(jnp.zeros(3) - 1, jnp.zeros(3), n)
+        counted(np.full(3, -1.0), np.zeros(3), n)
     assert len(traces) == 1
-    by_row = bon.log_ratio(jnp.zeros(2) - 1, jnp.zeros(2), jnp.array([2.0, 8.0]))
-    np.testing.assert_allclose(by_row[1], bon.log_ratio(-jnp.ones(()), jnp.zeros(()), 8), rtol=1e-6)
+    by_row = log_ratio(np.full(2, -1.0), np.zeros(2), np.array([2.0, 8.0]))
+    np.testing.assert_allclose(np.asarray(by_row)[1], log_ratio(-1.0, 0.0, 8.0), rtol=1e-6)
 
 
 def test_vmap_scan_and_checkpoint_take_it():
-    low, high = jnp.linspace(-3.0, -1.0, 4), jnp.linspace(-1.0, 0.0, 4)
-    expected = bon.log_ratio(low, high, 4)
-    np.testing.assert_allclose(jax.vmap(bon.log_ratio, (0, 0, None))(low, high, 4.0), expected)
-    scan = jax.jit(lambda: jax.lax.scan(lambda c, x: (c, bon.log_ratio(*x, 4)), 0, (low, high))[1])
-    np.testing.assert_allclose(scan(), expected, rtol=1e-6)
-    gradient = jax.grad(lambda x: jax.checkpoint(bon.log_ratio)(x, high, 4.0).sum())(low)
-    np.testing.assert_allclose(gradient, jax.grad(lambda x: bon.log_ratio(x, high, 4.0).sum())(low))
+    low, high = np.linspace(-3.0, -1.0, 4), np.linspace(-1.0, 0.0, 4)
+
+    @jax.jit
+    def everywhere(low, high):
+        one_by_one = jax.lax.scan(lambda c, x: (c, bon.log_ratio(*x, 4)), 0, (low, high))[1]
+        kept = jax.grad(lambda x: jax.checkpoint(bon.log_ratio)(x, high, 4.0).sum())(low)
+        return jax.vmap(bon.log_ratio, (0, 0, None))(low, high, 4.0), one_by_one, kept
+
+    together, one_by_one, kept = everywhere(low, high)
+    expected = log_ratio(low, high, 4.0)
+    np.testing.assert_allclose(together, expected, rtol=1e-6)
+    np.testing.assert_allclose(one_by_one, expected, rtol=1e-6)
+    np.testing.assert_allclose(kept, slopes(low, high, 4.0)[0], rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------- the rewards
 
 
 def test_vbon_reward_by_hand():
-    low, high = jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.75]))
+    low, high = np.float32(np.log([0.5])), np.log([0.75])
     np.testing.assert_array_equal(bon.vbon_reward(low, n=4), low)
-    exact = bon.vbon_reward(low, n=3, bound="exact", log_cdf_inclusive=high)
+    exact = vbon_reward(low, n=3, bound="exact", log_cdf_inclusive=high)
     # (27/64 − 8/64) / (1/4) = 19/16, halved in the logarithm as N − 1 = 2
     np.testing.assert_allclose(exact, [math.log(19 / 16) / 2], rtol=1e-6)
 
 
 def test_exact_reward_has_its_limit_at_n_of_one():
     cases = [(0.5, 0.75), (1e-3, 0.9), (0.3, 0.3), (0.0, 0.6), (0.0, 1.0), (1.0, 1.0)]
-    low, high = (jnp.asarray([log32(x) for x in xs]) for xs in zip(*cases, strict=True))
-    for one in (1, 1.0, jnp.float32(1.0)):
+    low, high = (np.array([log32(x) for x in xs]) for xs in zip(*cases, strict=True))
+    for one in (1, 1.0, np.float32(1.0)):
         ours = bon.vbon_reward(low, n=one, bound="exact", log_cdf_inclusive=high)
         # d/dN at N = 1 of log(F+^N − F^N): (F+ log F+ − F log F) / (F+ − F)
         expected = [
             math.log(g) + 1 if f == g else (xlogy(g, g) - xlogy(f, f)) / (g - f) for f, g in cases
         ]
         np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
-    slope = jax.vmap(jax.grad(bon.log_ratio, argnums=2), (0, 0, None))(low, high, 1.0)
-    np.testing.assert_allclose(slope, ours, rtol=1e-5, atol=1e-6)
-    near = bon.vbon_reward(low, n=1 + 2**-20, bound="exact", log_cdf_inclusive=high)
+    np.testing.assert_allclose(slopes(low, high, 1.0)[2], ours, rtol=1e-5, atol=1e-6)
+    near = vbon_reward(low, n=1 + 2**-20, bound="exact", log_cdf_inclusive=high)
     np.testing.assert_allclose(near, ours, rtol=1e-4, atol=1e-5)
+
+
+exact_slopes = jax.jit(
+    jax.grad(
+        lambda low, high, n: bon.vbon_reward(low, n=n, bound="exact", log_cdf_inclusive=high),
+        argnums=(0, 1),
+    )
+)
 
 
 @pytest.mark.parametrize("n", [1.0000001, 1.5, 8.0, 1030.0, 1e6])
 def test_exact_reward_is_the_ratio_over_n_minus_one(n):
     n = float(np.float32(n))
     low, high = np.float32(math.log(0.3)), np.float32(math.log(0.35))
-    ours = bon.vbon_reward(low, n=n, bound="exact", log_cdf_inclusive=high)
+    ours = vbon_reward(low, n=n, bound="exact", log_cdf_inclusive=high)
     truth = true_log_ratio(low, high, n) / (mpmath.mpf(n) - 1)
     assert relative_error(ours, truth) < 1e-6
-    gradient = jax.grad(
-        lambda a, b, n: bon.vbon_reward(a, n=n, bound="exact", log_cdf_inclusive=b),
-        argnums=(0, 1),
-    )(jnp.float32(low), jnp.float32(high), n)
+    gradient = exact_slopes(low, high, n)
     # a larger law everywhere: both derivatives are weights of a mean, and they sum to 1
     assert float(sum(gradient)) == pytest.approx(1.0, rel=1e-5)
 
@@ -281,7 +297,7 @@ def test_order_statistic_weights_at_sizes_where_binomials_overflow():
 
 def test_empirical_best_of_n_by_hand():
     # rewards 0, 1, 1, 2 with N = 2: groups of mass 1/16, 8/16, 7/16
-    ours = bon.empirical_best_of_n(jnp.array([[1.0, 0.0, 2.0, 1.0]]), 2)
+    ours = empirical_best_of_n(np.array([[1.0, 0.0, 2.0, 1.0]]), 2)
     mass, middle, q = np.array([1, 8, 7]) / 16, np.array([1, 4, 7]) / 8, np.array([1, 2, 1]) / 4
     np.testing.assert_allclose(ours.reward_b, [22 / 16], rtol=1e-6)
     np.testing.assert_allclose(ours.win_rate_b, [mass @ middle], rtol=1e-6)
@@ -292,7 +308,7 @@ def test_empirical_best_of_n_against_float64_groups_up_to_large_n():
     rewards_bm = np.random.default_rng(3).integers(0, 30, size=(5, 128)).astype("f4")
     rewards_bm[4] = 3.0
     for n in (1, 1.5, 4, 100, 1e4):
-        ours = jax.jit(bon.empirical_best_of_n)(rewards_bm, n)
+        ours = empirical_best_of_n(rewards_bm, n)
         for row, *measures in zip(rewards_bm, *ours, strict=True):
             values, counts = np.unique(row.astype("f8"), return_counts=True)
             high = np.cumsum(counts) / 128
@@ -304,16 +320,16 @@ def test_empirical_best_of_n_against_float64_groups_up_to_large_n():
 
 
 def test_empirical_law_tends_to_the_continuous_curves():
-    rewards_bm = jnp.linspace(0.0, 1.0, 4096)[None, :]
+    rewards_bm = np.linspace(0.0, 1.0, 4096)[None, :]
     for n in (1.5, 4.0, 16.0):
-        ours = bon.empirical_best_of_n(rewards_bm, n)
-        assert float(ours.win_rate_b[0]) == pytest.approx(bon.win_rate(n), abs=1e-5)
-        assert float(ours.kl_b[0]) == pytest.approx(bon.kl(n), abs=1e-4)
-        assert float(ours.kl_b[0]) <= bon.kl(n) + 1e-6
+        ours = empirical_best_of_n(rewards_bm, n)
+        assert ours.win_rate_b.item() == pytest.approx(bon.win_rate(n), abs=1e-5)
+        assert ours.kl_b.item() == pytest.approx(bon.kl(n), abs=1e-4)
+        assert ours.kl_b.item() <= bon.kl(n) + 1e-6
     # and where the best of two responses has p = 1/2, N = 16: win rate 0.75, KL 0.69
-    two = bon.empirical_best_of_n(jnp.array([[0.0, 1.0]]), 16)
-    assert float(two.win_rate_b[0]) == pytest.approx(0.75, abs=1e-4)
-    assert float(two.kl_b[0]) == pytest.approx(0.693, abs=1e-3)
+    two = empirical_best_of_n(np.array([[0.0, 1.0]]), 16.0)
+    assert two.win_rate_b.item() == pytest.approx(0.75, abs=1e-4)
+    assert two.kl_b.item() == pytest.approx(0.693, abs=1e-3)
 
 
 SOFT = np.array([[0.0, 1.0, 1.0, 3.0], [2.0, -1.0, 0.5, 0.0]], np.float32)
@@ -337,24 +353,24 @@ def every_choice(rewards_m: np.ndarray, n: int, temperature: float) -> tuple[flo
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_soft_best_of_n_against_every_choice_of_draws(n):
-    law = bon.empirical_soft_best_of_n(SOFT, n, jax.random.key(0), temperature=0.7, draws=20_000)
+    law = empirical_soft_best_of_n(SOFT, n, jax.random.key(0), temperature=0.7, draws=20_000)
     for row, rewards_m in enumerate(SOFT):
         expected = every_choice(rewards_m, n, 0.7)
-        np.testing.assert_allclose([values_b[row] for values_b in law], expected, atol=0.01)
+        np.testing.assert_allclose(np.asarray(law)[:, row], expected, atol=0.01)
 
 
 def test_the_limits_of_soft_best_of_n_are_best_of_n_and_the_reference():
-    cold = bon.empirical_soft_best_of_n(SOFT, 3, jax.random.key(1), temperature=1e-3, draws=20_000)
-    for ours, best in zip(cold, bon.empirical_best_of_n(SOFT, 3), strict=True):
+    cold = empirical_soft_best_of_n(SOFT, 3, jax.random.key(1), temperature=1e-3, draws=20_000)
+    for ours, best in zip(cold, empirical_best_of_n(SOFT, 3.0), strict=True):
         np.testing.assert_allclose(ours, best, atol=0.02)
-    hot = bon.empirical_soft_best_of_n(SOFT, 3, jax.random.key(1), temperature=1e6)
+    hot = empirical_soft_best_of_n(SOFT, 3, jax.random.key(1), temperature=1e6)
     np.testing.assert_allclose(hot.reward_b, SOFT.mean(axis=1), atol=1e-4)
     np.testing.assert_allclose(hot.win_rate_b, 0.5, atol=1e-4)
     np.testing.assert_allclose(hot.kl_b, 0.0, atol=1e-4)
 
 
 def test_one_soft_draw_is_the_reference_whatever_the_temperature():
-    law = bon.empirical_soft_best_of_n(SOFT, 1, jax.random.key(2), temperature=0.1)
+    law = empirical_soft_best_of_n(SOFT, 1, jax.random.key(2), temperature=0.1)
     np.testing.assert_allclose(law.reward_b, SOFT.mean(axis=1), rtol=1e-6)
     np.testing.assert_allclose(law.kl_b, 0.0, atol=1e-6)
 
@@ -371,26 +387,26 @@ def test_bad_arguments_of_soft_best_of_n_are_refused():
 
 
 def test_select_best_worst_by_hand():
-    rewards_bn = jnp.array([[1.0, 3.0, 0.0], [2.0, 2.0, 1.0], [5.0, 5.0, 5.0]])
+    rewards_bn = np.array([[1.0, 3.0, 0.0], [2.0, 2.0, 1.0], [5.0, 5.0, 5.0]])
     for wrap in (lambda f: f, jax.jit):
         best, worst, tied = wrap(bon.select_best_worst)(rewards_bn)
         np.testing.assert_array_equal(best, [1, 0, 0])
         np.testing.assert_array_equal(worst, [2, 2, 0])
         np.testing.assert_array_equal(tied, [False, False, True])
-    best, worst, tied = bon.select_best_worst(jnp.array([[4.0]]))
-    assert (int(best[0]), int(worst[0]), bool(tied[0])) == (0, 0, True)
+    one = jax.jit(bon.select_best_worst)(np.array([[4.0]]))
+    assert [value.item() for value in one] == [0, 0, True]
 
 
 # --------------------------------------------------------------------------------- bad input
 
 
 def test_integer_rewards_are_refused():
-    integers = jnp.array([[1, 2, 3]])
+    integers = np.array([[1, 2, 3]])
     for function in (bon.select_best_worst, lambda r: bon.empirical_best_of_n(r, 2)):
         with pytest.raises(TypeError, match="rewards_b"):
             function(integers)
         with pytest.raises(ValueError, match="rewards_b"):
-            function(jnp.zeros(3))
+            function(np.zeros(3))
     with pytest.raises(TypeError, match="log_cdf"):
         bon.log_ratio(integers, integers, 2)
     with pytest.raises(TypeError, match="log_cdf"):
@@ -399,7 +415,7 @@ def test_integer_rewards_are_refused():
 
 @pytest.mark.parametrize("n", [0, 0.99, -1, math.nan, math.inf, np.float32(0.5)])
 def test_n_below_one_is_refused(n):
-    zeros, matrix = jnp.zeros(3), jnp.zeros((2, 3))
+    zeros, matrix = np.zeros(3), np.zeros((2, 3))
     for function in (
         lambda: bon.log_ratio(zeros, zeros, n),
         lambda: bon.vbon_reward(zeros, n=n),
@@ -414,12 +430,12 @@ def test_n_below_one_is_refused(n):
 
 
 def test_other_bad_arguments_are_refused_by_name():
-    zeros = jnp.zeros(3)
+    zeros = np.zeros(3)
     with pytest.raises(ValueError, match="log_cdf_inclusive"):
         bon.vbon_reward(zeros, n=2, bound="exact")
     with pytest.raises(ValueError, match="l1, exact"):
         bon.vbon_reward(zeros, n=2, bound="l2")
     with pytest.raises(ValueError, match=r"log_cdf \(3,\)"):
-        bon.log_ratio(zeros, jnp.zeros(4), 2)
+        bon.log_ratio(zeros, np.zeros(4), 2)
     with pytest.raises(TypeError, match="n must be"):
         bon.log_ratio(zeros, zeros, True)
