@@ -98,7 +98,8 @@ def test_words_tell_the_grade_without_giving_it_away(sample):
     for row, words in enumerate(rows):
         np.add.at(counts[row], [index[word] for word in words], 1)
     grades = np.asarray([r.grade for r in sample[:6000]])
-    weights = np.linalg.lstsq(counts[:5000], grades[:5000], rcond=None)[0]
+    seen = counts[:5000]
+    weights = np.linalg.pinv(seen.T @ seen, hermitian=True) @ (seen.T @ grades[:5000])
     read = counts[5000:] @ weights
     accuracy = ((read > 0) == (grades[5000:] > 0)).mean()
     assert 0.8 < accuracy < 0.97
