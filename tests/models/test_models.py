@@ -266,25 +266,3 @@ def test_odd_decoders_against_torch(odd, tmp_path):
     theirs = families.torch_logits(model, tokens)
     assert np.abs(theirs).max() > 1
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "odd",
-    [
-        {"dim": 15, "n_heads": 5, "hidden_dim": 22, "num_labels": 3},
-        {"activation": "relu", "num_labels": 1, "n_layers": 1},
-        {"sinusoidal_pos_embds": True, "n_heads": 1, "n_layers": 3},
-    ],
-)
-def test_odd_encoders_against_torch(odd, tmp_path):
-    settings = {"dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 24, "vocab_size": 41} | odd
-    settings["max_position_embeddings"] = 17
-    model = families.random_model("distilbert", settings, seed=len(odd), head=True)
-    model.save_pretrained(tmp_path)
-    checkpoint = model_folder.load(tmp_path)
-    tokens, lengths = tokens_of(checkpoint.config, (4, 17)), np.array([17, 5, 1, 11])
-    ours = classify(checkpoint.config, checkpoint.params, tokens, lengths)
-    theirs = families.torch_logits(model, tokens, np.arange(17) < lengths[:, None])
-    assert ours.shape == (4, checkpoint.config.num_labels)
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
