@@ -17,8 +17,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Sampled: the methods of the package, each as it is run everywhere else.
     config.sampling.max_new_tokens = config.lab.length
     config.references.samples_per_prompt = 256  # M
-    config.bound = "exact"
-    config.gradient = "rloo"
+    with config.unlocked():
+        config.by_method.vbon = {"bound": "exact", "gradient": "rloo"}
+        config.by_method.kl_rl = {"gradient": "rloo"}
+        config.by_method.bond = {"bound": "exact"}
     config.train.steps = 120
     config.train.batch_size, config.train.samples_per_prompt = 24, 8
     config.train.epochs, config.train.minibatches = 1, 1

@@ -40,5 +40,7 @@ def study(workdir: pathlib.Path, *, seed: int) -> None:
 
 if __name__ == "__main__":
     WORKDIR = cli.define_workdir("Folder of a comparison, with its caches.")
-    SEED = flags.DEFINE_integer("seed", 0, "Of the split and of the bootstrap.")
+    SEED = flags.DEFINE_integer(
+        "seed", 0, "Of the split and of the bootstrap.", lower_bound=0, upper_bound=2**32 - 1
+    )
     cli.run(lambda: study(WORKDIR.value, seed=SEED.value), required=("workdir",), devices=False)

@@ -16,11 +16,12 @@ logger = logging.getLogger("vbon_jax")
 
 
 def collect(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Both caches, training and held-out."""
-    tables = check.check(config, plan.plan(config, workdir))
+    """The caches of training and held-out prompts, and of those that runs are evaluated on."""
+    runs = plan.plan(config, workdir)
+    rows = check.check(config, runs)
     models = stages.make(config, workdir, ("policy", "reward"))  # trains those that are missing
-    shared = materials.load(config, workdir, models, tables)
-    for split in ("train", "eval"):
+    shared = materials.load(config, workdir, models, rows)
+    for split in dict.fromkeys(("train", "eval", *caches.read_by(runs))):
         caches.build(shared, split)
         rewards_pm = caches.load(shared, split).rewards_pm
         prompts, samples = rewards_pm.shape

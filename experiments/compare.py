@@ -18,9 +18,10 @@ from vbon_jax.workdir import layout
 def compare(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Check, plan, models, caches, then train and evaluate each run, and the report."""
     runs = plan.plan(config, workdir)
-    tables = check.check(config, runs)
+    rows = check.check(config, runs)
     models = stages.make(config, workdir)  # trains those that are missing
-    shared = materials.load(config, workdir, models, tables)
+    shared = materials.load(config, workdir, models, rows)
+    train.check_trainable(runs, shared)
     caches.build(shared, "eval", *caches.read_by(runs))  # samples and scores
     caches.check_budgets(shared, runs)
     standards = evaluate.load_standards(shared)  # scores the held-out cache by each judge

@@ -21,9 +21,9 @@ def measure(config: ConfigDict, workdir: pathlib.Path, *, every: bool) -> None:
     runs = plan.plan(config, workdir) if every else [plan.single(config, workdir)]
     for run in runs:
         train.check_finished(run)
-    tables = check.check(config, runs)
+    rows = check.check(config, runs)
     models = stages.make(config, workdir, trains=False)
-    shared = materials.load(config, workdir, models, tables)
+    shared = materials.load(config, workdir, models, rows)
     caches.build(shared, "eval")  # samples and scores
     for run in runs:
         train.check_finished(run, train.policy_inputs(run, shared))

@@ -32,9 +32,9 @@ def main() -> None:
     config, workdir = CONFIG.value, WORKDIR.value
     if bool(SAMPLES.value) == bool(PROMPTS.value):
         raise InputError("give either --samples, a file to import, or --prompts, a file to write")
-    tables = check.check(config, [plan.single(config, workdir)])
+    rows = check.check(config, plan.plan(config, workdir))
     models = stages.make(config, workdir, ("policy", "reward"))  # trains those that are missing
-    shared = materials.load(config, workdir, models, tables)
+    shared = materials.load(config, workdir, models, rows)
     if PROMPTS.value:
         prompts = caches.prompts_of(shared, SPLIT.value)
         import_samples.write_prompts(PROMPTS.value, prompts)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vbon_jax import cli
 from vbon_jax.study import caches, check, materials, plan, stages
-from vbon_jax.study.train import policy_inputs, text_inputs, train
+from vbon_jax.study.train import check_trainable, policy_inputs, text_inputs, train
 
 logger = logging.getLogger("vbon_jax")
 
@@ -24,9 +24,10 @@ def train_one(config: ConfigDict, workdir: pathlib.Path) -> None:
         models = stages.make(config, workdir, (run.method.model,))  # trains it where it is missing
         inputs = text_inputs(run, models, tables)
     else:
-        tables = check.check(config, [run])
+        rows = check.check(config, [run])
         models = stages.make(config, workdir, ("policy", "reward"))
-        shared = materials.load(config, workdir, models, tables)
+        shared = materials.load(config, workdir, models, rows)
+        check_trainable([run], shared)
         caches.build(shared, *caches.read_by([run]))  # samples and scores
         inputs = policy_inputs(run, shared)
     train(run, inputs)

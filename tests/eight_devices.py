@@ -83,7 +83,7 @@ def one_step(method: str, layout: str) -> dict:
     params = loop.initial_params(config, task, network)
     state = step.init_state(learner, params, anchor=row.anchor)
     state, batch, metrics = row.batch(task, state, 0, jax.random.key(3))
-    updates, rates = [], optimizer.rates(config, 0.0, update=0)
+    updates, rates = [], optimizer.rates(config, 0.0, update=0, value_head=True)
     for part in loop.minibatches(batch, config, 0, mesh):
         state, losses = step.update(state, part, rates, learner=learner)
         updates.append({name: float(value) for name, value in losses.items()})

@@ -7,6 +7,7 @@ import pathlib
 import socket
 import threading
 
+import jax
 import pyarrow as pa
 import pytest
 
@@ -220,3 +221,41 @@ def test_json_is_read_as_it_was_written(tmp_path, value):
     assert json.dumps(files.read_json(tmp_path / "x.json")) == json.dumps(value)
     with pytest.raises(InputError, match="cannot be read"):
         files.read_json(tmp_path / "absent.json")
+
+
+def test_another_content_is_reported_by_the_keys_that_it_follows_from(tmp_path):
+    """And never by two fingerprints, which tell nobody what to change."""
+    made, other = ({"prompts": files.digest(text), "seed": 0} for text in ("a", "b"))
+    known = {"data.eval_limit": 12, "data.field": "text"}
+    with files.Artifact(tmp_path, made, known).work():
+        pass
+
+    def again(inputs, **origins):
+        files.Artifact(tmp_path, inputs, known | origins).check()
+
+    again(made, **{"data.eval_limit": 8})  # the content is the same
+    words = "data.eval_limit was 12 and is 8; prompts has another content"
+    check_refusal(lambda: again(other, **{"data.eval_limit": 8}), words)
+    check_refusal(lambda: again(other), "inputs: prompts has another content")
+    check_refusal(lambda: again(made | {"seed": 1}), "inputs: seed was 0 and is 1; give")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("jax_enable_x64", True),
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_threefry_partitionable", False),
+    ],
+)
+def test_the_options_that_numbers_depend_on_are_inputs(tmp_path, option, value):
+    with files.Artifact(tmp_path, {}).work():
+        pass
+    before = getattr(jax.config, option)
+    jax.config.update(option, value)
+    try:
+        words = f"{option} was {before!r} and is {value!r}"
+        check_refusal(lambda: files.Artifact(tmp_path, {}).check(), words)
+    finally:
+        jax.config.update(option, before)
+    files.Artifact(tmp_path, {}).check()

@@ -44,24 +44,24 @@ BELOW = {
 }
 LINES = {  # of Python in each room: a budget is raised on purpose, never by the way
     "types": 85,
-    "files": 470,
+    "files": 505,
     "interrupts": 100,
     "environment": 30,
-    "config": 570,
-    "cli": 275,
+    "config": 583,
+    "cli": 277,
     "functional": 1205,
-    "models": 3235,
-    "data": 2190,
-    "sampling": 1680,
-    "training": 2200,
+    "models": 3239,
+    "data": 2294,
+    "sampling": 1686,
+    "training": 2219,
     "evaluation": 1685,
     "workdir": 460,
-    "study": 1675,
+    "study": 1758,
     "report": 1560,
     "exact": 1190,
-    "experiments": 560,
-    "configs": 480,
-    "tests": 16_570,
+    "experiments": 564,
+    "configs": 482,
+    "tests": 17_097,
 }
 
 
@@ -170,8 +170,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 19_530
-    assert code <= 13_150
+    assert whole <= 19_907
+    assert code <= 13_405
     assert documented >= 2_200
 
 

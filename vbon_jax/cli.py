@@ -28,6 +28,7 @@ CONFIG_HELP = (
     "FILE or FILE:ARG, a Python file with get_config(arg) -> ConfigDict; without it the defaults. "
     "--config.KEY=VALUE changes a key."
 )
+logger = logging.getLogger("vbon_jax")
 OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 
@@ -255,6 +256,10 @@ def change(config: ConfigDict, name: str, text: str) -> None:
         kind = {bool: "true or false", int: "a whole number", float: "a number"}
         raise InputError(f"--config.{name}={text}: give {kind[type(old)]}") from error
     set_key(config, name, value, "--config")
+    own = [(f"config.by_method.{method}", flat(keys)) for method, keys in config.by_method.items()]
+    for place, keys in own + [("config.cells", cell) for cell in config.cells]:
+        if name in keys:
+            logger.warning(f"{place} has a {name} of its own, which --config.{name} leaves alone")
 
 
 def _elements(text: str) -> list[Any]:

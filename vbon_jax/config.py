@@ -90,8 +90,8 @@ KEYS: list[Key] = [
         "data",
         Key("train", "", "file (JSON lines, JSON, CSV, Parquet), folder, or owner/name:config of "
             "the Hugging Face hub, or toy_reviews:train (docs/data.md)", identifies=""),
-        Key("eval", "", "held-out prompts; those that are training prompts are left out",
-            identifies=""),
+        Key("eval", "", "held-out prompts, by which results are measured; those that training, "
+            "given pairs or stages learn from are left out", identifies=""),
         Key("split_train", "train", "the split of training rows"),
         Key("split_eval", "eval", '"eval" = the first of test, eval and validation'),
         Key("columns", {}, 'name -> the source\'s own: {"text": "review"}'),
@@ -158,8 +158,9 @@ KEYS: list[Key] = [
     ),
     Key("reward_model.centring", 0.0, "of the squared sum of a pair's rewards, on preferences",
         least=0, most=LARGE, methods=("reward_model",), needs=("data.label_field", "")),
-    Key("stages", {}, "models that are trained first, by name; wherever a model's path is a key, "
-        '"stage:NAME" is the folder of one (vbon_jax/study/stages.py)', shared=True, identifies=""),
+    Key("stages", {}, "models that are trained first, by name, each with keys of its own and the "
+        "defaults of every run; wherever a model's path is a key, \"stage:NAME\" is the folder of "
+        "one (vbon_jax/study/stages.py)", shared=True, identifies=""),
     Key("judges", {}, "other rewards that evaluation scores the same responses with, name -> keys "
         'as in config.reward: {"gold": {"path": "FOLDER", "label": "LABEL_0"}}', shared=True,
         identifies=""),
@@ -202,7 +203,7 @@ KEYS: list[Key] = [
         Key("average", False, "log-probabilities are means over tokens, not sums",
             methods=("ipo",)),
         Key("path", "", "preferences that are given: a source as data.train, of prompt, chosen and "
-            "rejected (docs/data.md)", methods=GIVEN_PAIRS, identifies=""),
+            "rejected (docs/data.md)", methods=(*GIVEN_PAIRS, "bonbon_calibrated"), identifies=""),
         Key("split", "train", "of pairs.path", methods=GIVEN_PAIRS, needs=("pairs.path",)),
         Key("columns", {}, "as data.columns", methods=GIVEN_PAIRS, needs=("pairs.path",)),
         Key("filter", {}, "as data.filter", methods=GIVEN_PAIRS, needs=("pairs.path",)),
@@ -273,11 +274,15 @@ KEYS: list[Key] = [
             "parameter names; a head that no checkpoint brings is always trained"),
         Key("checkpoint_every", 10, "steps; the last step is always saved", least=1,
             identifies=""),
-        Key("best_metric", "objective/mean", "the higher the better", methods=PROMPTED),
-        Key("eval_every", 0, "steps between evaluations on held-out prompts; 0 = none", least=0,
-            methods=PROMPTED),
-        Key("eval_prompts", 64, "held-out prompts of such an evaluation", least=2,
-            methods=PROMPTED, needs=("train.eval_every",)),
+        Key("eval_every", 0, "steps between evaluations of the policy, for curves and for choosing "
+            "a checkpoint; 0 = none", least=0, methods=PROMPTED, shared=True),
+        Key("eval_prompts", 64, "prompts of such an evaluation: of data.train, and of those that "
+            "no run trains on", least=2, methods=PROMPTED, needs=("train.eval_every",),
+            shared=True),
+        Key("best_metric", "", "of such an evaluation, by which the best checkpoint is kept (the "
+            'lowest deficit, the highest of the others); "" = the last one alone',
+            choices=("", "eval/win_rate", "eval/reward", "eval/deficit"), methods=PROMPTED,
+            needs=("train.eval_every",)),
         methods=EVERY,
     ),
     *_group(
@@ -442,7 +447,7 @@ def check(config: ConfigDict, keys: Iterable[Key] = KEYS) -> None:
 def _refused(key: Key, value: Any) -> str:
     """The remedy for a value that its key refuses; "" where it can be used."""
     if key.choices:
-        return "" if value in key.choices else f"choose one of {', '.join(key.choices)}"
+        return "" if value in key.choices else f"choose one of {_choices(key)}"
     if key.kind not in (int, float):
         return "give a text" if key.kind is str and not isinstance(value, str) else ""
     wanted = f"give {'a whole number' if key.kind is int else 'a number'}{_range(key)}"
@@ -456,6 +461,10 @@ def _refused(key: Key, value: Any) -> str:
         and value <= (largest if key.most is None else key.most)
     )
     return "" if inside else wanted
+
+
+def _choices(key: Key) -> str:
+    return ", ".join(choice or '""' for choice in key.choices)
 
 
 def _range(key: Key) -> str:
@@ -509,17 +518,24 @@ def unmet(config: ConfigDict | Mapping[str, Any], key: Key) -> str:
 def identity(config: ConfigDict, of: str = "run", keys: Iterable[Key] = ()) -> dict[str, Any]:
     """The keys that identify a "run" or an "evaluation", flat: equal identities, equal numbers.
 
-    `keys` are those of a user's own method, besides `KEYS`.
+    A key that the run does not read is none of them, whatever other runs have it for. `keys` are
+    those of a user's own method, besides `KEYS`.
     """
     kept = {}
     for key in (*KEYS, *keys):
-        if key.identifies == of:
+        if key.identifies == of and not unread(config, key):
             value = get(config, key.name)
             if isinstance(value, ConfigDict | FrozenConfigDict):
                 kept |= {f"{key.name}.{name}": leaf for name, leaf in flat(value).items()}
             else:
                 kept[key.name] = list(value) if isinstance(value, tuple) else value
     return kept
+
+
+def origins(config: ConfigDict) -> dict[str, Any]:
+    """The keys that models, rows and prompts follow from, flat: what a fingerprint stands for."""
+    chosen = ("data.", "policy.", "reward.", "pairs.", "stages.", "train.eval_")
+    return {name: value for name, value in flat(config).items() if name.startswith(chosen)}
 
 
 def constants(config: ConfigDict, names: Iterable[str]) -> FrozenConfigDict:
@@ -543,7 +559,7 @@ def help_text(keys: Iterable[Key] = ()) -> str:
         default = "" if key.default == "" else f" = {key.default!r}"
         notes = [key.help]
         if key.choices:
-            notes.append("one of " + ", ".join(key.choices))
+            notes.append(f"one of {_choices(key)}")
         if bounds := _range(key):
             notes.append(bounds.strip())
         if others := [name for name in EVERY if name not in key.methods] if key.methods else []:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import filelock
+import jax
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,6 +28,7 @@ from vbon_jax.types import InputError
 RECORD_FILE = "stage.json"  # of an artifact: its inputs, whether it is finished, and its files
 COPY_FILE = f".{RECORD_FILE}"
 PROBE_BYTES = 1 << 16  # that a place which is to be written must have room for
+ENVIRONMENT = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
 
 logger = logging.getLogger(__name__)
 
@@ -333,13 +335,32 @@ class Artifact:
     """A folder that is made from inputs: unfinished and resumed, finished and reused, or refused.
 
     `inputs` is a flat dictionary of what the content depends on. The folder's record has them, and
-    the digests of its files, so that a file that is gone or changed is made again.
+    the digests of its files, so that a file that is gone or changed is made again. It has the
+    options of JAX that numbers depend on, too. An input may be a fingerprint; `origins` are then
+    the keys of the configuration that it follows from, by which a difference is reported.
     """
 
-    def __init__(self, folder: str | pathlib.Path, inputs: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: str | pathlib.Path,
+        inputs: Mapping[str, Any],
+        origins: Mapping[str, Any] | None = None,
+    ):
         self.folder = pathlib.Path(folder)
-        self.inputs = json.loads(json.dumps(dict(inputs), default=list))
+        self.made_from = {
+            name: json.loads(json.dumps(dict(values), default=list))
+            for name, values in (
+                ("inputs", inputs),
+                ("environment", {name: getattr(jax.config, name) for name in ENVIRONMENT}),
+                ("origins", origins or {}),
+            )
+        }
         self.files: dict[str, list] = {}  # that are whole, by name, as `digests` lists them
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the content depends on, as it is recorded."""
+        return self.made_from["inputs"]
 
     @contextlib.contextmanager
     def work(
@@ -394,7 +415,7 @@ class Artifact:
         return True
 
     def _write(self, *, finished: bool) -> None:
-        record = {"inputs": self.inputs, "finished": finished, "files": self.files}
+        record = self.made_from | {"finished": finished, "files": self.files}
         for name in (RECORD_FILE, COPY_FILE):
             write_json(self.folder / name, record)
 
@@ -410,23 +431,41 @@ class Artifact:
 
     def check(self) -> None:
         """Raises InputError, naming each input that differs from what the folder was made from."""
-        old, new = (recorded(self.folder) or {"inputs": {}})["inputs"], self.inputs
-        differ = [
-            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
-        if differ:
+        if differ := self._differences(recorded(self.folder) or {"inputs": {}}):
             raise InputError(
                 f"{self.folder} was made from other inputs: {'; '.join(differ)}; "
                 "give the old value, another --workdir, or delete that folder"
             )
+
+    def _differences(self, record: dict[str, Any]) -> list[str]:
+        """A sentence for each input that differs from what the folder was made from."""
+        changed = {
+            name: _changed(record.get(name, new), new) for name, new in self.made_from.items()
+        }
+        contents = {key for key, row in changed["inputs"].items() if all(map(_is_digest, row))}
+        told = changed["inputs"] | changed["environment"] | (changed["origins"] if contents else {})
+        sentences = [
+            f"{key} was {old!r} and is {new!r}"
+            for key, (old, new) in sorted(told.items())
+            if key not in contents
+        ]
+        return sentences + [f"{key} has another content" for key in sorted(contents)]
 
 
 def is_made_from(folder: str | pathlib.Path, inputs: Mapping[str, Any]) -> bool:
     """Whether the folder is a finished artifact, these among its inputs. Raises Damaged."""
     record = recorded(folder) or {"inputs": {}, "finished": False}
     return record["finished"] and inputs.items() <= record["inputs"].items()
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys with two values, and both."""
+    pairs = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys()}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64
 
 
 def recorded(folder: str | pathlib.Path) -> dict[str, Any] | None:

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from tests.tiny_config import check_refusal
+from vbon_jax.config import defaults
 from vbon_jax.data import (
     batching,
     formats,
@@ -17,6 +19,7 @@ from vbon_jax.data import (
     sources,
     token_ids,
 )
+from vbon_jax.data.prompt_sets import Learned
 from vbon_jax.data.response_ids import Ends
 from vbon_jax.types import InputError, Prompts, Responses
 
@@ -54,11 +57,76 @@ def build(texts, *, tokenizer=None, numbers=None, **changes) -> prompt_sets.Prom
 # Prompts ------------------------------------------------------------------------------------------
 
 
+def table(*texts: str) -> sources.Table:
+    rows = [{"text": text} for text in texts]
+    return sources.Table(rows, "rows.jsonl", list(range(1, len(rows) + 1)), "line")
+
+
+def sets(train, held_out, *, changes=None, **learned) -> prompt_sets.PromptSets:
+    config = defaults()
+    config.update_from_flattened_dict({"data.max_tokens": 0} | (changes or {}))
+    texts = {name: frozenset(given) for name, given in learned.items()}
+    rows = prompt_sets.Rows(table(*train), table(*held_out), **texts)
+    return prompt_sets.make_sets(config, rows, Words(), 10)
+
+
+@pytest.mark.parametrize(
+    ("learned", "left_out"),
+    [
+        ({}, {"1 1"}),
+        ({"pair_prompts": {"5 6"}}, {"1 1", "5 6"}),
+        ({"stage_prompts": {"5 6", "7 8"}}, {"1 1", "5 6", "7 8"}),
+        ({"stage_texts": {"9"}}, {"1 1", "9"}),
+    ],
+)
+def test_what_anything_learns_from_is_not_held_out(learned, left_out, caplog):
+    held_out = ["5 6", "1 1", " 7 8", "9", "3", "4"]
+    with caplog.at_level("INFO"):
+        made = sets(["1 1", "2 2"], held_out, **learned)
+    assert made.eval.whole == [text for text in held_out if text.strip() not in left_out]
+    assert made.eval.learned == len(left_out)
+    assert f"{len(left_out)} left out that training, pairs or stages learn from" in caplog.text
+
+
+def test_a_prompt_is_known_by_the_row_that_it_is_cut_from():
+    """Of a review that a stage or a run learns from no beginning is held out, whatever its length.
+
+    A text that a stage learns is no prompt, but one that given pairs begin with is.
+    """
+    rows = [f"{i} {i + 1} {i + 2} {i + 3}" for i in range(1, 40, 4)]
+    changes = {"data.max_tokens": 3, "data.min_tokens": 1}
+    made = sets(rows[:3], rows, changes=changes, stage_texts={rows[4], "33"}, pair_prompts={"37"})
+    whole = set(made.eval.whole)
+    assert not whole & {*rows[:3], rows[4]}
+    assert {rows[3], rows[8]} <= whole
+    assert not {"37"} & set(made.eval.texts)
+
+
+def test_what_chooses_a_checkpoint_is_neither_trained_on_nor_published():
+    train, held_out = [str(i) for i in range(1, 41)], [str(i) for i in range(30, 60)]
+    changes = {"data.train_limit": 20, "train.eval_every": 1, "train.eval_prompts": 8}
+    made = sets(train, held_out, changes=changes, pair_prompts={"3", "5"})
+    parts = [set(each.token_ids) for each in made]
+    assert [len(part) for part in parts[::2]] == [20, 8]
+    assert not parts[0] & parts[2] and not parts[0] & parts[1]
+    assert not {(3,), (5,)} & parts[2]
+    # the training prompts are the same ones, whether anything is chosen or not
+    assert sets(train, held_out, changes={"data.train_limit": 20}).train == made.train
+    words = "train.eval_every: rows.jsonl has no 8 prompts", "data.train_limit"
+    for limit in (0, 36):
+        more = changes | {"data.train_limit": limit}
+        check_refusal(lambda more=more: sets(train, held_out, changes=more), *words)
+
+
+def test_one_held_out_prompt_is_refused():
+    check_refusal(lambda: sets(["1"], ["1", "2"]), "one held-out prompt gives no interval")
+
+
 def test_whole_texts_are_prompts_and_each_is_kept_once():
-    prompts = build(["5 6", "", "7", "5 6", "8 9"], exclude={(7,)})
+    prompts = build(["5 6", "", "7", "5 6", "8 9"], exclude=Learned(frozenset({(7,)})))
     assert prompts.token_ids == [(5, 6), (0,), (8, 9)]
     assert prompts.texts == ["5 6", "0", "8 9"]
-    assert (prompts.duplicates, prompts.held_out_overlap) == (1, 1)
+    assert (prompts.duplicates, prompts.learned) == (1, 1)
 
 
 def test_prefixes_have_uniform_lengths_that_depend_on_seed_and_row_alone():
@@ -102,7 +170,11 @@ def test_a_limit_takes_a_random_part_in_the_order_of_the_file():
     ("texts", "changes", "message"),
     [
         (["1", ""], {"tokenizer": Words(None)}, r"rows.jsonl: line 2 has an empty prompt.*give"),
-        (["1", "2"], {"exclude": {(1,), (2,)}}, "all 2 prompts are among the training prompts"),
+        (
+            ["1", "2"],
+            {"exclude": Learned(frozenset({(1,), (2,)}))},
+            "all 2 prompts are among the training prompts",
+        ),
         (["1 2"], {"longest": 1, "over_long": "drop"}, "none of 1 rows is left, 1 were too long"),
         (
             ["1"],
@@ -224,7 +296,7 @@ def test_prompt_and_response_are_joined_without_a_gap():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.integers(0, 5))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 5))
 def test_joined_rows_agree_with_a_plain_loop(seed, extra):
     rng = np.random.default_rng(seed)
     b, n, p, g = rng.integers(1, 5, size=4)

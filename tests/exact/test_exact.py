@@ -226,6 +226,7 @@ def test_a_sampled_run_comes_nearer_to_best_of_n_and_is_not_trained_twice(lab, t
             and not isinstance(key.default, tuple)
         ),
         ({"lab.cache_sizes": (5, 0)}, "lab.cache_sizes=0"),
+        ({"lab.sampled_methods": ("dpo",), "bond.backward": 0.3}, "bond.backward=0.3: dpo does"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, words):

@@ -18,7 +18,7 @@ from vbon_jax.data import prompt_sets, sources
 from vbon_jax.data.response_ids import Ends
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import external_samples, reference_cache
-from vbon_jax.study import caches, check, import_samples, plan, stages
+from vbon_jax.study import caches, check, import_samples, stages
 from vbon_jax.study.materials import Materials, load
 from vbon_jax.types import InputError
 from vbon_jax.workdir import results
@@ -257,7 +257,7 @@ def test_rewards_are_compared_with_our_own(read):
 
 
 def load_materials(config, workdir) -> Materials:
-    tables = check.check(config, [plan.single(config, workdir)])
+    tables = check.check(config, [])
     return load(config, workdir, stages.make(config, workdir), tables)
 
 

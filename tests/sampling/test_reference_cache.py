@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny_config import check_refusal
+from vbon_jax import files
 from vbon_jax.data import prompt_sets
 from vbon_jax.data.prompt_sets import PromptSet
 from vbon_jax.sampling import reference_cache
@@ -62,8 +63,7 @@ def decode(responses):
 
 def build(folder, *, prompts_per_shard=2, sample=sample, score=score, progress=None, **changes):
     reference_cache.build(
-        folder,
-        provenance(**changes),
+        files.Artifact(folder, provenance(**changes)._asdict()),
         PROMPTS,
         sample=sample,
         score=score,
@@ -309,8 +309,7 @@ def test_a_reward_that_fails_leaves_no_shard(tmp_path):
     assert len(list((tmp_path / "cache").glob("shard-*"))) == 2
     with pytest.raises(InputError, match="no prompts"):
         reference_cache.build(
-            tmp_path / "other",
-            provenance(),
+            files.Artifact(tmp_path / "other", provenance()._asdict()),
             PromptSet([], []),
             sample=sample,
             score=score,

@@ -6,7 +6,10 @@ import pathlib
 import pytest
 
 from tests.tiny_config import check_refusal, refuse
+from vbon_jax import files
 from vbon_jax.config import defaults
+from vbon_jax.data import prompt_sets
+from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import check, plan
 
 
@@ -20,7 +23,8 @@ def config(tiny):
 
 
 def checked(config):
-    return check.check(config, plan.plan(config, pathlib.Path("work")))
+    plan.plan(config, pathlib.Path("work"))
+    return check.check(config, [])
 
 
 def refused(config, *words):
@@ -83,3 +87,27 @@ def test_a_configuration_without_data_or_models(config):
     check_refusal(lambda: check.check_text(config, run), "config.policy.path: nothing")
     config.reward.path, config.reward.function = "both", "tests.reward_functions:vowels"
     refused(config, "reward.path and reward.function are both given")
+
+
+def test_prompts_of_given_pairs_and_of_stages_are_not_held_out(config, tiny, tmp_path):
+    """Whichever run reads the pairs, and whatever a program trains: one set for the directory."""
+    tokenizer = model_folder.load_tokenizer(tiny / "policy")
+
+    def held_out():
+        return prompt_sets.make_sets(config, check.check(config, []), tokenizer, 40).eval
+
+    config.data.eval_limit = 0
+    before = held_out()
+    pairs = [{"prompt": text, "chosen": "a", "rejected": "b"} for text in before.texts[:3]]
+    files.write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    with config.unlocked():
+        config.by_method.dpo = {"pairs": {"path": str(tmp_path / "pairs.jsonl")}}
+    config.methods = ("vbon", "dpo")
+    assert not {row["prompt"] for row in pairs} & set(held_out().texts)
+    assert held_out().learned == before.learned + 3
+    learned = [{"text": text} for text in before.whole[4:6]]
+    files.write_jsonl(tmp_path / "train.jsonl", learned)
+    with config.unlocked():
+        config.stages.sft = {"base": str(tiny / "policy"), "data": {"train": str(tmp_path)}}
+    assert not {row["text"] for row in learned} & set(held_out().whole)
+    assert held_out().learned == before.learned + 5

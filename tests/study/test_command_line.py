@@ -103,3 +103,17 @@ def test_a_recipe_that_sets_no_key_that_exists(tmp_path):
         "    return config\n"
     )
     refuse("stps", "train", "--workdir", tmp_path, "--config", recipe)
+
+
+def test_a_key_that_some_runs_set_for_themselves_is_told(caplog):
+    """A value on the command line does not reach them."""
+    config = defaults()
+    with config.unlocked():
+        config.by_method.dpo = {"train": {"learning_rate": 5e-5}}
+    config.cells = ({"method": "vbon", "train.epochs": 1},)
+    cli.change(config, "train.learning_rate", "1e-3")
+    cli.change(config, "train.epochs", "2")
+    cli.change(config, "train.steps", "3")
+    assert "config.by_method.dpo has a train.learning_rate of its own" in caplog.text
+    assert "config.cells has a train.epochs of its own" in caplog.text
+    assert "train.steps" not in caplog.text

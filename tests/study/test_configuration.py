@@ -72,6 +72,19 @@ def test_documents_name_no_key_that_does_not_exist():
             assert known, f"{document.name}: {name} is not a key"
 
 
+def test_a_run_is_identified_by_what_it_reads():
+    """A comparison may change another method's keys without training this one again."""
+    config = defaults()
+    config.method = "dpo"
+    before = identity(config)
+    config.ppo.clip, config.bound = 0.3, "exact"
+    assert identity(config) == before
+    assert not {"ppo.clip", "gradient", "train.text_tokens", "pairs.split"} & before.keys()
+    assert {"train.beta2", "pairs.beta", "data.max_tokens", "seed"} <= before.keys()
+    config.pairs.beta = 0.3
+    assert identity(config) != before
+
+
 def test_keys_of_a_user_s_own_method():
     gamma = Key("simpo.gamma", 0.5, "the margin", above=0)
     config = defaults([gamma])

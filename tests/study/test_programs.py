@@ -23,11 +23,14 @@ pytestmark = pytest.mark.slow
 RUN = "vbon-n2-s0"
 
 
+CHOSEN = {"train__eval_every": 2, "train__eval_prompts": 4, "train__best_metric": "eval/win_rate"}
+
+
 @pytest.fixture(scope="module")
 def compared(tiny, tmp_path_factory) -> pathlib.Path:
-    """The workdir of a whole comparison: both methods at N = 2."""
+    """The workdir of a whole comparison: both methods at N = 2, the best checkpoints kept."""
     workdir = tmp_path_factory.mktemp("compared")
-    succeed("compare", "--workdir", workdir, *overrides(tiny))
+    succeed("compare", "--workdir", workdir, *overrides(tiny, **CHOSEN))
     return workdir
 
 
@@ -68,12 +71,12 @@ def test_the_report_is_the_same_from_the_folder_alone(compared):
 
 def test_compare_goes_on_where_it_stopped(compared, tiny):
     stamps = write_times(compared, "**/*.jsonl")
-    succeed("compare", "--workdir", compared, *overrides(tiny))
+    succeed("compare", "--workdir", compared, *overrides(tiny, **CHOSEN))
     assert write_times(compared, "**/*.jsonl") == stamps
 
 
 def test_a_cache_for_something_else_is_refused(compared, tiny):
-    refuse("seed", "compare", "--workdir", compared, *overrides(tiny, references__seed=5))
+    refuse("seed", "compare", "--workdir", compared, *overrides(tiny, references__seed=5, **CHOSEN))
 
 
 def test_an_exported_policy_loads_in_transformers(compared, tmp_path):
@@ -107,8 +110,9 @@ def test_the_best_checkpoint_is_exported_too(compared, tmp_path):
     assert (tmp_path / "best" / "model.safetensors").is_file()
     rows = files.read_jsonl(run / "metrics.jsonl")
     saved = {int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()}
-    objective = {row["step"] + 1: row["objective/mean"] for row in rows if row["step"] % 2 == 1}
-    assert saved == {4, 6, max(objective, key=objective.get)}
+    measured = {row["step"] + 1: row["eval/win_rate"] for row in rows if "eval/win_rate" in row}
+    assert set(measured) == {2, 4, 6} and {4, 6} <= saved
+    assert max(measured[step] for step in saved) == max(measured.values())
 
 
 @pytest.mark.parametrize(
@@ -228,6 +232,28 @@ def test_cells_may_set_any_key(tiny, tmp_path):
     run = tmp_path / "work" / "runs" / "vbon-n3.5-s1-bound=exact"
     logged = files.read_jsonl(run / "metrics.jsonl")[-1]
     assert 0.0 <= logged["eval/win_rate"] <= 1.0
+
+
+@pytest.mark.slow
+def test_what_a_run_is_evaluated_by_is_part_of_it(tiny, tmp_path):
+    """The prompts that choose are not those of the results, and no key of theirs may change."""
+    changes = {"train__steps": 2, "train__eval_every": 1, "train__eval_prompts": 4,
+               "train__checkpoint_every": 1, "train__best_metric": "eval/win_rate",
+               "evaluation__checkpoint": "best", "method": "bon_sft", "n": 2}  # fmt: skip
+    arguments = ["--workdir", tmp_path, *overrides(tiny, **changes)]
+    succeed("train", *arguments)
+    (row,) = map(json.loads, succeed("evaluate", *arguments).stdout.splitlines())
+    logged = files.read_jsonl(tmp_path / "runs" / "bon_sft-n2-s0" / "metrics.jsonl")
+    assert row["win_rate"] not in [step["eval/win_rate"] for step in logged]
+    cached = [files.read_json(tmp_path / "references" / split / files.RECORD_FILE)["inputs"]
+              for split in ("eval", "selection")]  # fmt: skip
+    assert cached[0]["prompts"] != cached[1]["prompts"]
+    assert cached[1]["num_prompts"] == 4
+    for key, old, new in (("evaluation.seed", 0, 7), ("evaluation.samples_per_prompt", 4, 2)):
+        refuse(f"{key} was {old} and is {new}", "train", *arguments, f"--config.{key}={new}")
+    refuse("data.eval_limit was 12 and is 8", "evaluate", *arguments, "--config.data.eval_limit=8")
+    fewer = "--config.train.eval_prompts=3"
+    refuse("train.eval_prompts was 4 and is 3", "train", *arguments, fewer)
 
 
 # The rest of the documented commands, with what makes them run in seconds.

@@ -15,6 +15,7 @@ from tests.cases import tokenizers as cases
 from tests.cases import unread_keys
 from tests.documents import documented
 from tests.tiny_config import check_refusal, succeed, write_times
+from vbon_jax import files
 from vbon_jax.config import defaults
 from vbon_jax.data import prompt_sets, sources
 from vbon_jax.models.huggingface import model_folder
@@ -102,11 +103,12 @@ def check_given(recipe, rows: dict, trained, folder) -> None:
     given = {name: str(path) for name, path in models(trained).items()}
     config.policy.path, config.reward.path = given["POLICY"], given["REWARD"]
     config.judges.judge.path = given["JUDGE"]
-    tables = check.check(config, plan.plan(config, folder))
+    plan.plan(config, folder)
+    rows = check.check(config, [])
     paths = stages.make(config, folder)
     assert paths == (given["POLICY"], given["REWARD"], {"judge": given["JUDGE"]})
     assert not folder.exists()
-    shared = materials.load(config, folder, paths, tables)
+    shared = materials.load(config, folder, paths, rows)
     scores = shared.scorer(shared.eval_prompts)([0, 1], [[5, 6], [7]])
     assert scores.shape == (2,)
     assert np.isfinite(scores).all()
@@ -168,11 +170,9 @@ def test_real_dialogues(shared, tmp_path):
     rows = {f"stages__sft__data__{split}": tmp_path / "dialogues" for split in ("train", "eval")}
     config = configured(hh, data__train=prompts, data__eval=prompts, **rows)
     config.data.train_limit, config.data.eval_limit = 16, 8
-    tables = check.check(config, plan.plan(config, tmp_path))
+    rows = check.check(config, [])
     tokenizer = model_folder.load_tokenizer(stages.train(config, tmp_path, "sft"))
-    train, held_out = prompt_sets.train_and_eval(
-        config, tables, tokenizer, config.data.longest_prompt
-    )
+    train, held_out, _ = prompt_sets.make_sets(config, rows, tokenizer, config.data.longest_prompt)
     assert (len(train.texts), len(held_out.texts)) == (16, 8)
     assert not set(train.token_ids) & set(held_out.token_ids)
 
@@ -203,6 +203,11 @@ def test_settings_that_cannot_be():
     refused(lambda c: c.stages.reward_model.reward_model.update(centring=-1.0), centring)
     refused(lambda c: c.stages.reward_model.update(base="stage:dpo"), "no 'dpo'", "judge")
     refused(lambda c: c.stages.judge.update(init_seed="x"), "stages.judge.init_seed='x'", "whole")
+    for key, value in (("init_seed", -1), ("init_seed", 2**32), ("vocab_size", 0)):
+        refused(
+            lambda c, k=key, v=value: c.stages.judge.update({k: v}), f"judge.{key}={value}: give"
+        )
+    refused(lambda c: c.stages.sft.train.update(trainable="last:1"), "a fresh network is trained")
     refused(
         lambda c: c.stages.sft.train.update(beta1="many"), "train.beta1='many' is str, not float"
     )
@@ -211,7 +216,7 @@ def test_settings_that_cannot_be():
 @pytest.mark.parametrize("keys", unread_keys.STAGE)
 def test_a_key_that_a_stage_does_not_read_is_refused(keys):
     ((group, inner),) = keys.items()
-    refused(lambda c: c.stages.sft.update(keys), f"stages.sft.{group}.{next(iter(inner))}=")
+    refused(lambda c: c.stages.sft.update(keys), "stages.sft", f"{group}.{next(iter(inner))}")
 
 
 def test_a_stage_has_the_defaults_of_every_run():
@@ -343,7 +348,7 @@ def test_bad_rows_of_any_stage_are_found_before_the_first(posts, tmp_path, key, 
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"prompt": "a"} | row) + "\n")
     config = from_posts(posts, **{key.replace(".", "__"): file})
-    check_refusal(lambda: check.check(config, plan.plan(config, tmp_path)), "rows.jsonl", *words)
+    check_refusal(lambda: check.check(config, []), "rows.jsonl", *words)
 
 
 @pytest.mark.slow
@@ -352,7 +357,29 @@ def test_one_held_out_row_has_no_interval(posts, tmp_path):
     row = {"prompt": "a", "completion": "b", "subreddit": "relationships"}
     file.write_text(json.dumps(row) + "\n")
     config = from_posts(posts, data__eval=file)
-    check_refusal(lambda: stages.train(config, tmp_path, "sft"), "one held-out row is left")
+    check_refusal(lambda: stages.train(config, tmp_path, "sft"), "1 held-out rows are left")
+
+
+@pytest.mark.slow
+def test_held_out_rows_of_a_stage_are_none_that_it_learns_from(posts, tmp_path, caplog):
+    """Its accuracy would be that of what it has seen."""
+    rows = files.read_jsonl(posts / "preferences" / "train.jsonl")
+    config = from_posts(posts)
+    stage = stages.read(config, "reward_model")
+    stage.run.data.train, stage.run.data.eval = (str(tmp_path / f"{n}.jsonl") for n in "ab")
+    files.write_jsonl(tmp_path / "a.jsonl", rows[:20])
+    files.write_jsonl(tmp_path / "b.jsonl", rows[15:25])
+    folder = stages.train(config, tmp_path, "sft")
+    table = sources.read_split(stage.run.data, "train")
+    start = stages._from_base(stage._replace(base=folder), table)
+    learned = stages._rows(stage.run, table, start)
+    with caplog.at_level("INFO"):
+        held_out = stages._held_out(stage.run, start, learned)
+    assert len(held_out.chosen_rt) == 5
+    assert "5 held-out rows are left out" in caplog.text
+    files.write_jsonl(tmp_path / "b.jsonl", rows[3:21])
+    words = "1 held-out rows are left", "rows that the stage does not learn from"
+    check_refusal(lambda: stages._held_out(stage.run, start, learned), *words)
 
 
 @pytest.mark.slow

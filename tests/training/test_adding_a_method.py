@@ -50,7 +50,7 @@ def test_the_documented_method_by_hand(folder):
     expected = (np.log1p(np.exp(-margin)) * batch.weight_s).sum()
     terms, _ = simpo.objective(MODEL, learner.constants, state.params, batch)
     assert terms["response"][1].total == pytest.approx(expected, rel=1e-4)
-    losses, rates = [], optimizer.rates(task.config, 0.0, update=0)
+    losses, rates = [], optimizer.rates(task.config, 0.0, update=0, value_head=False)
     for _ in range(20):
         state, row = step.update(state, batch, rates, learner=learner)
         losses.append(float(row["loss/total"]))

@@ -172,7 +172,7 @@ def test_each_objective_falls_on_a_batch(task, name):
     (batch,) = loop.minibatches(
         methods.METHODS[name].batch(task, state, 0, None)[1], config, 0, task.mesh
     )
-    losses, rates = [], optimizer.rates(config, 0.0, update=0)
+    losses, rates = [], optimizer.rates(config, 0.0, update=0, value_head=True)
     for _ in range(30):
         state, row = step.update(state, batch, rates, learner=learner)
         losses.append(float(row["loss/total"]))

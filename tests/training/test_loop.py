@@ -5,14 +5,17 @@ import pathlib
 import random
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from tests.tiny_config import check_refusal, overrides, refuse
 from tests.training.one_run import run, small_task, started
-from tests.training.tiny_task import K
+from tests.training.tiny_task import MODEL, K, make_task
+from vbon_jax import files
 from vbon_jax.config import check
-from vbon_jax.training import methods
+from vbon_jax.models import decoder
+from vbon_jax.training import checkpoints, loop, methods, step
 from vbon_jax.types import InputError
 
 
@@ -95,6 +98,80 @@ def test_killed_three_times_it_is_the_same_run(whole, compiled, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_best_checkpoint_is_measured_as_its_metric_says(tmp_path):
+    """Restored, its parameters have the number that it was chosen by; no update lies between."""
+    changes = {"train__checkpoint_every": 1, "train__eval_every": 1, "train__steps": 5}
+    task = small_task("bon_sft", train__best_metric="eval/reward", **changes)
+    network = decoder.init(MODEL, jax.random.key(0))
+
+    def measure(params) -> dict[str, float]:
+        """A number that rises and falls as parameters move."""
+        total = float(np.asarray(params["decoder"]["norm_f"]["scale"], np.float64).sum())
+        return {"eval/reward": float(np.sin(3e3 * total)), "eval/kl": total}
+
+    loop.run(task.config, tmp_path, task, network, {}, evaluate=measure)
+    logged = [row["eval/reward"] for row in metrics(tmp_path)]
+    assert len(set(logged)) == 5
+    for which, value in (("best", max(logged)), ("last", logged[-1])):
+        params = loop.restore(tmp_path, which=which, task=task, network=network)
+        assert measure({"decoder": params})["eval/reward"] == value
+    config = task.config.copy_and_resolve_references()
+    config.train.best_metric = ""
+    with pytest.raises(InputError, match=r"keeps no best checkpoint.*train\.best_metric"):
+        loop.restore(tmp_path, which="best", task=task._replace(config=config), network=network)
+
+
+def test_the_best_deficit_is_the_lowest(tmp_path):
+    saved = checkpoints.Writer(tmp_path, metric="eval/deficit")
+    for at, deficit in enumerate((0.3, np.nan, -0.1, 0.2), start=1):
+        saved.save(at, {"x": np.ones(2) * at}, {}, {"eval/deficit": deficit})
+    saved.close()
+    assert checkpoints.steps(tmp_path) == [3, 4]
+    best = checkpoints.load(tmp_path, "best", "eval/deficit", {"x": np.ones(2)})
+    np.testing.assert_array_equal(best["x"], [3.0, 3.0])
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    """It is named, in parameters and in moments; the last checkpoint stays the good one."""
+    good = {"params": {"decoder": {"tokens": np.ones((3, 2), np.float32)}},
+            "moments": [np.zeros(2, np.float32), np.zeros(1, np.int32)]}  # fmt: skip
+    for name, place in (("params/decoder/tokens", good["params"]["decoder"]["tokens"][1]),
+                        ("moments/0", good["moments"][0])):  # fmt: skip
+        saved = checkpoints.Writer(tmp_path / name)
+        saved.save(1, good, {}, {})
+        for value in (np.nan, np.inf):
+            kept, place[0] = float(place[0]), value
+            words = f"step 2: {name} is not finite", "train.learning_rate"
+            check_refusal(lambda saved=saved: saved.save(2, good, {}, {}), *words)
+            place[0] = kept
+        saved.close()
+        assert checkpoints.resume(tmp_path / name, good)[0] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_run_ends_where_its_parameters_are_not_finite(tmp_path, monkeypatch, evaluated):
+    """Before they are evaluated, saved or called finished: the folder takes other settings."""
+
+    def update(state, *_, **__):
+        state.params["decoder"]["norm_f"]["scale"] *= np.inf
+        return state, {"loss/total": 1.0}
+
+    monkeypatch.setattr(step, "update", update)
+    monkeypatch.setattr(step, "update_flops", lambda *_, **__: 1.0)
+    task = make_task("bon_sft", n=2.0, train__steps=1, train__eval_every=1)
+    network = decoder.init(MODEL, jax.random.key(0))
+    measure = (lambda _: pytest.fail("it was evaluated")) if evaluated else None
+    with pytest.raises(InputError, match=r"step 1: params/decoder/norm_f/scale is not finite"):
+        loop.run(task.config, tmp_path, task, network, {}, evaluate=measure)
+    assert not files.recorded(tmp_path)["finished"]
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+    network["norm_f"]["bias"] *= np.nan
+    with pytest.raises(InputError, match=r"params/decoder/norm_f/bias is not finite"):
+        loop.run(task.config, tmp_path, task, network, {})
+
+
+@pytest.mark.slow
 def test_an_increasing_map_of_the_reward_changes_nothing(tmp_path):
     """vBoN reads ranks alone: bit for bit the same run, but for the raw reward in the log."""
     task = small_task()
@@ -117,7 +194,7 @@ def test_an_infinite_loss_stops_with_the_batch_on_disk(tmp_path):
     costly = task._replace(
         score=lambda *ids: np.where(task.score(*ids) > 9, 3e38, -3e38).astype(np.float32)
     )
-    with pytest.raises(InputError, match="learning_rate"):
+    with pytest.raises(InputError, match="before any update; look for rewards"):
         run(tmp_path, costly)
     batches = list(tmp_path.glob("bad_batch_*.npz"))
     assert len(batches) == 1

@@ -23,6 +23,25 @@ logger = logging.getLogger(__name__)
 REMEDY = "set data.over_long to truncate or drop"
 
 
+class Learned(NamedTuple):
+    """What runs and stages learn from: none of it is a prompt of another set."""
+
+    ids: frozenset[Ids] = frozenset()  # training prompts
+    prompts: frozenset[str] = frozenset()  # of given pairs and of stages
+    texts: frozenset[str] = frozenset()  # of whole rows; a prompt may be the beginning of one
+
+    def has_row(self, text: str) -> bool:
+        """Whether the text of a row, from which a prompt is cut, is learned from."""
+        return text.strip() in self.texts or text.strip() in self.prompts
+
+    def has_prompt(self, ids: Ids, text: str) -> bool:
+        """Whether a prompt is learned from, itself."""
+        return ids in self.ids or text.strip() in self.prompts
+
+
+NOTHING = Learned()
+
+
 class PromptSet(NamedTuple):
     """Distinct prompts in the order of their source, and what was left out on the way."""
 
@@ -31,9 +50,10 @@ class PromptSet(NamedTuple):
     dropped: int = 0  # longer than there is room for, and left out
     truncated: int = 0  # longer than there is room for, and cut to their last tokens
     duplicates: int = 0  # the same tokens as an earlier prompt
-    held_out_overlap: int = 0  # left out because they were among `exclude`
+    learned: int = 0  # left out because something learns from them
     columns: Mapping[str, list] = {}  # for each prompt the other fields of its (first) row
     conversations: Sequence[formats.Messages | None] = ()  # of the rows; () where all are texts
+    whole: Sequence[str] = ()  # for each prompt the text of that row, of which it is the beginning
 
 
 def fingerprint(
@@ -62,7 +82,7 @@ def build_prompts(
     longest: int,
     seed: int,
     limit: int = 0,
-    exclude: Collection[Ids] = (),
+    exclude: Learned = NOTHING,
 ) -> PromptSet:
     """The prompts of a table, as `config.data` (`settings`) says.
 
@@ -70,11 +90,15 @@ def build_prompts(
     `max_tokens` and a pure function of (`seed`, row), or the whole of a shorter text; with
     `max_tokens == 0` the whole text. The tokenizer's `bos_prefix` comes before these tokens. A
     prompt of more than `longest` tokens is treated as `over_long` says; a truncated one keeps its
-    end. Prompts with the same tokens are kept once, none of `exclude` (the training prompts, when
-    these are held out) is. `limit > 0` keeps that many, a random subset by `seed`. Raises
-    InputError for an over-long or empty prompt, and when no prompt is left.
+    end. Prompts with the same tokens are kept once; those that `exclude` has, or that are cut from
+    a row that it has, are left out and counted. `limit > 0` keeps that many, a random subset by
+    `seed`. Raises InputError for an over-long or empty prompt, and when no prompt is left.
     """
-    rows, prefix = _token_rows(table, tokenizer, settings, seed), token_ids.bos_prefix(tokenizer)
+    whole = formats.prompts(
+        table, name=settings.field, tokenizer=tokenizer, max_tokens=settings.max_tokens
+    )
+    rows = _token_rows(whole, table.places, tokenizer, settings, seed)
+    prefix = token_ids.bos_prefix(tokenizer)
     fitted, too_long = token_ids.fit(
         rows, longest, settings.over_long, [f"{place}: the prompt" for place in table.places],
         keep="end", prefix=prefix,
@@ -83,31 +107,37 @@ def build_prompts(
     kept = [(ids, row) for row, ids in enumerate(fitted) if ids is not None]
     row_of = dict(reversed(kept))  # each distinct prompt's first row
     distinct = list(dict(kept))
-    left = [ids for ids in distinct if ids not in exclude]
+    decoded = tokenizer.batch_decode(
+        [ids[len(prefix) :] for ids in distinct], clean_up_tokenization_spaces=False
+    )
+    text_of = dict(zip(distinct, decoded, strict=True))
+    learned = {ids for ids, row in kept if exclude.has_row(whole[row])}
+    left = [
+        ids for ids in distinct if ids not in learned and not exclude.has_prompt(ids, text_of[ids])
+    ]
     if not left:
         raise InputError(_nothing_left(table, len(too_long), len(distinct)))
     chosen = _subset(left, limit, seed)
-    texts = tokenizer.batch_decode(
-        [ids[len(prefix) :] for ids in chosen], clean_up_tokenization_spaces=False
-    )
     columns = formats.columns(table, without=settings.field)
     conversations = formats.conversations(table, name=settings.field)
     return PromptSet(
         token_ids=chosen,
-        texts=texts,
+        texts=[text_of[ids] for ids in chosen],
         duplicates=len(kept) - len(distinct),
-        held_out_overlap=len(distinct) - len(left),
+        learned=len(distinct) - len(left),
+        whole=[whole[row_of[ids]] for ids in chosen],
         columns={name: [values[row_of[i]] for i in chosen] for name, values in columns.items()},
         conversations=[conversations[row_of[ids]] for ids in chosen] if any(conversations) else (),
         **token_ids.left_out(settings.over_long, too_long),
     )
 
 
-def _token_rows(table: Table, tokenizer: Any, settings: ConfigDict, seed: int) -> list[Ids]:
+def _token_rows(
+    texts: list[str], places: list[str], tokenizer: Any, settings: ConfigDict, seed: int
+) -> list[Ids]:
     """The token ids of each row's text, or of its beginning."""
+    rows = token_ids.prompt_ids(tokenizer, texts, places)
     least, most = settings.min_tokens, settings.max_tokens
-    texts = formats.prompts(table, name=settings.field, tokenizer=tokenizer, max_tokens=most)
-    rows = token_ids.prompt_ids(tokenizer, texts, table.places)
     if not most:
         return rows
     if least > most:
@@ -132,34 +162,86 @@ def _subset(prompts: list[Ids], limit: int, seed: int) -> list[Ids]:
 def _nothing_left(table: Table, too_long: int, distinct: int) -> str:
     """Why a source gave no prompt."""
     if distinct:
-        return f"{table.source}: all {distinct} prompts are among the training prompts; give others"
+        return (
+            f"{table.source}: all {distinct} prompts are among the training prompts, the given "
+            "pairs or the rows of stages; give others"
+        )
     return (
         f"{table.source}: none of {len(table.rows)} rows is left, {too_long} were too long; give "
         "shorter prompts"
     )
 
 
-def train_and_eval(
-    config: ConfigDict, tables: Mapping[str, Table], tokenizer: Any, longest: int
-) -> tuple[PromptSet, PromptSet]:
-    """The training prompts of a configuration, and held-out ones that are not among them.
+class Rows(NamedTuple):
+    """The rows that prompts are made of, and texts that are learned from besides."""
 
-    `tables` are the rows of each split.
+    train: Table
+    eval: Table
+    pair_prompts: frozenset[str] = frozenset()  # of given pairs
+    stage_prompts: frozenset[str] = frozenset()
+    stage_texts: frozenset[str] = frozenset()
+
+
+class PromptSets(NamedTuple):
+    """The prompts of a study; no prompt is in two of the sets."""
+
+    train: PromptSet
+    eval: PromptSet  # what is published is measured on these; nothing learns from them
+    selection: PromptSet | None  # curves are drawn and checkpoints chosen by these
+
+
+def make_sets(config: ConfigDict, rows: Rows, tokenizer: Any, longest: int) -> PromptSets:
+    """The training prompts of a configuration, held-out ones, and those to choose checkpoints by.
+
+    Held-out prompts are none that training, given pairs or stages learn from. With
+    `train.eval_every`, `train.eval_prompts` more of the training rows, from which no run learns,
+    are for choosing. Raises InputError where too few prompts are left.
     """
-    sets: list[PromptSet] = []
-    for split, limit in (("train", config.data.train_limit), ("eval", config.data.eval_limit)):
-        table = tables[split]
+    data = config.data
+
+    def made(name: str, table: Table, limit: int, exclude: Learned = NOTHING) -> PromptSet:
+        seed = config.references.seed
         prompts = build_prompts(
-            table, tokenizer, config.data, longest=longest, seed=config.references.seed,
-            limit=limit, exclude=set(sets[0].token_ids) if sets else (),
-        )  # fmt: skip
-        logger.info(
-            f"{split} prompts: {len(prompts.token_ids)} distinct of {len(table.rows)} rows in "
-            f"{table.source} ({prompts.duplicates} repeated, {prompts.held_out_overlap} also in "
-            f"training, {prompts.truncated} truncated, {prompts.dropped} dropped)"
+            table, tokenizer, data, longest=longest, seed=seed, limit=limit, exclude=exclude
         )
-        sets.append(prompts)
-    return sets[0], sets[1]
+        logger.info(
+            f"{name} prompts: {len(prompts.token_ids)} distinct of {len(table.rows)} rows in "
+            f"{table.source} ({prompts.duplicates} repeated, {prompts.learned} left out that "
+            f"training, pairs or stages learn from, {prompts.truncated} truncated, "
+            f"{prompts.dropped} dropped)"
+        )
+        return prompts
+
+    train = made("train", rows.train, data.train_limit)
+    learned = Learned(
+        frozenset(train.token_ids), rows.pair_prompts, frozenset(map(str.strip, train.whole))
+    )
+    of_stages = Learned(
+        learned.ids, learned.prompts | rows.stage_prompts, learned.texts | rows.stage_texts
+    )
+    held_out = made("eval", rows.eval, data.eval_limit, of_stages)
+    if len(held_out.token_ids) < 2:
+        raise InputError(
+            f"{rows.eval.source}: one held-out prompt gives no interval; give more rows, or a "
+            "larger data.eval_limit"
+        )
+    if not config.train.eval_every:
+        return PromptSets(train, held_out, None)
+    count = config.train.eval_prompts
+    try:
+        selection = made("selection", rows.train, count, learned)
+    except InputError as error:
+        raise InputError(_none_to_choose_by(rows.train, count)) from error
+    if len(selection.token_ids) < count:
+        raise InputError(_none_to_choose_by(rows.train, count))
+    return PromptSets(train, held_out, selection)
+
+
+def _none_to_choose_by(table: Table, count: int) -> str:
+    return (
+        f"train.eval_every: {table.source} has no {count} prompts (train.eval_prompts) that no run "
+        "trains on; give a smaller data.train_limit, a smaller train.eval_prompts or more rows"
+    )
 
 
 # Preference pairs ---------------------------------------------------------------------------------

@@ -66,6 +66,31 @@ def labelled(
     return formats.labelled(table, name=fields.field, label=fields.label_field, classes=classes)
 
 
+def texts_of(rows: Rows, most: int) -> list[tuple[tuple[int, ...], ...]]:
+    """The first `most` tokens of each text of each row, as what tells it from others.
+
+    The class of a row does not.
+    """
+    if isinstance(rows, Sequences):
+        sides = [(rows.tokens_st, rows.lengths_s)]
+    elif isinstance(rows, LabelRows):
+        sides = [(rows.tokens_rt, rows.lengths_r)]
+    else:
+        sides = [(rows.chosen_rt, rows.chosen_lengths_r),
+                 (rows.rejected_rt, rows.rejected_lengths_r)]  # fmt: skip
+    return [
+        tuple(tuple(tokens_rt[row, : min(lengths_r[row], most)].tolist())
+              for tokens_rt, lengths_r in sides)
+        for row in range(len(rows[0]))
+    ]  # fmt: skip
+
+
+def has_prompts(config: ConfigDict) -> bool:
+    """Whether the rows that the method reads have prompts: completions, or preferences."""
+    fields = config.data
+    return bool(fields.completion_field) if config.method == "sft" else not fields.label_field
+
+
 def build(
     config: ConfigDict,
     table: Table,

@@ -19,6 +19,7 @@ from vbon_jax.exact import cdf_study, enumeration, gradients, sampled_methods
 from vbon_jax.exact.enumeration import Law
 from vbon_jax.exact.gradients import Setting
 from vbon_jax.exact.keys import LAB_KEYS
+from vbon_jax.study import plan
 from vbon_jax.types import InputError
 
 EXACT, SAMPLED = "exact", "sampled"
@@ -41,9 +42,9 @@ def check_lab(config: ConfigDict) -> None:
             f"lab.length={config.lab.length} and sampling.max_new_tokens="
             f"{config.sampling.max_new_tokens} must be equal; give both the same value"
         )
-    for cell in cells(config):
-        if cell["gradient"] == SAMPLED:
-            sampled_methods.run_config(config, cell["method"], cell["n"])
+    sampled = [cell for cell in cells(config) if cell["gradient"] == SAMPLED]
+    runs = [sampled_methods.run_config(config, cell["method"], cell["n"]) for cell in sampled]
+    plan.check_read(config, runs, besides=("pairs.alpha", "sampling.max_new_tokens"))
 
 
 def cells(config: ConfigDict) -> list[dict]:

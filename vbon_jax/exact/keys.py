@@ -4,18 +4,19 @@
 with "exact" gradients, or the study of log F ("cdf").
 """
 
-from vbon_jax.config import Key
+from vbon_jax.config import LARGE, SEED, Key
 
 _KEYS: list[Key] = [
-    Key("seed", 0, "of the policy and the rewards", least=0),
+    Key("seed", 0, "of the policy and the rewards", **SEED),
     Key("vocab_size", 6, "the EOS counted", least=3),
     Key("length", 3, "tokens of a response at most", least=2),
     Key("prompts", 3, "of two words each", least=1),
     Key("width", 32, "of the network", least=4),
     Key("num_layers", 2, "of the network", least=1),
-    Key("initializer_std", 0.1, "0 = all tokens equally likely; more = more peaked", least=0),
+    Key("initializer_std", 0.1, "0 = all tokens equally likely; more = more peaked", least=0,
+        most=10),
     Key("reward_scale", 0.3, "standard deviation; with ties, rewards are whole multiples of it",
-        above=0),
+        above=0, most=LARGE),
     Key("workers", 2, "processes; each trains a method at a time", least=1, identifies=""),
     Key("cache_sizes", (5, 10, 20, 50, 100, 200, 400, 600), "M of the study of log F", least=1,
         identifies="cdf"),
@@ -30,7 +31,7 @@ _KEYS: list[Key] = [
     Key("steps", 600, "of the other methods", least=4, identifies="exact"),
     Key("steps_per_n", 80, "and as many times N, where the targets grow as N does", least=0,
         identifies="exact"),
-    Key("learning_rate", 6e-3, "peak", above=0, identifies="exact"),
+    Key("learning_rate", 6e-3, "peak", above=0, most=10, identifies="exact"),
     Key("beta2", 0.9, "of AdamW", least=0, most=0.9999999, identifies="exact"),
     # Sampled: the methods of the package, each as it is run everywhere else.
     Key("sampled_methods", (), "() = all methods but those of texts, and vbon_l1", identifies=""),

@@ -9,6 +9,9 @@ from vbon_jax.models.decoder import DecoderConfig
 from vbon_jax.models.encoder import EncoderConfig
 from vbon_jax.types import Array, Params
 
+# The parts of a network, decoder or encoder, that come before its first layer.
+BEFORE_LAYERS = ("tokens", "positions", "types", "relative", "norm_0")
+
 Config = DecoderConfig | EncoderConfig
 
 

@@ -24,8 +24,8 @@ from vbon_jax.models.huggingface.families import Tensor
 from vbon_jax.types import Array, InputError, Params
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-# What a run with adapters trains, by name: them, and heads that no language model comes with.
-TRAINED = r".*/lora/lora_[ab]|value/.*|classifier/score/.*"
+# What a run with adapters trains, by name: them, and as in peft the head of a classifier.
+TRAINED = r".*/lora/lora_[ab]|classifier/score/.*"
 
 
 def with_adapters(

@@ -35,10 +35,12 @@ KEYS = (
     Key("samples", 1, "Responses to each prompt.", least=1),
     Key("best_of", 1, "Draws of which the reward chooses each.", least=1),
     Key("max_new_tokens", 128, "Tokens of a response, its end counted.", least=1),
-    Key("temperature", 1.0, "Divides the logits; 0 = always the likeliest token.", least=0),
+    Key(
+        "temperature", 1.0, "Divides the logits; 0 = always the likeliest token.", least=0, most=100
+    ),
     Key("top_k", 0, "Keep the k likeliest tokens; 0 = all.", least=0),
     Key("top_p", 1.0, "Keep the likeliest tokens with this probability; 1 = all.", above=0, most=1),
-    Key("seed", 0, "The same seed gives the same text."),
+    Key("seed", 0, "The same seed gives the same text.", **config.SEED),
     Key("batch", 32, "Responses drawn at a time.", least=1),
     *rewards.KEYS,
 )

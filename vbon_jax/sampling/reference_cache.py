@@ -10,7 +10,7 @@ import bisect
 import pathlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -121,8 +121,7 @@ def _missing(folder: pathlib.Path, prompts: int, size: int) -> list[range]:
 
 
 def build(
-    folder: str | pathlib.Path,
-    provenance: Provenance,
+    artifact: files.Artifact,
     prompts: PromptSet,
     *,
     sample: Callable[[np.ndarray], Responses],
@@ -131,7 +130,9 @@ def build(
     prompts_per_shard: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the shards that are missing in `folder`, which may hold a part of the same cache.
+    """Write the shards that a folder lacks, which may hold a part of the same cache.
+
+    The inputs of `artifact` are the cache's provenance.
 
     `sample` maps prompt ids [b] to M responses each, a function of the id alone, so that the cut
     into shards changes nothing; where it leaves rewards out, `score` maps prompt ids [b * M] and
@@ -139,10 +140,9 @@ def build(
     `progress` is called with (prompts done, prompts) before the first shard and after each. Raises
     InputError for another cache in the folder.
     """
+    folder, provenance = artifact.folder, Provenance(**artifact.inputs)
     if not prompts.token_ids:
         raise InputError(f"{folder}: there are no prompts to sample for; give at least one")
-    folder = pathlib.Path(folder)
-    artifact = files.Artifact(folder, provenance._asdict())
     if files.recorded(folder) is None and any(folder.glob("shard-*.parquet")):
         raise InputError(
             f"{folder} has shards but no {files.RECORD_FILE}; delete the folder or take another"
@@ -237,8 +237,12 @@ def imported(folder: str | pathlib.Path) -> str | None:
     return None if provenance is None else provenance.imported
 
 
-def load(folder: str | pathlib.Path, expected: Provenance | None = None) -> References:
-    """The cache in `folder`; with `expected`, only if it is that cache.
+def load(
+    folder: str | pathlib.Path,
+    expected: Provenance | None = None,
+    origins: Mapping[str, Any] | None = None,
+) -> References:
+    """The cache in `folder`; with `expected`, only if it is that cache (see `files.Artifact`).
 
     Raises InputError for another cache or missing shards, Damaged for one that cannot be read.
     """
@@ -246,7 +250,7 @@ def load(folder: str | pathlib.Path, expected: Provenance | None = None) -> Refe
     if provenance is None:
         raise InputError(f"{folder}: there is no reference cache; build it with collect")
     if expected is not None:
-        files.Artifact(folder, expected._asdict()).check()
+        files.Artifact(folder, expected._asdict(), origins).check()
     missing = _missing(folder, provenance.num_prompts, provenance.num_prompts)
     if missing:
         raise InputError(

@@ -10,6 +10,8 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
+from vbon_jax import files
+from vbon_jax.config import origins
 from vbon_jax.data import batching, prompt_sets
 from vbon_jax.functional import streams
 from vbon_jax.models import log_probs, sharding
@@ -20,11 +22,11 @@ from vbon_jax.training import budget
 from vbon_jax.types import InputError, Prompts, Responses
 
 logger = logging.getLogger(__name__)
-SPLITS = ("train", "eval")
+SPLITS = ("train", "eval", "selection")
 
 
 def build(materials: Materials, *splits: str) -> None:
-    """Sample and score M reference responses to every prompt of some splits ("train", "eval").
+    """Sample and score M reference responses to every prompt of some of SPLITS.
 
     A finished cache is left as it is; an interrupted one is completed.
     """
@@ -35,13 +37,15 @@ def build(materials: Materials, *splits: str) -> None:
 def read_by(runs: list[Run]) -> list[str]:
     """The splits whose caches some runs read while they train."""
     train = any(run.method.needs_cache(run.config) for run in runs)
-    held_out = any(run.config.train.eval_every for run in runs)
-    return ["train"] * train + ["eval"] * held_out
+    selection = any(run.config.train.eval_every for run in runs)
+    return ["train"] * train + ["selection"] * selection
 
 
 def load(materials: Materials, split: str) -> reference_cache.References:
     """The cache of a split. Raises InputError where it is not built, or is of something else."""
-    return reference_cache.load(folder_of(materials, split), _provenance(materials, split))
+    return reference_cache.load(
+        folder_of(materials, split), _provenance(materials, split), origins(materials.config)
+    )
 
 
 def check_budgets(materials: Materials, runs: list[Run]) -> None:
@@ -100,7 +104,7 @@ def folder_of(materials: Materials, split: str) -> pathlib.Path:
 
 def prompts_of(materials: Materials, split: str) -> prompt_sets.PromptSet:
     """The prompts of a split."""
-    return materials.train_prompts if split == "train" else materials.eval_prompts
+    return getattr(materials, f"{split}_prompts")
 
 
 def _provenance(materials: Materials, split: str) -> reference_cache.Provenance:
@@ -136,10 +140,11 @@ def write(
     prompts = prompts_of(materials, split)
     total = len(prompts.token_ids)
     log_probs = _log_probs(materials, prompts)
+    folder, known = folder_of(materials, split), origins(materials.config)
+    artifact = files.Artifact(folder, provenance._asdict(), known)
     with tqdm.tqdm(total=total, desc=f"references/{split}", unit="prompt") as bar:
         reference_cache.build(
-            folder_of(materials, split),
-            provenance,
+            artifact,
             prompts,
             sample=lambda prompt_ids: log_probs(prompt_ids, sample(prompt_ids)),
             score=score,

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vbon_jax import files
-from vbon_jax.data import formats, reward_inputs, sft_rows, sources
+from vbon_jax.data import formats, prompt_sets, reward_inputs, sft_rows, sources
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards
 from vbon_jax.study import plan, stages
@@ -19,8 +19,8 @@ from vbon_jax.types import InputError
 Tables = dict[str, sources.Table]  # the rows of `config.data`, by split
 
 
-def check(config: ConfigDict, runs: list[Run]) -> Tables:
-    """Check everything that the runs read; returns the rows of prompts, so they are read once.
+def check(config: ConfigDict, runs: list[Run]) -> prompt_sets.Rows:
+    """Check everything that runs read; returns what prompts are made of, so it is read once.
 
     Raises InputError, in one line, for what cannot be used.
     """
@@ -30,7 +30,7 @@ def check(config: ConfigDict, runs: list[Run]) -> Tables:
         files.check_writable(run.folder)
     reward = [] if config.reward.function else ["reward.path"]
     stages.require(config, "data.train", "data.eval", "policy.path", *reward)
-    check_stages(config)
+    stage_prompts, stage_texts = check_stages(config)
     if not config.policy.path.startswith(plan.STAGE):
         model_folder.read_config(config.policy.path, kind="decoder")
     _check_reward("reward", config.reward, config)
@@ -45,9 +45,14 @@ def check(config: ConfigDict, runs: list[Run]) -> Tables:
             tokenizer=tokenizer,
             max_tokens=config.data.max_tokens,
         )
-    for run_config in _with_given_pairs(runs):
-        formats.read_pairs(run_config.pairs, tokenizer)
-    return tables
+    pairs = [formats.read_pairs(ways, tokenizer).prompts for ways in plan.given_pairs(config)]
+    return prompt_sets.Rows(
+        tables["train"],
+        tables["eval"],
+        frozenset(text.strip() for prompts in pairs for text in prompts),
+        stage_prompts,
+        stage_texts,
+    )
 
 
 def check_text(config: ConfigDict, run: Run) -> Tables:
@@ -63,32 +68,24 @@ def check_text(config: ConfigDict, run: Run) -> Tables:
     return tables
 
 
-def check_stages(config: ConfigDict) -> None:
-    """Check the keys and the rows of every stage."""
+def check_stages(config: ConfigDict) -> tuple[frozenset[str], frozenset[str]]:
+    """Check the keys and the rows of every stage; returns the prompts and texts it learns from."""
+    prompts, whole = set(), set()
     stages.check(config)
     for name in config.stages:
         stage = stages.read(config, name)
-        tokenizer, tables = _tokenizer(config, stage.base), _tables(stage.run)
-        labels = stages.labels(config, name)
-        for table in tables.values():
-            sft_rows.texts(stage.run, table, tokenizer, labels)
+        tokenizer, labels = _tokenizer(config, stage.base), stages.labels(config, name)
+        for split, table in _tables(stage.run).items():
+            texts = map(str.strip, sft_rows.texts(stage.run, table, tokenizer, labels))
+            if split == "train":
+                (prompts if sft_rows.has_prompts(stage.run) else whole).update(texts)
+    return frozenset(prompts), frozenset(whole)
 
 
 def _tables(config: ConfigDict) -> Tables:
     """The rows of each split that the configuration names."""
     splits = [split for split in ("train", "eval") if config.data[split]]
     return {split: sources.read_split(config.data, split) for split in splits}
-
-
-def _with_given_pairs(runs: list[Run]) -> list[ConfigDict]:
-    """The configurations of runs that read given pairs, one for each way of reading them."""
-    configs = {}
-    for run in runs:
-        if run.config.pairs.path and run.method.pairs:
-            pairs = run.config.pairs.to_dict()
-            ways = {name: pairs[name] for name in pairs.keys() - {"alpha", "beta", "average"}}
-            configs[repr(sorted(ways.items()))] = run.config
-    return list(configs.values())
 
 
 def _tokenizer(config: ConfigDict, path: str) -> Any:

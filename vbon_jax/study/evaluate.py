@@ -16,7 +16,8 @@ import tqdm
 from ml_collections import ConfigDict
 
 from vbon_jax import files
-from vbon_jax.config import identity
+from vbon_jax.config import identity, origins
+from vbon_jax.data import prompt_sets
 from vbon_jax.evaluation import judges, measures, sampled_policy, stored_responses
 from vbon_jax.evaluation.bootstrap import Bootstrap
 from vbon_jax.functional import streams
@@ -26,7 +27,7 @@ from vbon_jax.study import caches, plan
 from vbon_jax.study.materials import Materials
 from vbon_jax.study.plan import Run
 from vbon_jax.training import loop, methods
-from vbon_jax.types import InputError, Params
+from vbon_jax.types import Array, InputError, Params
 from vbon_jax.workdir import layout, results
 
 
@@ -110,7 +111,7 @@ def _measure(
     """Sample a policy at each temperature and write its responses and rows, unless they exist."""
     config, cache = materials.config, standards.cache
     inputs = identity(config, "evaluation") | made_from | cache.provenance.inputs()
-    artifact = files.Artifact(folder, inputs)
+    artifact = files.Artifact(folder, inputs, origins(config))
     with artifact.work(waits=True) as left:
         if not left:
             return
@@ -135,12 +136,14 @@ def _sample(
     materials: Materials, params: Params, score: Callable, temperature: float, name: str
 ) -> measures.MeasuredResponses:
     """`sample_policy` on all held-out prompts, with a progress bar."""
-    total = len(materials.eval_prompts.token_ids)
-    with tqdm.tqdm(total=total, desc=f"evaluate {name}", unit="prompt") as bar:
+    prompts, seed = materials.eval_prompts, materials.config.evaluation.seed
+    with tqdm.tqdm(total=len(prompts.token_ids), desc=f"evaluate {name}", unit="prompt") as bar:
         return sample_policy(
             materials,
             params,
             score,
+            prompts,
+            key=streams.key("evaluation", seed),
             temperature=temperature,
             progress=lambda done, total: bar.update(done - bar.n),
         )
@@ -178,36 +181,51 @@ def _bootstrap(config: ConfigDict) -> Bootstrap:
 # --------------------------------------------------------------------------------------- sampling
 
 
-def on_held_out(config: ConfigDict, materials: Materials) -> Callable[[Params], dict[str, float]]:
-    """params -> metrics on the first held-out prompts, for the curves of a run."""
-    cache = caches.load(materials, "eval")
-    count, bootstrap = config.train.eval_prompts, Bootstrap(config.evaluation.seed, 100)
-    score = materials.scorer(materials.eval_prompts, cache.responses)
+class Selection(NamedTuple):
+    """How a run is evaluated while it trains, for its curves and for choosing a checkpoint.
+
+    Neither the prompts nor the draws are those of the results.
+    """
+
+    measure: Callable[[Params], dict[str, float]]  # params -> metrics
+    inputs: dict[str, Any]  # what the metrics depend on, besides the run itself
+
+
+def selection(materials: Materials) -> Selection:
+    """The evaluation of a run while it trains, on prompts that no run trains on."""
+    config, cache = materials.config.evaluation, caches.load(materials, "selection")
+    key, bootstrap = streams.key("selection", config.seed), Bootstrap(config.seed, 100)
+    prompts = materials.selection_prompts
+    score = materials.scorer(prompts, cache.responses)
 
     def measure(params: Params) -> dict[str, float]:
-        measured = sample_policy(materials, params["decoder"], score, count=count)
-        summary = measures.summarise(measured, cache.rewards_pm[:count], bootstrap)
+        measured = sample_policy(materials, params["decoder"], score, prompts, key=key)
+        summary = measures.summarise(measured, cache.rewards_pm, bootstrap)
         return {
             f"eval/{name}{end}": getattr(summary[name], field)
             for name in ("reward", "win_rate", "kl", "deficit")
             for end, field in (("", "value"), ("_se", "se"))
         }
 
-    return measure
+    inputs = {f"selection {name}": value for name, value in cache.provenance.inputs().items()}
+    for name in ("seed", "samples_per_prompt"):
+        inputs[f"evaluation.{name}"] = config[name]
+    return Selection(measure, inputs)
 
 
 def sample_policy(
     materials: Materials,
     params: Params,
     score: Callable,
+    prompts: prompt_sets.PromptSet,
     *,
-    count: int | None = None,
+    key: Array,
     temperature: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> measures.MeasuredResponses:
-    """K responses of a policy to the first `count` held-out prompts, with rewards and KL.
+    """K responses of a policy to each of some prompts, with rewards and KL.
 
-    `score` is a scorer of the held-out prompts.
+    `score` is a scorer of these prompts.
     """
     config, sampling = materials.config, materials.sampling
     if temperature is not None:
@@ -222,10 +240,10 @@ def sample_policy(
         materials.checkpoint.config,
         params,
         materials.checkpoint.params,
-        materials.eval_prompts.token_ids[:count],
+        prompts.token_ids,
         score,
         options,
-        key=streams.key("evaluation", config.evaluation.seed),
+        key=key,
         progress=progress,
     )
 

@@ -6,12 +6,12 @@ Nothing is trained or sampled here; the folders of all models exist (`stages`).
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from vbon_jax.data import formats, prompt_sets, response_ids, sources
+from vbon_jax.data import formats, prompt_sets, response_ids
 from vbon_jax.models import lora, sharding
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import rewards, sampler
@@ -33,6 +33,7 @@ class Materials(NamedTuple):
     reward: rewards.Reward
     train_prompts: prompt_sets.PromptSet
     eval_prompts: prompt_sets.PromptSet
+    selection_prompts: prompt_sets.PromptSet | None
     ends: response_ids.Ends  # of a response
     sampling: sampler.Sampling
 
@@ -51,18 +52,18 @@ def load(
     config: ConfigDict,
     workdir: pathlib.Path,
     models: ModelPaths,
-    tables: Mapping[str, sources.Table],
+    rows: prompt_sets.Rows,
 ) -> Materials:
-    """Load the reference policy and the reward, and tokenize the prompts, rows by split."""
+    """Load the reference policy and the reward, and make the prompts of `check.check`'s rows."""
     checkpoint, tokenizer = load_network(config, models.policy, kind="decoder")
     model = dataclasses.replace(checkpoint.config, dtype=config.policy.dtype)
     params = sharding.place(checkpoint.params, sharding.config_mesh(config))
     checkpoint = checkpoint._replace(config=model, params=params)
     ends = response_ids.response_ends(checkpoint, tokenizer, models.policy)
-    train_prompts, eval_prompts = _prompts(config, tables, tokenizer, model)
-    conversations = bool(train_prompts.conversations or eval_prompts.conversations)
+    sets = _prompts(config, rows, tokenizer, model)
+    conversations = any(prompts.conversations for prompts in filter(None, sets))
     reward = rewards.load(config.reward, models.reward, conversations=conversations)
-    for prompts in (train_prompts, eval_prompts):
+    for prompts in filter(None, sets):
         rewards.try_out(reward, prompts, config.reward)
     return Materials(
         config=config,
@@ -72,8 +73,9 @@ def load(
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         reward=reward,
-        train_prompts=train_prompts,
-        eval_prompts=eval_prompts,
+        train_prompts=sets.train,
+        eval_prompts=sets.eval,
+        selection_prompts=sets.selection,
         ends=ends,
         sampling=make_sampling(config, ends),
     )
@@ -97,10 +99,8 @@ def make_sampling(config: ConfigDict, ends: response_ids.Ends) -> sampler.Sampli
     )
 
 
-def _prompts(
-    config, tables, tokenizer, model
-) -> tuple[prompt_sets.PromptSet, prompt_sets.PromptSet]:
-    """Training prompts, and held-out ones of which none is a training prompt."""
+def _prompts(config, rows: prompt_sets.Rows, tokenizer, model) -> prompt_sets.PromptSets:
+    """The prompts that fit the policy beside their new tokens."""
     longest = model.max_positions - config.sampling.max_new_tokens
     if longest < 1:
         raise InputError(
@@ -108,7 +108,7 @@ def _prompts(
             f"in the policy's {model.max_positions} positions; give fewer new tokens"
         )
     longest = min(longest, config.data.longest_prompt or longest)
-    return prompt_sets.train_and_eval(config, tables, tokenizer, longest)
+    return prompt_sets.make_sets(config, rows, tokenizer, longest)
 
 
 def given_pairs(config: ConfigDict, materials: Materials) -> prompt_sets.PairSet:

@@ -6,6 +6,7 @@ Nothing is computed or read here; what can be seen to be wrong in a configuratio
 import hashlib
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -59,7 +60,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> list[Run]:
         if run.name in runs:
             raise InputError(f"config.cells: {run.name} is a duplicate; remove one of the two")
         runs[run.name] = run
-    check_read(config, list(runs.values()))
+    check_read(config, [run.config for run in runs.values()])
     return list(runs.values())
 
 
@@ -67,7 +68,7 @@ def single(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """The one run that `method`, `n` and `seed` name."""
     check(config, workdir)
     run = make_run(config, {}, workdir)
-    check_read(config, [run])
+    check_read(config, [run.config])
     return run
 
 
@@ -87,6 +88,24 @@ def _cells(config: ConfigDict) -> list[dict[str, Any]]:
         for n in config.n_values
         for seed in config.seeds
     ]
+
+
+def given_pairs(config: ConfigDict) -> list[ConfigDict]:
+    """Each way in which runs of the configuration read given pairs: `config.pairs` with a path.
+
+    Of all its runs, whichever a program trains: all have the same held-out prompts.
+    """
+    ways = {}
+    for cell in config.cells or [{"method": name} for name in (*config.methods, config.method)]:
+        run_config, cell = config.copy_and_resolve_references(), dict(cell)
+        changes = _overrides(config, cell.get("method", config.method)) | cell
+        for key, value in changes.items():
+            if key.startswith("pairs."):
+                set_key(run_config, key, value, "config")
+        way = {k: v for k, v in flat(run_config.pairs).items() if k not in ("beta", "alpha")}
+        if run_config.pairs.path:
+            ways[repr(way)] = run_config.pairs
+    return list(ways.values())
 
 
 # ---------------------------------------------------------------------------------------- one run
@@ -116,10 +135,7 @@ def make_run(config: ConfigDict, cell: dict[str, Any], workdir: pathlib.Path) ->
                 raise InputError(f"{source}: {key} is the same for all runs; set --config.{key}")
             set_key(run_config, key, value, source)
     for source, values in ((where, overrides), ("config.cells", cell)):
-        for key, value in values.items():
-            known = owner(key)
-            if known and key not in COORDINATES and (reason := unread(run_config, known)):
-                raise InputError(f"{source}: {key}={value!r}: {reason}; leave it out")
+        check_own(source, values, run_config)
     with naming(where if overrides else "config.cells" if cell.keys() - named else ""):
         check_run(run_config)
     name = run_name(cell)
@@ -237,11 +253,24 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> None:
         make_run(config, {"method": method}, workdir)
 
 
-def check_read(config: ConfigDict, runs: list[Run]) -> None:
-    """Refuse a key that a configuration sets and that none of its runs reads."""
+def check_own(source: str, values: Mapping[str, Any], config: ConfigDict) -> None:
+    """Refuse a key that is set for one run alone, of this configuration, and that it does not read.
+
+    Also where the value is the default: the run would be another in name, and not in numbers.
+    """
+    for key, value in values.items():
+        known = owner(key)
+        if known is None or key in COORDINATES:
+            continue
+        if reason := unread(config, known) if known.methods else "no run reads it":
+            raise InputError(f"{source}: {key}={value!r}: {reason}; leave it out")
+
+
+def check_read(config: ConfigDict, runs: list[FrozenConfigDict], besides: tuple = ()) -> None:
+    """Refuse a key that a configuration sets and none of its runs reads, nor anything `besides`."""
     for key in changed(config):
-        reasons = {unread(run.config, key) for run in runs}
-        if key.methods and key.name not in COORDINATES and all(reasons):
+        reasons = {unread(run, key) for run in runs}
+        if key.methods and key.name not in (*COORDINATES, *besides) and all(reasons):
             raise InputError(
                 f"{key.name}={get(config, key.name)!r}: {', '.join(sorted(reasons))}; leave it at "
                 f"{key.default!r}, or set it for the runs that read it (config.by_method)"
@@ -259,13 +288,16 @@ def check_run(config: ConfigDict) -> None:
             "policy.lora.pattern and train.trainable are both set; with adapters they alone are "
             "trained, so leave train.trainable empty"
         )
-    if train.best_metric.startswith("eval/") and (
-        not train.eval_every or train.checkpoint_every % train.eval_every
-    ):
+    if train.best_metric and (not train.eval_every or train.checkpoint_every % train.eval_every):
         raise InputError(
             f"train.best_metric={train.best_metric!r} needs an evaluation at every checkpoint: "
             f"train.checkpoint_every={train.checkpoint_every} must be a multiple of "
             f"train.eval_every={train.eval_every}"
+        )
+    if config.evaluation.checkpoint == "best" and not (train.best_metric or method.reads_text):
+        raise InputError(
+            "evaluation.checkpoint='best': no run keeps its best checkpoint; give "
+            "train.best_metric, and train.eval_every"
         )
     if config.budget.sampled_tokens and config.budget.train_flops:
         raise InputError(

@@ -24,7 +24,18 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from vbon_jax import files
-from vbon_jax.config import defaults, flat, get, identity, owner, set_key, unread
+from vbon_jax.config import (
+    SEED,
+    Key,
+    defaults,
+    flat,
+    get,
+    identity,
+    origins,
+    owner,
+    set_key,
+)
+from vbon_jax.config import check as check_keys
 from vbon_jax.data import response_ids, reward_inputs, sft_rows, sources, tokenizers
 from vbon_jax.functional import streams
 from vbon_jax.models import classifier, decoder, lora, sharding
@@ -38,9 +49,9 @@ logger = logging.getLogger(__name__)
 
 PREFIX = plan.STAGE
 OWN_KEYS = {"base": str, "network": dict, "vocab_size": int, "init_seed": int}
+OWN_NUMBERS = (Key("vocab_size", 0, "", least=1), Key("init_seed", 0, "", **SEED))
 NEEDED = {str: "a text", dict: "a dictionary", int: "a whole number"}
 METHODS = ("sft", "reward_model")
-UNREAD = ("policy.path", "reward.path")  # `base` is what a stage begins with
 EVALUATION_FILE = "evaluation.json"  # of a stage: its measures on held-out rows
 WORD_PIECES = ("distilbert", "bert")  # families whose fresh tokenizer is WordPiece
 
@@ -53,6 +64,7 @@ class Start(NamedTuple):
     tokenizer: Any
     settings: dict[str, Any]  # of its config.json
     ends: response_ids.Ends  # of a text
+    fresh: tuple[str, ...] = ()  # modules that its checkpoint did not bring
 
 
 # --------------------------------------------------------------------------------- configuration
@@ -96,10 +108,7 @@ def read(config: ConfigDict, name: str) -> Stage:
             set_key(run, key, value, where)
     stage = Stage(name, run, **_own_keys(given, where))
     _check(stage)
-    for key, value in keys.items():
-        reason = "a stage does not read it" if key in UNREAD or not owner(key).methods else ""
-        if reason := reason or unread(run, owner(key)):
-            raise InputError(f"{where}.{key}={value!r}: {reason}; leave it out")
+    plan.check_own(where, keys, run)
     return stage
 
 
@@ -109,6 +118,10 @@ def _own_keys(given: ConfigDict, where: str) -> dict[str, Any]:
     for key, value in values.items():
         if not isinstance(value, OWN_KEYS[key]):
             raise InputError(f"{where}.{key}={value!r}: give {NEEDED[OWN_KEYS[key]]}")
+    try:
+        check_keys(values, [key for key in OWN_NUMBERS if key.name in values])
+    except InputError as error:
+        raise InputError(f"{where}.{error}") from error
     return values
 
 
@@ -121,6 +134,10 @@ def _check(stage: Stage) -> None:
         raise InputError(f"{where}: give base (a model's folder) or network, one of them")
     if stage.network and run.policy.lora.pattern:
         raise InputError(f"{where}: policy.lora adapts a trained model; give base, or no lora")
+    if stage.network and run.train.trainable:
+        raise InputError(f"{where}.train.trainable: a fresh network is trained whole; leave it out")
+    if run.policy.path or run.reward.path:
+        raise InputError(f"{where}: give base, and neither policy.path nor reward.path")
     if not run.data.train:
         raise InputError(f"{where}.data.train is empty; name the rows that the stage learns from")
     with naming(where):
@@ -230,7 +247,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, name: str, *, trains: bool 
     inputs = identity(run) | {key: getattr(stage, key) for key in OWN_KEYS}
     inputs["base"] = model_folder.fingerprint(stage.base) if stage.base else ""
     inputs["rows"] = sources.fingerprint(table)
-    artifact = files.Artifact(folder, inputs)
+    artifact = files.Artifact(folder, inputs, origins(run))
     if not trains and artifact.is_left():
         raise InputError(f"{folder} is not trained to its end; run compare or train first")
     resumes = functools.partial(checkpoints.exist, folder / "run")
@@ -246,8 +263,8 @@ def _make(folder: pathlib.Path, stage: Stage, table: sources.Table) -> list[str]
     start = _from_base(stage, table) if stage.base else _fresh(stage, table)
     mesh = sharding.config_mesh(run)
     batch = _rows(run, table, start)
-    held_out = _held_out(run, start)
-    task = methods.Task(config=run, model=start.model, mesh=mesh, rows=batch)
+    held_out = _held_out(run, start, batch)
+    task = methods.Task(config=run, model=start.model, mesh=mesh, rows=batch, fresh=start.fresh)
     loop.run(run, folder / "run", task, start.params, inputs={})
     params = loop.restore(folder / "run", which="last", task=task, network=start.params)
     model, params = lora.merge(start.model, params)
@@ -269,18 +286,22 @@ def _rows(run: ConfigDict, table: sources.Table, start: Start, *, room: int = 0)
     return sft_rows.build(run, table, start.tokenizer, start.ends, labels, room=room)
 
 
-def _held_out(run: ConfigDict, start: Start) -> sft_rows.Rows | None:
-    """The rows of `data.eval`, read before anything is trained; None where there are none."""
+def _held_out(run: ConfigDict, start: Start, learned: sft_rows.Rows) -> sft_rows.Rows | None:
+    """The rows of `data.eval` that are none of `learned`; None where no such data are named."""
     if not run.data.eval:
         return None
     table = sources.read_split(run.data, "eval")
     whole = start.model.max_positions if run.method == "reward_model" else 0  # as a reward reads
-    held_out = _rows(run, table, start, room=whole)
-    if len(held_out[0]) < 2:
+    held_out, most = _rows(run, table, start, room=whole), run.train.text_tokens
+    known = set(sft_rows.texts_of(learned, most))
+    new = [row for row, text in enumerate(sft_rows.texts_of(held_out, most)) if text not in known]
+    logger.info(f"{len(held_out[0]) - len(new)} held-out rows are left out that are learned from")
+    if len(new) < 2:
         raise InputError(
-            f"{table.source}: one held-out row is left, which gives no interval; give more rows"
+            f"{table.source}: {len(new)} held-out rows are left, which gives no interval; give "
+            "rows that the stage does not learn from"
         )
-    return held_out
+    return type(held_out)(*(array[new] for array in held_out))
 
 
 def _report(folder, run: ConfigDict, model, params: Params, held_out, name: str) -> None:
@@ -336,13 +357,14 @@ def _from_base(stage: Stage, table: sources.Table) -> Start:
     run, model, params = stage.run, checkpoint.config, checkpoint.params
     if run.method == "sft" and (isinstance(model, EncoderConfig) or model.labels):
         raise InputError(f"{stage.base}: a classifier, where sft takes a language model")
-    if run.method == "reward_model" and not model.labels:
+    fresh = ("classifier/score",) if run.method == "reward_model" and not model.labels else ()
+    if fresh:
         key = streams.key("new head", run.seed)
         model, params = decoder.with_score(model, params, _labels(stage, table), key)
     _check_positions(run, model, stage.base)
     model, params = lora.with_adapters(run, model, params, stage.base)
     ends = response_ids.response_ends(checkpoint, tokenizer, stage.base)
-    return Start(model, params, tokenizer, checkpoint.settings, ends)
+    return Start(model, params, tokenizer, checkpoint.settings, ends, fresh)
 
 
 def _fresh(stage: Stage, table: sources.Table) -> Start:

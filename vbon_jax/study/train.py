@@ -11,13 +11,13 @@ import numpy as np
 
 from vbon_jax import files
 from vbon_jax.data import batching, response_ids, reward_inputs, sft_rows, sources
-from vbon_jax.models import lora, sharding
+from vbon_jax.models import decoder, lora, sharding
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import caches, evaluate, materials, plan
 from vbon_jax.study.materials import Materials
 from vbon_jax.study.plan import Run
 from vbon_jax.study.stages import ModelPaths
-from vbon_jax.training import budget, loop, methods
+from vbon_jax.training import budget, loop, methods, optimizer
 from vbon_jax.types import InputError, Params
 
 
@@ -27,8 +27,17 @@ class Inputs(NamedTuple):
     task: methods.Task
     network: Params
     fingerprints: dict[str, Any]  # of all that the run reads besides its configuration
-    evaluate: Callable | None = None  # params -> metrics on held-out prompts
+    evaluate: Callable | None = None  # params -> metrics, for curves and for choosing
     share: budget.CacheShare | None = None  # of the reference cache
+
+
+def check_trainable(runs: list[Run], shared: Materials) -> None:
+    """Refuse a `train.trainable` that fits no parameter of a run, before anything is computed."""
+    for run in runs:
+        params = {run.method.network: shared.checkpoint.params}
+        if run.method.has_value_head(run.config):
+            params["value"] = decoder.init_value_head(shared.checkpoint.config)
+        optimizer.trainable_mask(params, run.config.train.trainable)
 
 
 def train(run: Run, inputs: Inputs) -> None:
@@ -94,9 +103,12 @@ def policy_inputs(run: Run, shared: Materials) -> Inputs:
         score=shared.scorer(shared.train_prompts, cached),
         sampling=shared.sampling,
     )
-    on_held_out = evaluate.on_held_out(config, shared) if config.train.eval_every else None
+    measure = None
+    if config.train.eval_every:
+        measure, inputs = evaluate.selection(shared)
+        fingerprints |= inputs
     network = lora.redrawn(shared.checkpoint.params, config.seed)
-    return Inputs(task, network, fingerprints, on_held_out, share)
+    return Inputs(task, network, fingerprints, measure, share)
 
 
 def text_inputs(run: Run, models: ModelPaths, tables: Mapping[str, sources.Table]) -> Inputs:

@@ -115,7 +115,7 @@ class Ledger:
         budget = self.config.budget
         if budget.train_flops:
             return self.spent["train_flops"] / budget.train_flops
-        if budget.sampled_tokens and self.method.samples:
+        if self.method.samples and budget.sampled_tokens:
             cached = self.of_cache(steps).get("sampled_tokens", 0)
             return self.spent["sampled_tokens"] / (budget.sampled_tokens - cached)
         return steps / self.config.train.steps

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -28,6 +29,23 @@ REPLACED = "replaced"  # the folder of checkpoints that are about to be removed
 UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a checkpoint that is being written
 
 logger = logging.getLogger(__name__)
+
+
+@jax.jit
+def _finite(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree)
+
+
+def check_finite(state: Any, place: object) -> None:
+    """Refuse a state of which a number is not finite: InputError names the array."""
+    for path, finite in jax.tree.leaves_with_path(jax.device_get(_finite(state))):
+        if not finite:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise InputError(
+                f"{place}: {name} is not finite, and is not kept; try a smaller "
+                "train.learning_rate, which is another run: delete the folder, or take another "
+                "--workdir"
+            )
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -58,7 +76,8 @@ def is_whole(checkpoint: pathlib.Path) -> bool:
 def restore(run: pathlib.Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     """The state (shaped and placed as `like`) and the JSON that were saved with a step.
 
-    Raises Damaged for a checkpoint that is not as it was written.
+    Raises Damaged for a checkpoint that is not as it was written, InputError for a number in it
+    that is not finite.
     """
     checkpoint = run / FOLDER / str(step)
     if not is_whole(checkpoint):
@@ -67,6 +86,7 @@ def restore(run: pathlib.Path, step: int, like: Any) -> tuple[Any, dict[str, Any
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
         folder = checkpoint.absolute() / "state"
         state = reader.restore(folder, args=ocp.args.StandardRestore(abstract))
+    check_finite(state, checkpoint)
     return state, files.read_json(checkpoint / "extra" / "metadata")
 
 
@@ -95,8 +115,10 @@ def load(run: pathlib.Path, which: str, metric: str, like: Any) -> Any:
     """The state of the last checkpoint of a run, or of the best by a metric.
 
     Another process may be training the run and replace its checkpoints meanwhile. Raises InputError
-    where there is none, Damaged where it cannot be read.
+    where there is none, or no best one, Damaged where it cannot be read.
     """
+    if which == "best" and not metric:
+        raise InputError(f"{run} keeps no best checkpoint: it has no train.best_metric")
     for attempt in range(ATTEMPTS):
         if not exist(run):
             raise InputError(f"{run} has no checkpoint yet; train it first")
@@ -124,8 +146,12 @@ def _best(run: pathlib.Path, metric: str) -> int:
 
 
 def score(metrics: dict[str, float], metric: str) -> float:
-    """A metric as the best checkpoint is chosen by it: one that is not finite is never the best."""
-    return metrics[metric] if math.isfinite(metrics[metric]) else -math.inf
+    """A metric as the best checkpoint is chosen by it: the higher the better.
+
+    A deficit is the better the lower it is; what is not finite is never the best.
+    """
+    value = -metrics[metric] if metric == "eval/deficit" else metrics[metric]
+    return value if math.isfinite(value) else -math.inf
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -134,22 +160,23 @@ def score(metrics: dict[str, float], metric: str) -> float:
 class Writer:
     """Writes the checkpoints of one run, whose folder is this process's alone.
 
-    `metric` names the training metric by which the best is kept (the higher the better). Raises
-    Unwritable where what a killed process left cannot be removed, and SaveFailed from any method.
+    `metric` names the measure of the saved parameters by which the best is kept; "" = none is.
+    Raises Unwritable where what a killed process left cannot be removed, and SaveFailed from any
+    method.
     """
 
-    def __init__(self, run: pathlib.Path, *, metric: str):
+    def __init__(self, run: pathlib.Path, *, metric: str = ""):
         self.folder, self.metric, self._step, self._failed = run / FOLDER, metric, None, False
         for left in (*self.folder.glob(f"*{UNFINISHED}"), *self.folder.glob(REPLACED)):
             with files.writing(left):
                 shutil.rmtree(left)
-        kept = [
-            checkpoint_managers.LatestN(n=2),
-            checkpoint_managers.BestN(get_metric_fn=self._score, n=1),
-        ]
+        kept = [checkpoint_managers.LatestN(n=2)]
+        if metric:
+            kept.append(checkpoint_managers.BestN(get_metric_fn=self._score, n=1))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
-            best_fn=self._score,  # without it the metrics are not written with the checkpoint
+            # without it the metrics are not written with the checkpoint
+            best_fn=self._score if metric else None,
             enable_async_checkpointing=True,
             todelete_subdir=REPLACED,  # by one rename, so that a kill leaves no half of one
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._list_files),
@@ -179,18 +206,22 @@ class Writer:
                 "same command continues from the last one"
             ) from error
 
-    def save(self, step: int, state: Any, extra: dict, metric: float) -> None:
+    def save(self, step: int, state: Any, extra: dict, measured: dict[str, float]) -> None:
         """Start to write `state` and the JSON `extra` as step `step`.
 
-        `metric` is the one that the best is chosen by; NaN for a checkpoint that cannot be chosen.
+        `measured` are measures of the parameters in this `state`, and of no others; NaN for a
+        checkpoint that cannot be chosen. Raises InputError where a number of the state is not
+        finite, so that the last checkpoint is always a good one.
         """
+        check_finite(state, f"{self.folder.parent}: step {step}")
+        metrics = {self.metric: float(measured[self.metric])} if self.metric else None
         with self._failing():
             self.manager.wait_until_finished()
             self._step = step
             arguments = ocp.args.Composite(
                 state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
             )
-            self.manager.save(step, args=arguments, metrics={self.metric: float(metric)})
+            self.manager.save(step, args=arguments, metrics=metrics)
 
     def check(self) -> None:
         """Raises SaveFailed where the last save has failed meanwhile."""

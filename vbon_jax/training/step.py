@@ -46,13 +46,14 @@ class Learner:
     optimiser: FrozenConfigDict  # the keys of `optimizer.KEYS`
     mesh: Mesh | None = None
     pmap: bool = False
+    fresh: tuple[str, ...] = ()  # modules that no checkpoint brought
 
-    @property
-    def trainable(self) -> str:
-        """The pattern of what is trained: the adapters alone where the network has them."""
+    def trainable(self, params: Params) -> Params:
+        """True for each parameter that is trained: the adapters alone where there are any."""
+        pattern = self.optimiser.train.trainable
         if getattr(self.model, "lora", None) is not None:
-            return lora.TRAINED
-        return self.optimiser.train.trainable
+            pattern = lora.TRAINED
+        return optimizer.trainable_mask(params, pattern, self.fresh)
 
 
 def init_state(learner: Learner, params: Params, *, anchor: bool = False) -> TrainState:
@@ -63,7 +64,7 @@ def init_state(learner: Learner, params: Params, *, anchor: bool = False) -> Tra
     """
 
     def first(params: Params) -> TrainState:
-        mask = optimizer.trainable_mask(params, learner.trainable)
+        mask = learner.trainable(params)
         moments = optimizer.chain(learner.optimiser, mask).init(params)
         copy = jax.tree.map(jnp.copy, params["decoder"]) if anchor else None
         return TrainState(jnp.int32(0), params, moments, copy)
@@ -89,7 +90,7 @@ def train_step(
     def everywhere(tree):
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
-    mask = optimizer.trainable_mask(state.params, learner.trainable)
+    mask = learner.trainable(state.params)
 
     def loss(params: Params):
         params = jax.tree.map(

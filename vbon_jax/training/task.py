@@ -32,6 +32,7 @@ class Task(NamedTuple):
     pairs: prompt_sets.PairSet | None = None  # given preferences, in place of the cache's
     score: Callable | None = None  # (places of prompts, response ids) -> float32 rewards
     sampling: sampler.Sampling | None = None
+    fresh: tuple[str, ...] = ()  # modules of the network that no checkpoint brought
 
 
 class Method(NamedTuple):
@@ -76,6 +77,10 @@ class Method(NamedTuple):
         """Whether it is optimised as `config.gradient` says: ppo | rloo | grpo."""
         return "gradient" in self.constants
 
+    def has_value_head(self, config) -> bool:
+        """Whether a run has a value head beside its network."""
+        return self.by_gradient and config.gradient == "ppo"
+
     def needs_cache(self, config) -> bool:
         """Whether a run reads the reference cache: not where preference pairs are given."""
         return bool(self.cache) and not (self.pairs and config.pairs.path)
@@ -117,7 +122,7 @@ def joined(*parts: Sequences) -> Sequences:
 def minimise(loss: Mean, metrics: dict[str, Mean], *, name: str = "response"):
     """The `(terms, metrics)` of an objective of one term; metrics are logged below its name.
 
-    `objective/mean`, by which the best checkpoint is chosen, is minus the loss.
+    `objective/mean` is minus the loss.
     """
     metrics = {f"{name}/{metric}": mean for metric, mean in metrics.items()}
     return {name: (1.0, loss)}, metrics | {"objective/mean": Mean(-loss.total, loss.weight)}

@@ -217,8 +217,11 @@ def write_tensors(
 
 
 def write_file(file: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """One safetensors file, in float32."""
+    """One safetensors file, in float32. Raises InputError for a value that is not finite."""
     tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
+    for name, value in tensors.items():
+        if not np.isfinite(value).all():
+            raise InputError(f"{file.parent}: {name} is not finite, so nothing is written")
     # transformers refuses weights that do not say that they are laid out as torch's are.
     safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
 
