@@ -61,7 +61,7 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "exact": 1190,
     "experiments": 564,
     "configs": 482,
-    "tests": 17_097,
+    "tests": 17_098,
 }
 
 
@@ -170,8 +170,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 19_907
-    assert code <= 13_405
+    assert whole <= 19_905
+    assert code <= 13_403
     assert documented >= 2_200
 
 

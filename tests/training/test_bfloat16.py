@@ -89,7 +89,8 @@ def test_the_first_step_finds_the_policy_at_the_reference(materials, caches_of, 
     again = rollouts.sequence_log_probs(task, params, batch.best)
     np.testing.assert_allclose(again, batch.reference_best_s, atol=1e-4)
     (part,) = loop.minibatches(batch, task.config, 0, task.mesh)
-    _, row = step.update(state, part, optimizer.rates(task.config, 0.0, update=0), learner=learner)
+    rates = optimizer.rates(task.config, 0.0, update=0, value_head=True)
+    _, row = step.update(state, part, rates, learner=learner)
     assert float(row["loss/response"]) == pytest.approx(np.log(2), abs=1e-6)  # h is 0
     margins = {name: float(value) for name, value in row.items() if "margin" in name}
     assert margins and max(map(abs, margins.values())) < 1e-4

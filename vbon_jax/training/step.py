@@ -141,9 +141,7 @@ def update_flops(learner: Learner, params: Params, batch, *, updates: int) -> fl
     width. Logits are made for the new tokens of a response, or for all tokens that have one before.
     """
     names = optimizer.parameter_names(params)
-    leaves, mask = map(
-        jax.tree.leaves, (params, optimizer.trainable_mask(params, learner.trainable))
-    )
+    leaves, mask = map(jax.tree.leaves, (params, learner.trainable(params)))
     shapes, trained = {}, set()
     for name, leaf, moves in zip(names, leaves, mask, strict=True):
         root, _, rest = name.partition("/")
