@@ -11,12 +11,18 @@ import pytest
 from tests.tiny_config import check_refusal, make_policy, overrides, refuse
 from vbon_jax import files
 from vbon_jax.models import log_probs
-from vbon_jax.models.huggingface import model_folder
+from vbon_jax.models.huggingface import model_folder, safe_files
 from vbon_jax.types import Responses
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Where arrays of other kinds come to the host: metrics and batches of a step, parameters.
-OTHERS = {"training/loop.py", "training/methods/vbon.py", "exact/grid.py"}
+# Where arrays of other kinds come to the host: metrics and batches of a step, parameters, and
+# whether those are finite.
+OTHERS = {
+    "training/loop.py",
+    "training/methods/vbon.py",
+    "training/checkpoints.py",
+    "exact/grid.py",
+}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -39,6 +45,13 @@ def test_there_is_no_other_way_to_the_host():
         if re.search(r"device_get|np\.asarray\(\w*log_probs", path.read_text())
     }
     assert found == OTHERS | {"models/log_probs.py"}
+
+
+def test_a_tensor_that_is_not_finite_is_not_written(tmp_path):
+    tensors = {"good": np.ones(2, np.float32), "bad": np.float32([1.0, np.nan])}
+    file = tmp_path / "model.safetensors"
+    check_refusal(lambda: safe_files.write_file(file, tensors), str(tmp_path), "bad is not finite")
+    assert not file.exists()
 
 
 def test_json_has_no_nan(tmp_path):
