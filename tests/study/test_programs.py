@@ -30,7 +30,8 @@ CHOSEN = {"train__eval_every": 2, "train__eval_prompts": 4, "train__best_metric"
 def compared(tiny, tmp_path_factory) -> pathlib.Path:
     """The workdir of a whole comparison: both methods at N = 2, the best checkpoints kept."""
     workdir = tmp_path_factory.mktemp("compared")
-    succeed("compare", "--workdir", workdir, *overrides(tiny, **CHOSEN))
+    done = succeed("compare", "--workdir", workdir, *overrides(tiny, **CHOSEN))
+    workdir.with_suffix(".txt").write_text(done.stdout)
     return workdir
 
 
@@ -71,8 +72,9 @@ def test_the_report_is_the_same_from_the_folder_alone(compared):
 
 def test_compare_goes_on_where_it_stopped(compared, tiny):
     stamps = write_times(compared, "**/*.jsonl")
-    succeed("compare", "--workdir", compared, *overrides(tiny, **CHOSEN))
+    done = succeed("compare", "--workdir", compared, *overrides(tiny, **CHOSEN))
     assert write_times(compared, "**/*.jsonl") == stamps
+    assert done.stdout == compared.with_suffix(".txt").read_text()
 
 
 def test_a_cache_for_something_else_is_refused(compared, tiny):
