@@ -40,6 +40,7 @@ STAGES = {"sft": 4, "reward_model": 3, "judge": 3}
 SMALL_STAGES = {f"stages.{name}.train.steps": steps for name, steps in STAGES.items()} | {
     f"stages.{name}.train.batch_size": 8 for name in STAGES
 }
+SMALL_STAGES |= {f"stages.{name}.network.num_hidden_layers": 1 for name in ("sft", "judge")}
 
 
 def arguments(config: str, workdir, folders: dict, **changes) -> list[str]:
@@ -250,7 +251,7 @@ def test_a_stage_of_adapters_is_merged(posts, tmp_path):
     """Only what the pattern names has moved, and the new head."""
     config = from_posts(posts)
     with config.unlocked():
-        config.stages.reward_model.policy = {"lora": {"pattern": r"layer_1/attention/query"}}
+        config.stages.reward_model.policy = {"lora": {"pattern": r"layer_0/attention/query"}}
     config.judges.judge.path = "stage:reward_model"
     before = config.to_dict()
     paths = stages.make(config, tmp_path)
@@ -263,7 +264,7 @@ def test_a_stage_of_adapters_is_merged(posts, tmp_path):
     assert params.pop("score")["kernel"].shape == (64, 1)
     moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), params,
                          {name: base[name] for name in params})  # fmt: skip
-    assert moved["layer_1"]["attention"]["query"].pop("kernel")
+    assert moved["layer_0"]["attention"]["query"].pop("kernel")
     assert not any(jax.tree.leaves(moved))
 
 
