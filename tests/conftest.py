@@ -22,6 +22,15 @@ if MADE:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 
+# Modules that take minutes begin first, so that no worker is left with one of them at the end.
+LONGEST = ("test_stages", "test_parallel", "test_programs", "test_interruptions", "test_budgets")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest modules first; the order within a module stays."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 def pytest_unconfigure():
     """The process that made the cache takes it away."""
     if MADE:

@@ -61,7 +61,7 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "exact": 1190,
     "experiments": 564,
     "configs": 482,
-    "tests": 17_111,
+    "tests": 17_700,
 }
 
 
