@@ -17,6 +17,7 @@ from tests.tiny_config import program
 from vbon_jax import config
 from vbon_jax.data import batching
 from vbon_jax.data import tokenizers as tokenizers_module
+from vbon_jax.functional import streams
 from vbon_jax.models import encoder
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.sampling import generation, rewards, sampler
@@ -107,7 +108,7 @@ def draw(policy, prompt: str, index: int, num_samples: int, **sampling) -> tuple
         checkpoint.config,
         checkpoint.params,
         batching.pad_prompts([ids]),
-        sampler.prompt_keys(jax.random.key(3), np.array([index])),
+        sampler.prompt_keys(streams.key("generation", 3), np.array([index])),
         num_samples=num_samples,
         sampling=sampler.Sampling(NEW, eos_token_ids=(tokenizer.eos_token_id,), **sampling),
     )
