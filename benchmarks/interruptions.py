@@ -9,6 +9,7 @@ It prints a line for each kind of trial and leaves with status 1 where any of th
 should be. One core takes about three seconds a process.
 """
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -29,17 +30,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
-from absl import app, flags
+from absl import flags
 
 from vbon_jax import files, interrupts
 from vbon_jax.data import toy_reviews
 from vbon_jax.training import checkpoints
 
 KNOWN_FLAGS = set(flags.FLAGS)  # before those of a program
-KILLS = flags.DEFINE_integer("kills", 60, "trials with SIGKILL", lower_bound=0)
-TERMS = flags.DEFINE_integer("terms", 30, "trials with SIGTERM", lower_bound=0)
-RACES = flags.DEFINE_integer("races", 100, "trials with two processes at once", lower_bound=0)
-SEED = flags.DEFINE_integer("seed", 0, "of the moments")
 
 METHODS = (
     *("vbon", "kl_rl", "bonbon", "dpo", "raft", "j_bond", "bon_sft", "qrpo", "online_bonbon"),
@@ -299,13 +296,20 @@ def trials(at: Place, *, kills: int, terms: int, races: int, seed: int,
     return wrong + repeat("two at once", races, raced)
 
 
-def main(_) -> None:
+def main() -> None:
     """Run the trials that the flags ask for."""
+    parser = argparse.ArgumentParser()
+    for name, count, text in (
+        ("kills", 60, "trials with SIGKILL"),
+        ("terms", 30, "trials with SIGTERM"),
+        ("races", 100, "trials with two processes at once"),
+        ("seed", 0, "of the moments"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=count, help=text)
     with place() as at:
-        counts = {"kills": KILLS.value, "terms": TERMS.value, "races": RACES.value}
-        wrong = trials(at, **counts, seed=SEED.value)
+        wrong = trials(at, **vars(parser.parse_args()))
     sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

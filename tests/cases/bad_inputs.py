@@ -248,7 +248,7 @@ FLAGS: list[Case] = [
     ("score", "--model=TINY --input=@score_good.jsonl --output=@/o --batch=0", ("batch",)),
     ("score", "--model=TINY --input=@score_good.jsonl --output=@a_file/o", ("a_file",)),
     ("report", "--workdir=@/none", ("none",)),
-    ("report", "--workdir=@", ("working directory",)),
+    ("report", "--workdir=@", ("neither runs nor", "--workdir")),
     ("cdf_study", "--workdir=@", ("reference cache",)),
     ("cdf_study", "--workdir=@ --seed=-1", ("seed",)),
     ("evaluate", "--workdir=@/w RUN", ("w",)),

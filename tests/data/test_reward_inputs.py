@@ -32,10 +32,10 @@ def tokenizer_of(make, template):
     return tokenizer
 
 
-def rows(count: int = 40, *, conversations: bool = True) -> sources.Table:
+def rows(first: int = 0, *, conversations: bool = True) -> sources.Table:
     """The preferred answer repeats the user's last word, which only a border between them shows."""
     table = []
-    for place in range(count):
+    for place in range(first, first + 40):
         asked, other = WORDS[place % 6], WORDS[(place * 5 + 1) % 6]
         other = other if other != asked else "said"
         prompt = f"{WORDS[place % 5]} {place} {asked}"
@@ -44,7 +44,7 @@ def rows(count: int = 40, *, conversations: bool = True) -> sources.Table:
             roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
             row = {k: [{"role": roles[k], "content": v.strip()}] for k, v in row.items()}
         table.append(row)
-    return sources.Table(table, "pairs", list(range(1, count + 1)), "line")
+    return sources.Table(table, "pairs", list(range(1, 41)), "line")
 
 
 def config(**changes) -> ConfigDict:
@@ -83,16 +83,17 @@ def test_a_stage_is_measured_by_what_the_pipeline_asks(kind, tmp_path):
     base = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 96}
     network = families.network("gpt2", base | {"vocab_size": len(tokenizer)})
     network.save(tmp_path / "base", tokenizer=tokenizer, eos_token_ids=(5,))
-    table = rows(conversations=kind in TEMPLATES)
+    taught, table = (rows(first, conversations=kind in TEMPLATES) for first in (100, 0))
     if kind == "texts with special tokens":
-        for row in table.rows:
+        for row in (*taught.rows, *table.rows):
             row["prompt"] = f"<|user|>{row['prompt']}<|eot|><|assistant|>"
+    cases.write_rows(tmp_path / "taught.jsonl", taught.rows)
     cases.write_rows(tmp_path / "pairs.jsonl", table.rows)
     study = config()
     with study.unlocked():
         study.stages.reward = {
             "base": str(tmp_path / "base"), "method": "reward_model",
-            "data": {"train": str(tmp_path / "pairs.jsonl"), "label_field": "",
+            "data": {"train": str(tmp_path / "taught.jsonl"), "label_field": "",
                      "eval": str(tmp_path / "pairs.jsonl")},
             "train": {"steps": 2, "batch_size": 8, "text_tokens": 64, "learning_rate": 1e-2},
         }  # fmt: skip

@@ -138,7 +138,7 @@ def test_finished_judges_are_not_repeated_and_another_one_is_refused(evaluated, 
     evaluate_reference(tiny, evaluated, **JUDGES)
     assert before == stamps()
     other = JUDGES | {"same": {"function": "tests.reward_functions:stretched_vowels"}}
-    with pytest.raises(InputError, match="made from other inputs: judge was"):
+    with pytest.raises(InputError, match="made from other inputs: judge has another content"):
         evaluate_reference(tiny, evaluated, **other)
 
 

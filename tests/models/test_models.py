@@ -257,7 +257,8 @@ def test_real_encoder_against_torch(shared):
     ],
 )
 def test_odd_decoders_against_torch(odd, tmp_path):
-    settings = {"n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 57, "n_positions": 19} | odd
+    settings = {"n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 57, "n_positions": 19}
+    settings |= {"bos_token_id": 0, "eos_token_id": 0} | odd
     model = families.random_model("gpt2", settings, seed=len(odd))
     model.save_pretrained(tmp_path)
     checkpoint = model_folder.load(tmp_path)

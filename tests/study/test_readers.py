@@ -11,10 +11,10 @@ import pytest
 from tests.training.tiny_task import MODEL, make_task
 from vbon_jax.config import EVERY, GIVEN_PAIRS, KEYS, PROMPTED, TEXT, defaults, owner
 from vbon_jax.data import prompt_sets, sft_rows, sources
-from vbon_jax.models import decoder, lora
+from vbon_jax.models import decoder, lora, sharding
 from vbon_jax.models.huggingface import model_folder
 from vbon_jax.study import check, materials, stages
-from vbon_jax.training import budget, loop, methods, sharding, step
+from vbon_jax.training import budget, loop, methods, step
 
 # Every run has method, n and seed; the paths of models are read where their folders are made.
 EXEMPT = {"method", "n", "seed", "policy.path", "reward.path"}

@@ -36,6 +36,7 @@ def materials(params):
     return types.SimpleNamespace(
         config=config,
         workdir=None,
+        models=types.SimpleNamespace(policy="tiny"),
         checkpoint=types.SimpleNamespace(config=MODEL, params=params),
         sampling=SAMPLING,
         train_prompts=prompt_sets.PromptSet(IDS, [""] * PROMPTS),
