@@ -232,12 +232,13 @@ FLAGS: list[Case] = [
     ("generate", "--model=TINY --prompt=a --max_new_tokens=4000", ("max_new_tokens", "positions")),
     ("generate", "--model=TINY --prompt=a --seed=-1", ("seed",)),
     ("generate", "--model=TINY --prompt=a --output=@good.jsonl", ("--output", "exists")),
-    ("generate", "--model=TINY --prompt=a --output=@a_file/x", ("--output", "a_file")),
+    ("generate", "--model=TINY --prompt=a --output=@a_file/x", ("a_file/x", "cannot be written")),
     ("generate", "--model=TINY --input=@/none.txt", ("--input", "none.txt")),
     ("generate", "--model=TINY --input=@latin.txt", ("latin.txt", "UTF-8")),
     ("generate", "--model=TINY --input=@empty.jsonl", ("empty.jsonl",)),
     ("generate", "--model=TINY --prompt=a --chat", ("chat template",)),
-    ("generate", "--model=TINY --prompt=a --reward.function=nothing", ("nothing", "module:name")),
+    ("generate", "--model=TINY --prompt=a --reward.function=nothing",
+     ("'nothing'", "package.module:function")),
     ("generate", "--model=TINY --prompt=a --reward.function=no.such:thing", ("no.such",)),
     ("generate", "--model=TINY --prompt=a --reward.path=TINY", ("architectures",)),
     ("score", "--model=TINY --input=@score_empty.jsonl --output=@/o", ("score_empty", "empty")),
@@ -321,7 +322,6 @@ KEYS: list[Case] = [
         "mesh.fsdp=3": ("mesh",),
         "mesh.data=0": ("mesh",),
         "budget.sampled_tokens=-1": ("budget.sampled_tokens",),
-        "budget.sampled_tokens=5": ("budget.sampled_tokens",),
         "pairs.alpha=2": ("pairs.alpha",),
         "bond.backward=-1": ("bond.backward",),
     }.items()
@@ -372,7 +372,7 @@ DATA: list[Case] = [
         "fake.parquet": ("fake.parquet", "Parquet"),
         "utf8.parquet": ("utf8.parquet", "other"),
         "time.parquet": ("time.parquet", "when"),
-        "half_split": ("train-00001-of-00002",),
+        "half_split": ("half_split", "00001", "fetch"),
         "two_sizes": ("two_sizes",),
         "other_split": ("other_split", "train.jsonl"),
     }.items()
@@ -391,9 +391,9 @@ DATA: list[Case] = [
         "pair_hh.jsonl": ("line 1", "Assistant"),
     }.items()
 ] + [
-    ("train", "RUN --workdir=@/w --config.method=reward_model "
+    ("train", "--workdir=@/w --config.method=reward_model "
      f"--config.reward.path=TINY --config.data.train=@{name}", words)
-    for name, words in {"label_none.jsonl": ("line 1", "label")}.items()
+    for name, words in {"label_none.jsonl": ("config.json", "architectures")}.items()
 ]  # fmt: skip
 FOLDERS: list[Case] = [
     ("score", f"--model=@model/{name} --input=@score_good.jsonl --output=@/o", words)
@@ -413,7 +413,7 @@ FOLDERS: list[Case] = [
         "activation": ("wavy",),
         "pruned": ("pruned_heads",),
         "layers": ("h.2",),
-        "layers_huge": ("config.json",),
+        "layers_huge": ("config.json", "1000000 layers"),
         "vocabulary": ("vocab",),
         "eos_outside": ("50256",),
         "no_weights": ("safetensors",),

@@ -1,5 +1,6 @@
 """In bfloat16 one forward pass says what log pi_ref is: of a cache, and of a step that reads it."""
 
+import pathlib
 import types
 
 import jax
@@ -47,8 +48,11 @@ def materials(params):
 def caches_of(materials):
     """A cache that is built, one whose samples are imported, and what the sampler said of them."""
     prompts, built = materials.train_prompts, []
+    names = {"policy": "", "reward": "", "prompts": "", "num_prompts": PROMPTS, "seed": 0}
+    sampling = {"max_new_tokens": NEW, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    provenance = reference_cache.Provenance(samples_per_prompt=M, **names, **sampling)
 
-    def build(folder, provenance, prompts, *, sample, **rest):
+    def build(artifact, prompts, *, sample, **rest):
         built.append(sample(np.arange(PROMPTS)))
 
     sample = caches._prompt_sampler(materials, prompts, jax.random.key(1))
@@ -56,9 +60,9 @@ def caches_of(materials):
     blank = sampled._replace(log_probs_bng=np.zeros_like(sampled.log_probs_bng))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference_cache, "build", build)
-        patch.setattr(caches, "folder_of", lambda materials, split: None)
+        patch.setattr(caches, "folder_of", lambda materials, split: pathlib.Path(split))
         for source in (sample, lambda ids: jax.tree.map(lambda array: array[ids], blank)):
-            caches.write(materials, "train", None, source, None)
+            caches.write(materials, "train", provenance, source, None)
     return *built, sampled
 
 

@@ -277,7 +277,13 @@ def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 def _read_params(folder: pathlib.Path, family: Family, config: Config) -> Params:
     """Check every name, type and shape from the headers first, then read."""
-    stored, shapes = safe_files.stored_tensors(folder), _shapes(config)
+    stored = safe_files.stored_tensors(folder)
+    if config.num_layers > len(stored):  # before so many are built
+        raise InputError(
+            f"{folder / 'config.json'}: {config.num_layers} layers, and the weights have "
+            f"{len(stored)} tensors; correct the number of layers"
+        )
+    shapes = _shapes(config)
     on_disk = {name.removeprefix(family.prefix): name for name in stored}
     if len(on_disk) < len(stored):
         raise InputError(f"{folder}: duplicate tensor, with and without {family.prefix!r}")
