@@ -107,6 +107,7 @@ def loaded(tiny) -> dict[str, set[str]]:
             if field in ("chosen", ""):
                 table = sources.read(config.pairs.path)
             sft_rows.build(config_seen, table, tokenizer, shared.ends)
+            sft_rows.reading(config_seen, table, tokenizer, ("LABEL_0", "POSITIVE"))
             base = shared.checkpoint.config
             base = dataclasses.replace(base, lora=None), model_folder.load(tiny / "policy").params
             lora.with_adapters(config_seen, *base, "policy")
