@@ -50,7 +50,7 @@ LINES = {  # of Python in each room: a budget is raised on purpose, never by the
     "config": 583,
     "cli": 277,
     "functional": 1205,
-    "models": 3239,
+    "models": 3245,
     "data": 2294,
     "sampling": 1686,
     "training": 2219,
@@ -170,8 +170,8 @@ def test_rooms_keep_to_their_budget_of_lines():
     assert over == {}
     own = [path for path in FILES if path.relative_to(ROOT).parts[0] in OURS]
     whole, code, documented = map(sum, zip(*map(count, own), strict=True))
-    assert whole <= 19_905
-    assert code <= 13_403
+    assert whole <= 19_911
+    assert code <= 13_409
     assert documented >= 2_200
 
 

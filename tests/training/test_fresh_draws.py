@@ -18,7 +18,7 @@ from tests.training.tiny_task import (
 from vbon_jax.config import constants
 from vbon_jax.data import formats, prompt_sets
 from vbon_jax.data.response_ids import Ends
-from vbon_jax.functional import cdf
+from vbon_jax.functional import cdf, streams
 from vbon_jax.training import cached_batches, loop, methods, rollouts, step
 from vbon_jax.training.methods import bond, preferences
 from vbon_jax.types import InputError
@@ -77,7 +77,7 @@ def test_j_bond_ranks_its_draws_among_those_of_an_anchor_that_moves():
     assert row["budget/reward_calls"] == 4 * K * (1 + 3)  # N of the anchor beside each draw
     drawn = rollouts.rollout(
         task, moved.anchor, rollouts.prompts_of(task, 1),
-        jax.random.fold_in(jax.random.key(4), 1), num_samples=3 * K,
+        streams.key("anchor", task.config.seed, 1), num_samples=3 * K,
     )  # fmt: skip
     groups = drawn.rewards_bn.reshape(-1, 3)
     np.testing.assert_array_equal(rewards(task, batch.best), groups.max(axis=1))
