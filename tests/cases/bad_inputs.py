@@ -423,7 +423,7 @@ FOLDERS: list[Case] = [
         "rubbish_weights": ("model.safetensors",),
         "missing_tensor": ("tensor",),
         "wrong_shape": ("shape",),
-        "integers": ("int32",),
+        "integers": ("is I32", "F32"),
         "nan": ("not finite",),
         "prefixed": ("module.",),
         "adapter": ("adapter_config.json",),
