@@ -30,7 +30,7 @@ def from_nothing(
     sft: dict[str, Any],
     preferences: dict[str, Any],
 ) -> None:
-    """A policy of two layers, its reward model and a larger judge: nine minutes of two cores.
+    """A policy of two layers, its reward model and a larger judge.
 
     `network` is the policy's config.json, `larger` what the judge's has instead; `sft` and
     `preferences` are the `data` of the policy and of both rewards, `text_tokens` long at most.
@@ -43,7 +43,7 @@ def from_nothing(
     config.train.steps = 48
     config.train.batch_size = 32
     config.train.learning_rate = 3e-4  # of 1e-4 and 3e-4, on posts, at a seed of no table
-    for name in ("bonbon", "dpo"):  # at 3e-4 they went 1.3 and 5.5 nats, DPO's without an EOS
+    for name in ("bonbon", "dpo"):
         config.by_method[name] = {"train": {"learning_rate": 1e-4}}
     config.train.trainable = "decoder/(tokens|head)/.*|value/.*"
     config.policy.path, config.reward.path = "stage:sft", "stage:reward_model"

@@ -3,7 +3,6 @@
 Nothing is computed or read here; what can be seen to be wrong in a configuration alone is refused.
 """
 
-import hashlib
 import pathlib
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from vbon_jax import files
 from vbon_jax.config import (
     KEYS,
     add,
@@ -200,7 +200,7 @@ def run_name(cell: dict[str, Any]) -> str:
     exact = "-".join(words + [f"{key}={value}" for key, value in sorted(rest.items())])
     name = re.sub(r"[^\w.=+-]+", "_", exact)
     if name != exact or len(name) > NAME_LIMIT:
-        name = f"{name[:NAME_LIMIT]}_{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+        name = f"{name[:NAME_LIMIT]}_{files.digest(exact)[:8]}"
     return name
 
 

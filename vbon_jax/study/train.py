@@ -3,7 +3,6 @@
 A run is resumed by the same call; a finished one is left as it is.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -81,7 +80,7 @@ def policy_inputs(run: Run, shared: Materials) -> Inputs:
     pairs = cache = share = cached = None
     if config.pairs.path and method.pairs:
         pairs = materials.given_pairs(config, shared)
-        fingerprints["pairs fingerprint"] = hashlib.sha256(repr(pairs).encode()).hexdigest()
+        fingerprints["pairs fingerprint"] = files.digest(repr(pairs))
     elif method.needs_cache(config):
         whole = caches.load(shared, "train")
         cached = whole.responses
@@ -128,12 +127,9 @@ def text_inputs(run: Run, models: ModelPaths, tables: Mapping[str, sources.Table
     rows = sft_rows.build(config, tables["train"], tokenizer, ends, labels)
     mesh = sharding.config_mesh(config)
     task = methods.Task(config=config, model=checkpoint.config, mesh=mesh, rows=rows)
-    digest = hashlib.sha256()
-    for array in rows:
-        digest.update(np.ascontiguousarray(array).tobytes())
     fingerprints = {
         "fingerprint": model_folder.fingerprint(path),
-        "rows fingerprint": digest.hexdigest(),
+        "rows fingerprint": files.digest(*(np.asarray(array).tobytes() for array in rows)),
     }
     reading = sft_rows.reading(config, tables["train"], tokenizer, labels)
     if reading is not None:
